@@ -1,0 +1,98 @@
+"""Every error that steval raises on purpose; the docstring is the map.
+
+    StevalError                exit 1, HTTP 500
+    ├── ConfigError            exit 2, HTTP 400   a bad option, configuration or request
+    ├── CheckpointError        exit 3, HTTP 503   a checkpoint that cannot be trusted or read
+    ├── DataError              exit 4, HTTP 422   data that breaks its contract
+    │   ├── UnknownPerturbationError    HTTP 404  a name that the vocabulary lacks
+    │   └── EvaluationError    exit 4, HTTP 422   predictions and real data that cannot be scored together
+    ├── BatchError             exit 5             some jobs of a batch failed
+    └── ServiceError           exit 1             an HTTP answer that is no 200 (its own status and code)
+
+The command line maps `exit_code`, the service `http_status`. Libraries raise; only the edges print or exit.
+A message says what broke, what was received, what is allowed and what to do next; `problems` holds the single findings
+where one input has several.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+
+class StevalError(Exception):
+    """Base of all errors with a meaning for the user."""
+
+    exit_code = 1
+    http_status = 500
+    code = "error"
+
+    def __init__(self, message: str, problems: Sequence[str] = ()):
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class ConfigError(StevalError):
+    """A bad option, configuration file or request."""
+
+    exit_code = 2
+    http_status = 400
+    code = "bad_configuration"
+
+
+class CheckpointError(StevalError):
+    """A checkpoint that cannot be trusted or read."""
+
+    exit_code = 3
+    http_status = 503
+    code = "bad_checkpoint"
+
+
+class DataError(StevalError):
+    """Data that breaks its contract: columns, genes, scale, cells."""
+
+    exit_code = 4
+    http_status = 422
+    code = "bad_data"
+
+
+class UnknownPerturbationError(DataError):
+    """A perturbation that the checkpoint has no features for; the message lists the nearest names."""
+
+    http_status = 404
+    code = "unknown_perturbation"
+
+    def __init__(self, unknown: Sequence[str], known: Sequence[str]):
+        self.unknown = tuple(unknown)
+        self.nearest = {name: nearest_names(name, known) for name in self.unknown}
+        super().__init__(
+            f"unknown perturbation{'s' if len(self.unknown) > 1 else ''}; the checkpoint knows {len(known)} names",
+            [f"{name!r}: nearest known {', '.join(near) or 'none'}" for name, near in self.nearest.items()],
+        )
+
+
+class EvaluationError(DataError):
+    """Predicted and real cells that cannot be scored together."""
+
+    code = "bad_evaluation"
+
+
+class BatchError(StevalError):
+    """Some jobs of a batch failed; the ledger says which and why."""
+
+    exit_code = 5
+    code = "batch_failed"
+
+
+class ServiceError(StevalError):
+    """An HTTP answer other than success, with its own status and code."""
+
+    def __init__(self, message: str, *, status: int, code: str, retry_after: float | None = None):
+        self.http_status = status
+        self.code = code
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+def nearest_names(name: str, known: Sequence[str], limit: int = 3) -> list[str]:
+    """The `limit` names of `known` most like `name`, letter case ignored, most alike first."""
+    by_folded = {candidate.casefold(): candidate for candidate in reversed(list(known))}
+    return [by_folded[match] for match in get_close_matches(name.casefold(), list(by_folded), n=limit, cutoff=0.5)]

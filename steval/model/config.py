@@ -1,0 +1,134 @@
+"""What an ST network is made of, as settings; torch-free so that a checkpoint can be inspected without torch.
+
+Field meaning follows arc-state 0.11.1's observable behaviour (docs/checkpoints.md); names are ours.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from steval.settings import Settings
+
+Attention = Literal["bidirectional", "causal", "causal-rope"]
+OutputSpace = Literal["gene", "all", "embedding"]
+Head = Literal["down-then-up", "plain"]
+
+
+class LlamaConfig(Settings):
+    """Llama blocks over the cells of a set (RMSNorm, attention without bias, SwiGLU)."""
+
+    kind: Literal["llama"] = "llama"
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    """Head size × heads need not equal the hidden size."""
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    """Used by the `causal-rope` regime alone."""
+
+    @model_validator(mode="after")
+    def _grouped_heads(self) -> "LlamaConfig":
+        if self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_key_value_heads ({self.num_key_value_heads})"
+            )
+        return self
+
+
+class Gpt2Config(Settings):
+    """GPT-2 blocks without position embedding."""
+
+    kind: Literal["gpt2"] = "gpt2"
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    norm_eps: float = 1e-5
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> "Gpt2Config":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
+        return self
+
+
+class GeneDecoderConfig(Settings):
+    """Latent → genes: `[Linear, LayerNorm, GELU, Dropout]*, Linear, ReLU`; or the residual form."""
+
+    latent_dim: PositiveInt
+    gene_dim: PositiveInt
+    hidden_dims: tuple[PositiveInt, ...]
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    residual: bool = False
+
+
+class ModelConfig(Settings):
+    """Everything needed to build the ST network of DESIGN §4; the weights then load by name."""
+
+    input_dim: PositiveInt
+    """Columns of the basal input: genes, highly variable genes or embedding dimensions."""
+    output_dim: PositiveInt
+    pert_dim: PositiveInt
+    hidden_dim: PositiveInt
+    """Token size; the backbone's hidden size."""
+    batch_dim: PositiveInt | None = None
+    """Number of batch codes; needed by `batch_encoder` and `batch_token`."""
+    input_key: str | None = None
+    """`obsm` key of the basal input; none means X (genes)."""
+    output_space: OutputSpace = "all"
+    num_encoder_layers: PositiveInt = 2
+    num_decoder_layers: PositiveInt = 2
+    """Layers of `project_out`."""
+    activation: str = "gelu"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    predict_residual: bool = True
+    use_basal_projection: bool = True
+    head: Head = "down-then-up"
+    """Residual branch in output space `all`: arc-state's `final_down_then_up(project_out(h) + basal)`, or a plain
+    `project_out(h) + basal`."""
+    backbone: Annotated[LlamaConfig | Gpt2Config, Field(discriminator="kind")]
+    attention: Attention = "bidirectional"
+    mask_attn: bool = False
+    """Each cell attends to itself alone."""
+    batch_encoder: bool = False
+    batch_token: bool = False
+    confidence_token: bool = False
+    gene_decoder: GeneDecoderConfig | None = None
+    cell_set_size: PositiveInt = 64
+    """Cells per set that the network was trained with."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        problems = []
+        if self.backbone.hidden_size != self.hidden_dim:
+            problems.append(f"backbone.hidden_size {self.backbone.hidden_size} is not hidden_dim {self.hidden_dim}")
+        if (self.batch_encoder or self.batch_token) and self.batch_dim is None:
+            problems.append("batch_encoder and batch_token need batch_dim")
+        if self.gene_decoder and self.gene_decoder.latent_dim != self.output_dim:
+            problems.append(f"gene_decoder.latent_dim {self.gene_decoder.latent_dim} is not output_dim {self.output_dim}")
+        if self.predict_residual and self.output_space == "all" and self.output_dim != self.input_dim:
+            problems.append(
+                f"output space `all` adds the input to the output: output_dim {self.output_dim} must equal "
+                f"input_dim {self.input_dim}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def has_bottleneck(self) -> bool:
+        """Whether `final_down_then_up` belongs to the network."""
+        return self.predict_residual and self.output_space == "all" and self.head == "down-then-up"
+
+    @property
+    def input_is_genes(self) -> bool:
+        """Whether the basal input is expression (X or `X_hvg`) and not an embedding."""
+        return self.input_key in (None, "X_hvg")
+
+    @property
+    def output_is_genes(self) -> bool:
+        """Whether the main head's output is expression; then it ends in a ReLU (DESIGN §4)."""
+        return self.input_is_genes or self.gene_decoder is None

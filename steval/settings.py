@@ -1,0 +1,118 @@
+"""Frozen settings: pydantic models that forbid unknown keys, read from YAML with `a.b=c` overrides."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from steval.errors import ConfigError, nearest_names
+
+
+class Settings(BaseModel):
+    """A frozen configuration; unknown keys are errors that name the nearest key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str = "configuration") -> Self:
+        """Validate `values`; raise one `ConfigError` that lists every problem with its place."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{source} is not valid", [_problem(cls, item) for item in error.errors()]) from error
+
+    @classmethod
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, apply `a.b=c` overrides, validate."""
+        return cls.parse(apply_overrides(read_yaml(path), overrides), source=str(path))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, every default resolved."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML that `load` reads back."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+    def digest(self) -> str:
+        """sha256 of the resolved settings; equal settings have equal digests."""
+        return json_digest(self.as_dict())
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; an unreadable or other document is a `ConfigError`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such configuration file: {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `values` with each `a.b=c` applied; `c` is read as YAML, list items are addressed by number."""
+    result = json.loads(json.dumps(values, default=str))
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--set takes KEY.SUBKEY=VALUE, got {override!r}")
+        try:
+            _assign(result, path.split("."), yaml.safe_load(text))
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(f"--set {override}: there is no such place in the configuration ({error})") from error
+    return result
+
+
+def _assign(node: Any, keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if isinstance(node, list):
+            node = node[int(key)]
+            continue
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    if isinstance(node, list):
+        node[int(keys[-1])] = value
+    else:
+        node[keys[-1]] = value
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "(top)"
+    if item["type"] != "extra_forbidden":
+        received = "" if isinstance(item.get("input"), dict | list) else f" (got {item.get('input')!r})"
+        return f"{place}: {item['msg']}{received}"
+    known = sorted(_known_keys(model, item["loc"][:-1]))
+    near = nearest_names(str(item["loc"][-1]), known)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+    return f"{place}: unknown key; {hint}"
+
+
+def _known_keys(model: Any, place: Sequence[Any]) -> set[str]:
+    """Field names allowed at `place` under `model`, through nested models, lists and unions."""
+    models = _models_in(model)
+    for part in place:
+        inner = [m.model_fields[part].annotation for m in models if isinstance(part, str) and part in m.model_fields]
+        if inner:
+            models = [nested for annotation in inner for nested in _models_in(annotation)]
+    return {name for m in models for name in m.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
