@@ -1,0 +1,103 @@
+"""Which `obs` columns hold the perturbation, the cell type and the batch, and which label is the control."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from steval.errors import DataError, nearest_names
+from steval.settings import Settings
+
+DEFAULT_PERTURBATION = "target_gene"
+DEFAULT_CONTROL = "non-targeting"
+DEFAULT_CELL_TYPE = "cell_type"
+DEFAULT_BATCH = "batch"
+
+
+class Columns(Settings):
+    """Resolved column names of one data set."""
+
+    perturbation: str = DEFAULT_PERTURBATION
+    """`obs` column with the perturbation of each cell."""
+    control: str = DEFAULT_CONTROL
+    """Label of the unperturbed cells in the perturbation column."""
+    cell_type: str | None = DEFAULT_CELL_TYPE
+    """`obs` column with the cell type; none: all cells are of one type."""
+    batch: str | None = DEFAULT_BATCH
+    """`obs` column with the batch; none: one batch."""
+
+
+class ColumnOptions(Settings):
+    """What a user asked for (`--pert-col` and so on); none means: take the default."""
+
+    perturbation: str | None = None
+    control: str | None = None
+    cell_type: str | None = None
+    batch: str | None = None
+
+
+def resolve_columns(
+    obs: pd.DataFrame,
+    record: Mapping[str, Any] | None = None,
+    options: ColumnOptions | None = None,
+    checkpoint: Columns | None = None,
+    *,
+    require_control: bool = True,
+    source: str = "the data",
+) -> Columns:
+    """Column names by the order of defaults: option, checkpoint, the file's own record, built-in.
+
+    `record` is the file's `uns["steval"]` (see `record.read_record`). A perturbation column that is not there, or any column that was
+    asked for by option and is not there, is a `DataError` that lists the columns that exist. A cell type or batch column known only by default and
+    not there resolves to None. With `require_control` the control label must occur.
+    """
+    options = options or ColumnOptions()
+    recorded = dict((record or {}).get("columns") or {})
+    from_checkpoint = checkpoint.as_dict() if checkpoint else {}
+
+    def choose(field: str, builtin: str) -> str:
+        candidates = (getattr(options, field), from_checkpoint.get(field), recorded.get(field), builtin)
+        return next(str(value) for value in candidates if value)
+
+    perturbation = choose("perturbation", DEFAULT_PERTURBATION)
+    control = choose("control", DEFAULT_CONTROL)
+    optional = {field: choose(field, default) for field, default in _OPTIONAL_DEFAULTS}
+    asked = [perturbation, *(value for field in optional if (value := getattr(options, field)))]
+    absent = [name for name in asked if name not in obs.columns]
+    if absent:
+        raise DataError(
+            f"{source} has no obs column {', '.join(map(repr, absent))}; its columns are: "
+            f"{', '.join(map(str, obs.columns)) or '(none)'}. Name the right one with --pert-col, --cell-type-col or --batch-col"
+        )
+    if require_control:
+        _require_label(obs[perturbation], control, perturbation, source)
+    present = {field: name if name in obs.columns else None for field, name in optional.items()}
+    return Columns(perturbation=perturbation, control=control, **present)
+
+
+_OPTIONAL_DEFAULTS = (("cell_type", DEFAULT_CELL_TYPE), ("batch", DEFAULT_BATCH))
+
+
+def _require_label(labels: "pd.Series[Any]", control: str, column: str, source: str) -> None:
+    names = unique_labels(labels)
+    if control in names:
+        return
+    near = nearest_names(control, names)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    raise DataError(
+        f"{source} has no control cells: label {control!r} does not occur in column {column!r} (it holds {shown}{hint}). "
+        "Name the control with --control"
+    )
+
+
+def unique_labels(labels: Iterable[Any]) -> list[str]:
+    """The distinct labels as text, sorted."""
+    return sorted({str(label) for label in pd.unique(pd.Series(labels)) if not pd.isna(label)})
+
+
+def column_or_single(obs: pd.DataFrame, column: str | None, single: str) -> "pd.Series[str]":
+    """`obs[column]` as text, or the constant `single` where there is no such column."""
+    if column is None:
+        return pd.Series(single, index=obs.index, dtype=str)
+    return obs[column].astype(str)

@@ -1,0 +1,81 @@
+"""The gene contract: data is aligned to ordered gene names by name, never by position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from steval.errors import DataError
+
+FillMissing = Literal["error", "zero"]
+
+
+@dataclass(frozen=True)
+class GeneAlignment:
+    """How the genes of a source map onto a target contract.
+
+    `position_of_source [G_source]` is the target column of each source gene, -1 for an extra gene.
+    """
+
+    target: tuple[str, ...]
+    position_of_source: np.ndarray
+    missing: tuple[str, ...]
+    num_extra: int
+    reordered: bool
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether source and target are the same genes in the same order."""
+        return not self.reordered and not self.missing and not self.num_extra
+
+    def apply(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
+        """`matrix [n, G_source]` as CSR `[n, G_target]` with sorted columns; extra genes dropped, missing ones zero."""
+        if self.is_identity:
+            return matrix
+        columns = self.position_of_source[matrix.indices]
+        kept = columns >= 0
+        kept_before = np.concatenate([[0], np.cumsum(kept)])
+        aligned = sp.csr_matrix(
+            (matrix.data[kept], columns[kept], kept_before[matrix.indptr]), shape=(matrix.shape[0], len(self.target))
+        )
+        aligned.sort_indices()
+        return aligned
+
+
+def align(
+    source: Sequence[str], target: Sequence[str], fill_missing: FillMissing = "error", what: str = "the data"
+) -> GeneAlignment:
+    """Map `source` gene names onto `target`; duplicates, and missing genes unless they may be zero, are errors."""
+    require_unique(source, what)
+    position = {gene: index for index, gene in enumerate(target)}
+    position_of_source = np.array([position.get(gene, -1) for gene in source], dtype=np.int64)
+    known = set(source)
+    missing = tuple(gene for gene in target if gene not in known)
+    if missing and fill_missing == "error":
+        shown = ", ".join(missing[:10]) + (f", … ({len(missing)} in all)" if len(missing) > 10 else "")
+        raise DataError(
+            f"{what} lacks {len(missing)} of the {len(target)} genes that are needed: {shown}. Give data with these "
+            "genes, or allow zeros in their place with --fill-missing zero (recorded in the output)"
+        )
+    present = position_of_source[position_of_source >= 0]
+    return GeneAlignment(
+        target=tuple(target),
+        position_of_source=position_of_source,
+        missing=missing,
+        num_extra=int((position_of_source < 0).sum()),
+        reordered=bool((np.diff(present) < 0).any()),
+    )
+
+
+def require_unique(genes: Sequence[str], what: str = "the data") -> None:
+    """Raise a `DataError` that lists the gene names that occur more than once."""
+    if len(set(genes)) == len(genes):
+        return
+    seen: set[str] = set()
+    repeated = sorted({gene for gene in genes if gene in seen or seen.add(gene)})  # type: ignore[func-returns-value]
+    raise DataError(
+        f"{what} has {len(repeated)} gene names that occur more than once: {', '.join(repeated[:10])}. Make them unique "
+        "(by gene id, or by adding up the columns) before steval reads them"
+    )
