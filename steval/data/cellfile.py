@@ -201,8 +201,7 @@ class _FileRows(_Rows):
 
     def _csr_rows(self, indices: np.ndarray) -> sp.csr_matrix:
         stored = self._handle["X"]
-        order = np.argsort(indices, kind="stable")
-        wanted = indices[order]
+        wanted, position = np.unique(indices, return_inverse=True)
         lengths = self._indptr[wanted + 1] - self._indptr[wanted]
         indptr_sorted = np.concatenate([[0], np.cumsum(lengths)])
         data = np.empty(indptr_sorted[-1], dtype=stored["data"].dtype)
@@ -216,11 +215,9 @@ class _FileRows(_Rows):
                 continue
             take = _ranges(self._indptr[wanted[first:last]] - low, lengths[first:last])
             data[begin:end], columns[begin:end] = piece_data[take], piece_columns[take]
-        matrix = sp.csr_matrix((data, columns, indptr_sorted), shape=(len(indices), self.shape[1]))
-        if not np.array_equal(wanted, indices):
-            matrix = matrix[np.argsort(order, kind="stable")]
+        matrix = sp.csr_matrix((data, columns, indptr_sorted), shape=(len(wanted), self.shape[1]))
         matrix.sort_indices()
-        return matrix
+        return matrix if np.array_equal(wanted, indices) else matrix[position]
 
 
 def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
