@@ -27,6 +27,4 @@ def progress_bar(total: int | None, description: str, unit: str) -> "tqdm[None]"
 
 def progress(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Iterate over `items` with a bar as in `progress_bar`."""
-    yield from tqdm(
-        items, desc=description, unit=unit, total=total, file=sys.stderr, disable=None, dynamic_ncols=True
-    )
+    yield from tqdm(items, desc=description, unit=unit, total=total, file=sys.stderr, disable=None, dynamic_ncols=True)

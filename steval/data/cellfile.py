@@ -42,7 +42,9 @@ class CellFile:
         try:
             handle = h5py.File(path, "r")
         except OSError as error:
-            raise DataError(f"{path} is not a readable h5ad file (not HDF5, or truncated): {_first_line(error)}") from error
+            raise DataError(
+                f"{path} is not a readable h5ad file (not HDF5, or truncated): {_first_line(error)}"
+            ) from error
         try:
             absent = [key for key in ("obs", "var", "X") if key not in handle]
             if absent:
@@ -170,7 +172,9 @@ class _FileRows(_Rows):
             self._layout = "dense"
             self.shape = stored.shape
             return
-        self._layout = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", ""))).removesuffix("_matrix")
+        self._layout = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", ""))).removesuffix(
+            "_matrix"
+        )
         if self._layout not in ("csr", "csc"):
             raise DataError(f"{path}: X is stored as {self._layout or 'an unknown kind'}; csr, csc and dense are read")
         self.shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape")))
@@ -249,7 +253,9 @@ def _ordered_rows(stored: h5py.Dataset, indices: np.ndarray) -> np.ndarray:
 
 def _require_shape(shape: tuple[int, ...], num_obs: int, num_var: int, path: Path) -> None:
     if tuple(shape) != (num_obs, num_var):
-        raise DataError(f"{path}: X is {shape[0]} × {shape[1]}, but there are {num_obs} cells in obs and {num_var} genes in var")
+        raise DataError(
+            f"{path}: X is {shape[0]} × {shape[1]}, but there are {num_obs} cells in obs and {num_var} genes in var"
+        )
     if not num_obs:
         raise DataError(f"{path} holds no cells")
     if not num_var:

@@ -32,7 +32,10 @@ class FileReference(Settings):
         A file that is nowhere, or whose digest differs, is a `DataError`.
         """
         recorded = Path(self.path)
-        candidates = [recorded, *(match for directory in data_dirs for match in sorted(Path(directory).rglob(recorded.name)))]
+        candidates = [
+            recorded,
+            *(match for directory in data_dirs for match in sorted(Path(directory).rglob(recorded.name))),
+        ]
         existing = [path for path in candidates if path.is_file()]
         if not existing:
             raise DataError(

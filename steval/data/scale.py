@@ -107,7 +107,9 @@ def _refuse_contradiction(sample: sp.csr_matrix, declared: str, name: str) -> No
     _refuse_impossible(values, name)
     whole = is_whole(values)
     if declared == "counts" and not whole:
-        raise DataError(f"{name} is declared as counts, but holds fractions such as {values[np.mod(values, 1) > 0][0]:.4g}")
+        raise DataError(
+            f"{name} is declared as counts, but holds fractions such as {values[np.mod(values, 1) > 0][0]:.4g}"
+        )
     if declared == "lognorm" and whole and values.any():
         raise DataError(
             f"{name} is declared as lognorm, but all its values are whole numbers (largest {values.max():g}): these are "

@@ -108,7 +108,9 @@ class ModelConfig(Settings):
         if (self.batch_encoder or self.batch_token) and self.batch_dim is None:
             problems.append("batch_encoder and batch_token need batch_dim")
         if self.gene_decoder and self.gene_decoder.latent_dim != self.output_dim:
-            problems.append(f"gene_decoder.latent_dim {self.gene_decoder.latent_dim} is not output_dim {self.output_dim}")
+            problems.append(
+                f"gene_decoder.latent_dim {self.gene_decoder.latent_dim} is not output_dim {self.output_dim}"
+            )
         if self.predict_residual and self.output_space == "all" and self.output_dim != self.input_dim:
             problems.append(
                 f"output space `all` adds the input to the output: output_dim {self.output_dim} must equal "
