@@ -1,0 +1,89 @@
+"""The app: commands, the `--debug` and `--version` switches, and the one place where errors become exit codes."""
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from steval import __version__
+from steval.errors import StevalError
+from steval.logs import configure
+
+
+class ErrorMappingGroup(TyperGroup):
+    """Runs a command and turns errors into one message on stderr and an exit code; `--debug` anywhere shows the traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.obj = {"debug": "--debug" in args}
+        return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StevalError as error:
+            if ctx.obj["debug"]:
+                raise
+            _say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            if ctx.obj["debug"]:
+                raise
+            _say("interrupted; nothing was left under a final name")
+            raise typer.Exit(130) from error
+        except Exception as error:
+            if ctx.obj["debug"] or type(error).__module__.startswith(("click", "typer")):
+                raise
+            _say(
+                f"internal error: {type(error).__name__}: {error}\nThis is a bug in steval; run again with --debug for the traceback"
+            )
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=ErrorMappingGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Fine-tune, serve and score State Transition (ST) models of cell responses.",
+    epilog="Exit codes: 0 done, 1 a bug, 2 bad usage or configuration, 3 a checkpoint that cannot be trusted or read, "
+    "4 data that breaks its contract, 5 some jobs of a batch failed. Start with: **steval demo**",
+)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"steval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and debug messages (works anywhere).")
+    ] = False,
+    context: typer.Context = None,  # type: ignore[assignment]
+) -> None:
+    debugging = debug or context.obj["debug"]
+    configure(logging.DEBUG if debugging else logging.WARNING if quiet else logging.INFO)
+
+
+def _register() -> None:
+    from steval.cli import demo, prepare, score
+
+    app.command("demo")(demo.demo)
+    app.command("prepare")(prepare.prepare)
+    app.command("score")(score.score)
+
+
+_register()

@@ -1,0 +1,66 @@
+"""Options that several commands share, defined once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PertCol = Annotated[
+    str | None,
+    typer.Option(
+        "--pert-col",
+        help="obs column with the perturbation.",
+        show_default="from the checkpoint or the file, else target_gene",
+    ),
+]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        "--control",
+        help="Label of the control cells.",
+        show_default="from the checkpoint or the file, else non-targeting",
+    ),
+]
+CellTypeCol = Annotated[
+    str | None,
+    typer.Option(
+        "--cell-type-col",
+        help="obs column with the cell type.",
+        show_default="from the checkpoint or the file, else cell_type",
+    ),
+]
+BatchCol = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-col", help="obs column with the batch.", show_default="from the checkpoint or the file, else batch"
+    ),
+]
+ScaleOption = Annotated[
+    str | None, typer.Option("--scale", help="counts or lognorm: settles the scale of a file that does not declare it.")
+]
+DataDirs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data-dir",
+        envvar="STEVAL_DATA_DIR",
+        help="Where to look for recorded data files that moved (may be repeated).",
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+
+def column_options(pert_col: str | None, control: str | None, cell_type_col: str | None, batch_col: str | None):
+    """The shared column options as `steval.data.ColumnOptions`."""
+    from steval.data.columns import ColumnOptions
+
+    return ColumnOptions(perturbation=pert_col, control=control, cell_type=cell_type_col, batch=batch_col)
+
+
+def scale_option(value: str | None):
+    """`--scale` checked: counts, lognorm or none."""
+    if value not in (None, "counts", "lognorm"):
+        raise typer.BadParameter(f"counts or lognorm, got {value!r}", param_hint="--scale")
+    return value
