@@ -21,7 +21,7 @@ GLOBAL_METRICS = frozenset({"pearson_edistance", "de_spearman_sig", "clustering_
 
 @dataclass(frozen=True)
 class MetricRows:
-    """Per-perturbation values of metrics: `values [P, M]` with NaN where missing, and the metrics that can be resampled."""
+    """Per-perturbation values of metrics: `values [P, M]`, NaN where missing."""
 
     perturbations: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -55,7 +55,7 @@ def draw_weights(num_perturbations: int, draws: int, seed: int) -> np.ndarray:
 
 
 def resampled_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means over perturbations of each resample: `values [P, M]`, `weights [B, P]` → `[B, M]`; missing values left out."""
+    """Means of each resample: `values [P, M]`, `weights [B, P]` → `[B, M]`; missing values are left out."""
     present = ~np.isnan(values)
     totals = weights @ np.where(present, values, 0.0)
     counts = weights @ present.astype(np.float64)

@@ -2,11 +2,11 @@
 
 Two estimates, both from the real cells alone:
 
-- cell-eval 0.8.2's ceiling: each perturbation's cells are split once into two disjoint halves, one half is scored against the
-  other, and the mean r of each bounded agreement metric is carried to full depth by Spearman–Brown, r' = 2r / (1 + r).
-  Errors, counts and a few others have none (NaN).
-- replicates: the plain mean of the same self-score over k splits, for every metric, uncorrected: what a second experiment
-  of half the size would reach.
+- cell-eval 0.8.2's ceiling: each perturbation's cells are split once into two disjoint halves, one half is scored
+  against the other, and the mean r of each bounded agreement metric is carried to full depth by Spearman–Brown,
+  r' = 2r / (1 + r). Errors, counts and a few others have none (NaN).
+- replicates: the plain mean of the same self-score over k splits, for every metric, uncorrected: what a second
+  experiment of half the size would reach.
 """
 
 import logging
@@ -34,7 +34,8 @@ def disjoint_halves(
     """Row numbers of two disjoint halves of floor(n / 2) cells of each label, and the labels with too few cells.
 
     Same cells as cell-eval's split with the same seed; a categorical series is gone through in the order of its
-    categories, as cell-eval does, anything else in the order of its sorted labels. Raises `EvaluationError` where the control has fewer than 2 cells.
+    categories, as cell-eval does, anything else in the order of its sorted labels. Raises `EvaluationError` where the
+    control has fewer than 2 cells.
     """
     generator = np.random.default_rng(seed)
     first: list[np.ndarray] = []

@@ -76,7 +76,7 @@ def member_table(
 ) -> tuple[pl.DataFrame, Overall]:
     """One row per metric: metric, value, baseline, normalised, unclipped; and the overall score.
 
-    Without `baselines` the last three columns are empty and the overall score is NaN. The rows keep the order of `values`.
+    Without `baselines` the last three columns are empty and the overall score is NaN. Rows keep the order of `values`.
     """
     metrics = list(values)
     kinds = [best[metric] for metric in metrics]

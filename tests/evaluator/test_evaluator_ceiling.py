@@ -15,7 +15,7 @@ from steval.evaluator.ceiling import CORRECTED_METRICS, disjoint_halves, spearma
 @pytest.mark.parametrize("categorical", [False, True])
 def test_halves_are_cell_evals(tmp_path, categorical):
     generator = np.random.default_rng(5)
-    labels = generator.choice(["ctrl", "b", "a", "Z", "10", "9"], 83)
+    labels = generator.choice(["ctrl", "b", "a", "Z", "10", "9"], 83).astype(object)
     labels[0], labels[-1] = "single", "ctrl"
     obs = pd.DataFrame({"target": labels}, index=[str(i) for i in range(83)])
     if categorical:
