@@ -5,13 +5,19 @@ Field meaning follows arc-state 0.11.1's observable behaviour (docs/checkpoints.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from steval.settings import Settings
 
 Attention = Literal["bidirectional", "causal", "causal-rope"]
 OutputSpace = Literal["gene", "all", "embedding"]
 Head = Literal["down-then-up", "plain"]
+Activation = Literal["gelu", "relu", "leakyrelu", "elu", "selu"]
+"""Those that arc-state knows; letter case is ignored, as there."""
+
+
+def _folded(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
 
 
 class LlamaConfig(Settings):
@@ -63,6 +69,16 @@ class GeneDecoderConfig(Settings):
     hidden_dims: tuple[PositiveInt, ...]
     dropout: float = Field(default=0.1, ge=0, lt=1)
     residual: bool = False
+    """Block i adds the output of block i-1 to its own for odd i."""
+
+    @model_validator(mode="after")
+    def _equal_pairs(self) -> "GeneDecoderConfig":
+        pairs = list(zip(self.hidden_dims[0::2], self.hidden_dims[1::2], strict=False))
+        if self.residual and any(even != odd for even, odd in pairs):
+            raise ValueError(
+                f"hidden_dims {self.hidden_dims} of a residual decoder must be equal in pairs (0=1, 2=3, ...)"
+            )
+        return self
 
 
 class ModelConfig(Settings):
@@ -82,7 +98,8 @@ class ModelConfig(Settings):
     num_encoder_layers: PositiveInt = 2
     num_decoder_layers: PositiveInt = 2
     """Layers of `project_out`."""
-    activation: str = "gelu"
+    activation: Annotated[Activation, BeforeValidator(_folded)] = "gelu"
+    """Of the encoders and `project_out`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     predict_residual: bool = True
     use_basal_projection: bool = True
@@ -116,9 +133,19 @@ class ModelConfig(Settings):
                 f"output space `all` adds the input to the output: output_dim {self.output_dim} must equal "
                 f"input_dim {self.input_dim}"
             )
+        if self.attention == "causal-rope" and self.backbone.kind == "gpt2":
+            problems.append("attention `causal-rope` is for llama; gpt2 takes `bidirectional` or `causal`")
+        if self.attention == "causal-rope" and self.backbone.kind == "llama" and self.backbone.head_dim % 2:
+            problems.append(f"attention `causal-rope` needs an even head_dim, got {self.backbone.head_dim}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def batch_codes(self) -> int:
+        """`batch_dim` of a network that has a batch encoder or token."""
+        assert self.batch_dim is not None
+        return self.batch_dim
 
     @property
     def has_bottleneck(self) -> bool:
