@@ -40,21 +40,21 @@ class PhaseRecord(Settings):
     name: str
     steps: int
     best_step: int | None = None
-    validation: dict[str, float] = {}
+    validation: dict[str, float] = Field(default_factory=dict)
 
 
 class TrainingRecord(Settings):
     """How the weights came about."""
 
     config_digest: str | None = None
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     phases: tuple[PhaseRecord, ...] = ()
     step: int = 0
     """Optimiser steps over all phases."""
-    validation: dict[str, float] = {}
+    validation: dict[str, float] = Field(default_factory=dict)
     """Validation losses of these weights, by name (`val/gene` and so on)."""
     seed: int | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     initial_weights: str | None = None
     """What `--init-from` was given, with its digest."""
 
@@ -91,7 +91,7 @@ class Manifest(Settings):
     """In code order."""
     batches: tuple[str, ...] = ()
     """In code order; the codes of the batch encoder."""
-    num_controls: dict[str, int] = {}
+    num_controls: dict[str, int] = Field(default_factory=dict)
     """Cells of the default control set by cell type; empty: there is none."""
     training: TrainingRecord | None = None
     evaluation: DataReference | None = None
@@ -101,7 +101,7 @@ class Manifest(Settings):
     """Licence of the base weights."""
     notes: tuple[str, ...] = ()
     """What a reader should know: choices made at import, things left out."""
-    tensors: dict[str, str] = {}
+    tensors: dict[str, str] = Field(default_factory=dict)
     """sha256 of each tensor's bytes."""
 
     @property

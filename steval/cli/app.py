@@ -35,9 +35,8 @@ class ErrorMappingGroup(TyperGroup):
         except Exception as error:
             if ctx.obj["debug"] or type(error).__module__.startswith(("click", "typer")):
                 raise
-            _say(
-                f"internal error: {type(error).__name__}: {error}\nThis is a bug in steval; run again with --debug for the traceback"
-            )
+            _say(f"internal error: {type(error).__name__}: {error}")
+            _say("This is a bug in steval; run again with --debug for the traceback")
             raise typer.Exit(1) from error
 
 
@@ -79,11 +78,9 @@ def _configure(
 
 
 def _register() -> None:
-    from steval.cli import demo, prepare, score
+    from steval.cli import prepare
 
-    app.command("demo")(demo.demo)
     app.command("prepare")(prepare.prepare)
-    app.command("score")(score.score)
 
 
 _register()

@@ -8,7 +8,11 @@ from typing import Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+FILE_WIDTH = 160
+"""Columns of text when stdout is not a terminal."""
 
 
 def print_json(value: Any) -> None:
@@ -18,7 +22,7 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table as wide as it needs to be; numbers right-aligned with four significant digits."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     numeric = [
         any(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in rows)
         for i in range(len(columns))
@@ -26,8 +30,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for name, is_number in zip(columns, numeric, strict=True):
         table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
     for row in rows:
-        table.add_row(*(format_value(value) for value in row))
-    console = Console()
+        table.add_row(*(escape(format_value(value)) for value in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(f"[bold]{escape(title)}[/bold]")
     console.print(table)
 
 

@@ -1,6 +1,7 @@
 """An h5ad file read lazily: cells by row number, as CSR, whatever the layout on disk."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -230,7 +231,7 @@ def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
         return []
     cuts = np.flatnonzero(np.diff(wanted) > MERGE_GAP_ROWS) + 1
     edges = [0, *cuts.tolist(), len(wanted)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -47,9 +47,10 @@ def resolve_columns(
 ) -> Columns:
     """Column names by the order of defaults: option, checkpoint, the file's own record, built-in.
 
-    `record` is the file's `uns["steval"]` (see `record.read_record`). A perturbation column that is not there, or any column that was
-    asked for by option and is not there, is a `DataError` that lists the columns that exist. A cell type or batch column known only by default and
-    not there resolves to None. With `require_control` the control label must occur.
+    `record` is the file's `uns["steval"]` (see `record.read_record`). A perturbation column that is not there, or any
+    column that was asked for by option and is not there, is a `DataError` that lists the columns that exist. A cell
+    type or batch column known only by default and not there resolves to None. With `require_control` the control
+    label must occur.
     """
     options = options or ColumnOptions()
     recorded = dict((record or {}).get("columns") or {})

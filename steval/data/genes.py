@@ -1,12 +1,16 @@
 """The gene contract: data is aligned to ordered gene names by name, never by position."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
 
+from steval.data.cellfile import CellFile
+from steval.data.files import require_file
 from steval.errors import DataError
 
 FillMissing = Literal["error", "zero"]
@@ -73,9 +77,24 @@ def require_unique(genes: Sequence[str], what: str = "the data") -> None:
     """Raise a `DataError` that lists the gene names that occur more than once."""
     if len(set(genes)) == len(genes):
         return
-    seen: set[str] = set()
-    repeated = sorted({gene for gene in genes if gene in seen or seen.add(gene)})  # type: ignore[func-returns-value]
+    repeated = sorted(gene for gene, count in Counter(genes).items() if count > 1)
     raise DataError(
         f"{what} has {len(repeated)} gene names that occur more than once: {', '.join(repeated[:10])}. Make them unique "
         "(by gene id, or by adding up the columns) before steval reads them"
     )
+
+
+def read_genes(path: Path) -> list[str]:
+    """Gene names from an h5ad's `var` index, or from a text file with a name per line (first column of CSV or TSV)."""
+    if path.suffix in (".h5ad", ".h5"):
+        with CellFile.open(path) as cells:
+            return cells.genes
+    try:
+        lines = require_file(path, "gene list").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file with a gene name per line") from error
+    genes = [line.replace("\t", ",").split(",")[0].strip() for line in lines if line.strip()]
+    require_unique(genes, str(path))
+    if not genes:
+        raise DataError(f"{path} holds no gene names")
+    return genes

@@ -43,19 +43,22 @@ class CellWriter:
         self._filters: dict[str, Any] = _FILTERS[compression]
         self._var = var if var is not None else pd.DataFrame(index=pd.Index(self._genes, name="gene"))
         self._obs: list[pd.DataFrame] = []
+        self.obsm: dict[str, np.ndarray] = {}
+        """Matrices with a row per cell, to be set before the end."""
         self.num_cells = 0
         self._num_values = 0
         self._indptr: list[np.ndarray] = [np.zeros(1, dtype=np.int64)]
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        partial = self._stack.enter_context(atomic_path(self.path))
-        self._handle = self._stack.enter_context(h5py.File(partial, "w"))
-        self._handle.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        if self._layout == "dense":
-            self._create_dense()
-        else:
-            self._create_csr()
+        with ExitStack() as stack:
+            partial = stack.enter_context(atomic_path(self.path))
+            self._handle = stack.enter_context(h5py.File(partial, "w"))
+            self._handle.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            if self._layout == "dense":
+                self._create_dense()
+            else:
+                self._create_csr()
+            self._stack = stack.pop_all()
         return self
 
     def append(self, block: np.ndarray | sp.csr_matrix, obs: Mapping[str, Any] | pd.DataFrame) -> None:
@@ -126,7 +129,8 @@ class CellWriter:
         ad.io.write_elem(self._handle, "obs", obs)
         ad.io.write_elem(self._handle, "var", self._var)
         ad.io.write_elem(self._handle, "uns", {KEY: self._record})
-        for key in ("obsm", "varm", "obsp", "varp", "layers"):
+        ad.io.write_elem(self._handle, "obsm", self.obsm)
+        for key in ("varm", "obsp", "varp", "layers"):
             ad.io.write_elem(self._handle, key, {})
 
 

@@ -1,0 +1,91 @@
+"""`steval prepare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steval.cli import options
+from steval.cli.output import print_json, print_table
+
+
+def prepare(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.h5ad", help="Raw counts (or lognorm) with a perturbation column.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The lognorm h5ad to write.")],
+    target_sum: Annotated[
+        float | None, typer.Option("--target-sum", min=1, help="Total per cell before log1p.", show_default="10000")
+    ] = None,
+    genes: Annotated[
+        Path | None,
+        typer.Option("--genes", help="Gene list (a name per line) or h5ad: output exactly these genes, in this order."),
+    ] = None,
+    gene_col: Annotated[
+        str | None, typer.Option("--gene-col", help="var column with the gene names.", show_default="the index")
+    ] = None,
+    duplicate_genes: Annotated[
+        str, typer.Option("--duplicate-genes", help="error, or sum: add up counts of columns with the same name.")
+    ] = "error",
+    fill_missing: Annotated[
+        str, typer.Option("--fill-missing", help="error, or zero: genes of --genes that the file lacks.")
+    ] = "error",
+    min_counts: Annotated[float, typer.Option("--min-counts", min=0, help="Drop cells with a smaller total.")] = 0,
+    min_genes: Annotated[int, typer.Option("--min-genes", min=0, help="Drop cells with fewer detected genes.")] = 0,
+    min_cells: Annotated[int, typer.Option("--min-cells", min=1, help="Drop perturbations with fewer cells.")] = 1,
+    cell_type_name: Annotated[
+        str | None, typer.Option("--cell-type-name", help="Cell type of all cells, where there is no column.")
+    ] = None,
+    pert_col: options.PertCol = None,
+    control: options.Control = None,
+    cell_type_col: options.CellTypeCol = None,
+    batch_col: options.BatchCol = None,
+    scale: options.ScaleOption = None,
+    json: options.JsonFlag = False,
+) -> None:
+    """Turn raw counts into a lognorm file with declared scale, checked genes and standard columns.
+
+    Example: `steval prepare screen.h5ad -o prepared.h5ad --pert-col gene --control NT --min-counts 500`
+    """
+    from steval.data.genes import read_genes
+    from steval.data.prepare import PrepareSettings
+    from steval.data.prepare import prepare as run
+
+    values = {
+        "min_counts": min_counts,
+        "min_genes": min_genes,
+        "min_cells": min_cells,
+        "gene_column": gene_col,
+        "duplicate_genes": duplicate_genes,
+        "fill_missing": fill_missing,
+        "cell_type_name": cell_type_name,
+    }
+    if target_sum is not None:
+        values["target_sum"] = target_sum
+    report = run(
+        source,
+        out,
+        options=options.column_options(pert_col, control, cell_type_col, batch_col),
+        scale=options.scale_option(scale),
+        genes=read_genes(genes) if genes else None,
+        settings=PrepareSettings.parse(values, source="the options"),
+    )
+    if json:
+        print_json(
+            {
+                "path": report.path,
+                "cells": report.num_cells,
+                "genes": report.num_genes,
+                "perturbations": report.perturbations,
+                "found": report.found,
+                "done": report.done,
+            }
+        )
+        return
+    found = [*((key, value) for key, value in report.found.items() if key != "columns")]
+    found += [(f"column: {key}", value) for key, value in report.found["columns"].items()]
+    print_table(f"Found in {source}", ("what", "value"), [(key, str(value)) for key, value in found])
+    print_table("Done", ("step",), [(step,) for step in report.done])
+    sizes = list(report.perturbations.items())
+    print_table(f"Cells per perturbation ({len(sizes)} labels)", ("label", "cells"), sizes[:20])
+    typer.echo(f"{report.num_cells} cells × {report.num_genes} genes (lognorm) -> {report.path}")

@@ -1,0 +1,251 @@
+"""`steval prepare`: a foreign h5ad becomes a lognorm file whose columns, genes and scale are declared."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from steval.data.cellfile import CellFile
+from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.genes import GeneAlignment, align, require_unique
+from steval.data.record import steval_record
+from steval.data.scale import Scale, ScaleRecord, lognorm, resolve_scale
+from steval.data.writer import CellWriter
+from steval.errors import DataError
+from steval.logs import progress
+from steval.settings import Settings
+
+BLOCK_CELLS = 4096
+
+
+class PrepareSettings(Settings):
+    """What to keep and how to normalise."""
+
+    target_sum: float = 10_000.0
+    """Total of every cell before log1p."""
+    min_counts: float = 0.0
+    """Cells with a smaller total of counts are dropped."""
+    min_genes: int = 0
+    """Cells with fewer detected genes are dropped."""
+    min_cells: int = 1
+    """Perturbations with fewer cells (after the filters above) are dropped; the control never is."""
+    gene_column: str | None = None
+    """`var` column with the gene names; none: the index."""
+    duplicate_genes: Literal["error", "sum"] = "error"
+    """What to do with gene names that occur more than once (`sum` needs counts)."""
+    cell_type_name: str | None = None
+    """Cell type of all cells, for files without such a column."""
+    fill_missing: Literal["error", "zero"] = "error"
+    """Genes of a required list that the file lacks: an error, or zeros."""
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was found and what was done, in order."""
+
+    path: Path
+    num_cells: int
+    num_genes: int
+    perturbations: dict[str, int]
+    found: dict[str, Any] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    options: ColumnOptions | None = None,
+    scale: Scale | None = None,
+    genes: list[str] | None = None,
+    settings: PrepareSettings | None = None,
+) -> PrepareReport:
+    """Read `source`, check it, write lognorm cells with steval's column names to `out` (atomically, in blocks).
+
+    Counts are scaled to `target_sum` over the genes of the file and log-transformed; lognorm input keeps its values.
+    With `genes` the output has exactly these, in this order. Raises `DataError` for a broken file, column, scale or gene list.
+    """
+    settings = settings or PrepareSettings()
+    with CellFile.open(source) as cells:
+        done: list[str] = []
+        columns = resolve_columns(cells.obs, cells.record, options, source=str(source))
+        measured = resolve_scale(cells, scale)
+        _require_known_target(measured, settings, source)
+        names, merge = _gene_names(cells, source, settings, measured)
+        alignment = align(names, genes, settings.fill_missing, str(source)) if genes is not None else None
+        kept = _filter(cells, columns, settings, done)
+        obs, out_columns = _rename(cells.obs.iloc[kept], columns, settings, done)
+        target_sum = settings.target_sum if measured.scale == "counts" else measured.target_sum
+        done += _describe(measured, settings, merge, alignment)
+        record = steval_record(
+            made_by="steval prepare", scale="lognorm", target_sum=target_sum, columns=out_columns,
+            details={"source": str(Path(source).resolve()), "settings": settings.as_dict(), "done": done},
+        )  # fmt: skip
+        out_genes = list(alignment.target) if alignment else list(merge.names if merge else names)
+        with CellWriter(out, out_genes, record) as writer:
+            for start in progress(range(0, len(kept), BLOCK_CELLS), "preparing", "block"):
+                block = cells.rows(kept[start : start + BLOCK_CELLS])
+                writer.append(
+                    _transform(block, measured, settings, merge, alignment), obs.iloc[start : start + BLOCK_CELLS]
+                )
+            writer.obsm = {key: cells.obsm(key, kept) for key in cells.obsm_keys}
+        counts = obs[out_columns.perturbation].value_counts()
+        found = {
+            "cells": cells.num_cells, "genes": len(cells.genes), "scale": measured.describe(), "columns": columns.as_dict(),
+        }  # fmt: skip
+    return PrepareReport(Path(out), len(kept), len(out_genes), {str(k): int(v) for k, v in counts.items()}, found, done)
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """Columns of equal name added up: `matrix [G_source, G]` of ones."""
+
+    names: list[str]
+    matrix: sp.csr_matrix
+
+
+def _require_known_target(measured: ScaleRecord, settings: PrepareSettings, source: Path) -> None:
+    asked = "target_sum" in settings.model_fields_set
+    if measured.scale == "embedding":
+        raise DataError(f"{source} holds an embedding in X; prepare needs raw counts or lognorm expression")
+    if measured.scale == "lognorm" and asked and measured.target_sum not in (None, settings.target_sum):
+        raise DataError(
+            f"{source} is lognorm with target_sum {measured.target_sum:g} already; --target-sum "
+            f"{settings.target_sum:g} needs the raw counts"
+        )
+
+
+def _gene_names(
+    cells: CellFile, source: Path, settings: PrepareSettings, measured: ScaleRecord
+) -> tuple[list[str], _Merge | None]:
+    names = cells.genes
+    if settings.gene_column is not None:
+        with h5py.File(source, "r") as handle:
+            var = ad.io.read_elem(handle["var"])
+        if settings.gene_column not in var.columns:
+            raise DataError(
+                f"{source} has no var column {settings.gene_column!r}; its columns are: "
+                f"{', '.join(map(str, var.columns)) or '(none)'}"
+            )
+        names = [str(name) for name in var[settings.gene_column]]
+    if settings.duplicate_genes == "error":
+        require_unique(names, str(source))
+        return names, None
+    if len(set(names)) == len(names):
+        return names, None
+    if measured.scale != "counts":
+        raise DataError(
+            f"{source}: columns of the same gene can be added up in counts only, and this is {measured.scale}"
+        )
+    unique = list(dict.fromkeys(names))
+    position = {name: index for index, name in enumerate(unique)}
+    rows = np.arange(len(names))
+    matrix = sp.csr_matrix((np.ones(len(names), np.float32), (rows, [position[name] for name in names])))
+    return unique, _Merge(unique, matrix)
+
+
+def _filter(cells: CellFile, columns: Columns, settings: PrepareSettings, done: list[str]) -> np.ndarray:
+    """Row numbers of the cells to keep, in file order."""
+    labels = cells.obs[columns.perturbation]
+    keep = labels.notna().to_numpy() & (labels.astype(str).str.strip() != "").to_numpy()
+    _note(done, int((~keep).sum()), "cells without a perturbation label dropped")
+    if settings.min_counts or settings.min_genes:
+        totals, detected = np.zeros(cells.num_cells), np.zeros(cells.num_cells, dtype=np.int64)
+        for indices, block in cells.blocks(BLOCK_CELLS):
+            totals[indices] = np.asarray(block.sum(axis=1)).ravel()
+            detected[indices] = np.diff(block.indptr)
+        enough = (totals >= settings.min_counts) & (detected >= settings.min_genes)
+        _note(
+            done, int((keep & ~enough).sum()),
+            f"cells under {settings.min_counts:g} counts or {settings.min_genes} genes dropped",
+        )  # fmt: skip
+        keep &= enough
+    sizes = labels[keep].astype(str).value_counts()
+    rare = [name for name, size in sizes.items() if size < settings.min_cells and name != columns.control]
+    if rare:
+        lost = keep & labels.astype(str).isin(rare).to_numpy()
+        done.append(
+            f"{len(rare)} perturbations with fewer than {settings.min_cells} cells dropped ({int(lost.sum())} cells)"
+        )
+        keep &= ~lost
+    if not (labels[keep].astype(str) == columns.control).any():
+        raise DataError(f"the filters leave no control cells ({columns.control!r}); loosen --min-counts or --min-genes")
+    return np.flatnonzero(keep)
+
+
+def _rename(
+    obs: pd.DataFrame, columns: Columns, settings: PrepareSettings, done: list[str]
+) -> tuple[pd.DataFrame, Columns]:
+    standard = Columns(control=columns.control)
+    renames = {
+        old: new
+        for old, new in (
+            (columns.perturbation, standard.perturbation), (columns.cell_type, standard.cell_type), (columns.batch, standard.batch),
+        )
+        if old is not None and old != new
+    }  # fmt: skip
+    for old, new in renames.items():
+        if new in obs.columns:
+            raise DataError(
+                f"column {old!r} would become {new!r}, but there is a column {new!r} already; rename or drop it first"
+            )
+        done.append(f"column {old!r} renamed to {new!r}")
+    frame = obs.rename(columns=renames).copy()
+    has_type = columns.cell_type is not None
+    if settings.cell_type_name is not None:
+        if has_type:
+            raise DataError(
+                f"--cell-type-name {settings.cell_type_name!r}: the file has cell types in column {columns.cell_type!r} already"
+            )
+        frame[standard.cell_type] = settings.cell_type_name
+        done.append(f"cell type of all cells set to {settings.cell_type_name!r}")
+        has_type = True
+    frame[standard.perturbation] = frame[standard.perturbation].astype(str)
+    frame.insert(0, "index", frame.index.astype(str))
+    resolved = Columns(
+        control=columns.control,
+        cell_type=standard.cell_type if has_type else None,
+        batch=standard.batch if columns.batch is not None else None,
+    )
+    return frame.reset_index(drop=True), resolved
+
+
+def _describe(
+    measured: ScaleRecord, settings: PrepareSettings, merge: _Merge | None, alignment: GeneAlignment | None
+) -> list[str]:
+    lines = []
+    if merge:
+        lines.append(f"columns of the same gene added up: {len(merge.names)} genes remain")
+    if measured.scale == "counts":
+        lines.append(f"counts scaled to {settings.target_sum:g} per cell, then log1p")
+    else:
+        lines.append("values kept: they are lognorm already")
+    if alignment and not alignment.is_identity:
+        lines.append(
+            f"genes aligned by name: {alignment.num_extra} extra dropped, {len(alignment.missing)} missing set to zero"
+        )
+    return lines
+
+
+def _transform(
+    block: sp.csr_matrix,
+    measured: ScaleRecord,
+    settings: PrepareSettings,
+    merge: _Merge | None,
+    alignment: GeneAlignment | None,
+) -> sp.csr_matrix:
+    if merge:
+        block = sp.csr_matrix(block @ merge.matrix)
+    if measured.scale == "counts":
+        block = lognorm(block, settings.target_sum)
+    return alignment.apply(block) if alignment else block
+
+
+def _note(done: list[str], count: int, text: str) -> None:
+    if count:
+        done.append(f"{count} {text}")
