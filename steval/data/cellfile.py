@@ -72,6 +72,19 @@ class CellFile:
         source = _MemoryRows(matrix, {key: np.asarray(value) for key, value in adata.obsm.items()})
         return cls(source, adata.obs, [str(gene) for gene in adata.var_names], dict(adata.uns), name)
 
+    def select(self, indices: np.ndarray) -> Self:
+        """The cells `indices [n]` as a CellFile of their own, read from the same open file."""
+        source = _SelectedRows(self._source, np.asarray(indices, dtype=np.int64))
+        return type(self)(source, self.obs.iloc[indices], self.genes, self.uns, self.name)
+
+    @classmethod
+    def stack(cls, parts: "Sequence[CellFile]", name: str = "the data") -> Self:
+        """Cells of several files with the same genes in the same order, one file after the other."""
+        if any(part.genes != parts[0].genes for part in parts):
+            raise DataError(f"{name}: the files have different genes; make them alike with steval prepare --genes")
+        obs = pd.concat([part.obs for part in parts], join="inner")
+        return cls(_StackedRows([part._source for part in parts]), obs, parts[0].genes, parts[0].uns, name)
+
     @property
     def num_cells(self) -> int:
         return len(self.obs)
@@ -160,6 +173,52 @@ class _MemoryRows(_Rows):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class _SelectedRows(_Rows):
+    def __init__(self, source: _Rows, selected: np.ndarray):
+        self._source = source
+        self._selected = selected
+        self.shape = (len(selected), source.shape[1])
+        self.obsm_keys = source.obsm_keys
+
+    def rows(self, indices: np.ndarray) -> sp.csr_matrix:
+        return self._source.rows(self._selected[indices])
+
+    def obsm(self, key: str, indices: np.ndarray) -> np.ndarray:
+        return self._source.obsm(key, self._selected[indices])
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class _StackedRows(_Rows):
+    def __init__(self, sources: list[_Rows]):
+        self._sources = sources
+        self._starts = np.concatenate([[0], np.cumsum([source.shape[0] for source in sources])])
+        self.shape = (int(self._starts[-1]), sources[0].shape[1])
+        self.obsm_keys = [key for key in sources[0].obsm_keys if all(key in source.obsm_keys for source in sources)]
+
+    def rows(self, indices: np.ndarray) -> sp.csr_matrix:
+        pieces = [source.rows(local) for source, local in self._split(indices)]
+        return sp.csr_matrix(sp.vstack(pieces, format="csr"))[self._restore(indices)]
+
+    def obsm(self, key: str, indices: np.ndarray) -> np.ndarray:
+        return np.concatenate([source.obsm(key, local) for source, local in self._split(indices)])[self._restore(indices)]
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+
+    def _owner(self, indices: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, indices, side="right") - 1
+
+    def _split(self, indices: np.ndarray) -> list[tuple[_Rows, np.ndarray]]:
+        owner = self._owner(indices)
+        return [(source, indices[owner == i] - self._starts[i]) for i, source in enumerate(self._sources)]
+
+    def _restore(self, indices: np.ndarray) -> np.ndarray:
+        return np.argsort(np.argsort(self._owner(indices), kind="stable"), kind="stable")
 
 
 class _FileRows(_Rows):
