@@ -5,6 +5,7 @@
     ├── CheckpointError        exit 3, HTTP 503   a checkpoint that cannot be trusted or read
     ├── DataError              exit 4, HTTP 422   data that breaks its contract
     │   ├── UnknownPerturbationError    HTTP 404  a name that the vocabulary lacks
+    │   ├── MissingReferenceError       HTTP 422  a recorded data file that is nowhere to be found
     │   └── EvaluationError    exit 4, HTTP 422   predictions and real data that cannot be scored together
     ├── BatchError             exit 5             some jobs of a batch failed
     └── ServiceError           exit 1             an HTTP answer that is no 200 (its own status and code)
@@ -67,6 +68,12 @@ class UnknownPerturbationError(DataError):
             f"unknown perturbation{'s' if len(self.unknown) > 1 else ''}; the checkpoint knows {len(known)} names",
             [f"{name!r}: nearest known {', '.join(near) or 'none'}" for name, near in self.nearest.items()],
         )
+
+
+class MissingReferenceError(DataError):
+    """A data file that a checkpoint records and that is nowhere to be found (a changed one is a plain `DataError`)."""
+
+    code = "missing_reference"
 
 
 class EvaluationError(DataError):

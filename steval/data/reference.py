@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from steval.data.columns import Columns
 from steval.data.files import sha256_file
-from steval.errors import DataError
+from steval.errors import DataError, MissingReferenceError
 from steval.settings import Settings
 
 Part = Literal["train", "val", "test"]
@@ -29,7 +29,7 @@ class FileReference(Settings):
     def locate(self, data_dirs: Sequence[Path] = ()) -> Path:
         """The file at its recorded path, else one of the same name below `data_dirs`, with the same content.
 
-        A file that is nowhere, or whose digest differs, is a `DataError`.
+        A file that is nowhere is a `MissingReferenceError`, one whose digest differs a `DataError`.
         """
         recorded = Path(self.path)
         candidates = [
@@ -38,7 +38,7 @@ class FileReference(Settings):
         ]
         existing = [path for path in candidates if path.is_file()]
         if not existing:
-            raise DataError(
+            raise MissingReferenceError(
                 f"the data file {self.path} that the checkpoint records is not there. Give the file by its option, "
                 "or name the directory that holds it with --data-dir or STEVAL_DATA_DIR"
             )

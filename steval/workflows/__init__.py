@@ -1,0 +1,1 @@
+"""What joins rooms: scoring a checkpoint's predictions, the demo, fine-tuning with evaluation, doctor, compare."""

@@ -1,0 +1,156 @@
+"""Scoring with what a checkpoint knows: its evaluation data, its training cells for baselines, its columns."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from steval.checkpoints.manifest import Manifest, read_manifest
+from steval.data.cellfile import CellFile
+from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.files import require_file
+from steval.data.scale import Scale
+from steval.data.selection import open_reference
+from steval.errors import ConfigError, DataError, MissingReferenceError
+
+if TYPE_CHECKING:
+    from steval.evaluator.score import Report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What is to be scored against what; see `steval score --help`."""
+
+    preds: Path
+    checkpoint: Path | None = None
+    real: Path | None = None
+    train: Path | None = None
+    out: Path | None = None
+    predict: bool = False
+    columns: ColumnOptions = ColumnOptions()
+    scale: Scale | None = None
+    data_dirs: tuple[Path, ...] = ()
+    profile: str = "vcc"
+    metrics: tuple[str, ...] | None = None
+    metrics_only: bool = False
+    ceiling: bool = False
+    integrity: Literal["basic", "full"] = "basic"
+    by: str | None = None
+    seed: int = 0
+    bootstrap: int = 1000
+    threads: int | None = None
+    cache_dir: Path | None = None
+    device: str = "auto"
+
+    @property
+    def out_dir(self) -> Path:
+        """Where the score directory goes: `--out`, else `NAME.score` beside the predictions."""
+        return self.out or self.preds.with_name(self.preds.stem + ".score")
+
+
+def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
+    """Score predicted cells, write the score directory, return the report and the directory.
+
+    The real cells are `request.real`, else the evaluation data that the checkpoint records; baselines come from `request.train`, else the
+    checkpoint's training cells, else there are none. Raises `ConfigError`, `CheckpointError`, `DataError`.
+    """
+    from steval.evaluator.score import score
+    from steval.evaluator.tables import write_score_dir
+
+    if request.checkpoint is None and request.real is None:
+        raise ConfigError(
+            "without a checkpoint there is no record of evaluation data: give the real cells with --real REAL.h5ad, "
+            "or the checkpoint before the predictions: steval score CKPT PREDS"
+        )
+    if not request.predict:
+        _require_predictions(request.preds)
+    manifest = read_manifest(request.checkpoint) if request.checkpoint else None
+    with ExitStack() as stack:
+        real = stack.enter_context(_open_real(request, manifest))
+        columns = resolve_columns(
+            real.obs, real.record, request.columns, manifest.columns if manifest else None, source=real.name
+        )
+        if request.predict and not request.preds.exists():
+            _predict(request, manifest, real, columns)
+        train = _open_train(request, manifest)
+        if train is not None:
+            stack.enter_context(train)
+        report = score(
+            request.preds, real, columns=columns, train=train, profile=request.profile, metrics=request.metrics,
+            metrics_only=request.metrics_only, ceiling=request.ceiling, integrity=request.integrity, by=request.by,
+            seed=request.seed, bootstrap=request.bootstrap, threads=request.threads, cache_dir=request.cache_dir,
+            scale=request.scale, model_record=_model_record(request.checkpoint, manifest),
+        )  # fmt: skip
+    return report, write_score_dir(report, request.out_dir)
+
+
+def _require_predictions(preds: Path) -> None:
+    if not preds.exists():
+        raise DataError(
+            f"no such predictions file: {preds}. Make it first with steval predict CKPT -o {preds}, or let the checkpoint "
+            "predict the perturbations of the real data into it with --predict"
+        )
+    require_file(preds, "predictions file")
+
+
+def _open_real(request: ScoreRequest, manifest: Manifest | None) -> CellFile:
+    if request.real is not None:
+        return CellFile.open(request.real)
+    assert manifest is not None
+    if manifest.evaluation is None:
+        raise ConfigError(f"{request.checkpoint} records no evaluation data; give the real cells with --real REAL.h5ad")
+    return open_reference(manifest.evaluation, request.data_dirs)
+
+
+def _open_train(request: ScoreRequest, manifest: Manifest | None) -> CellFile | None:
+    if request.metrics_only:
+        return None
+    if request.train is not None:
+        return CellFile.open(request.train)
+    if manifest is None or manifest.training_data is None:
+        return None
+    try:
+        return open_reference(manifest.training_data, request.data_dirs)
+    except MissingReferenceError as error:
+        logger.warning("no baselines: %s", error)
+        return None
+
+
+def _predict(request: ScoreRequest, manifest: Manifest | None, real: CellFile, columns: Columns) -> None:
+    from steval.workflows.predict import predict_as_in
+
+    if request.checkpoint is None or manifest is None:
+        raise ConfigError("--predict needs the checkpoint that is to predict: steval score CKPT PREDS --predict")
+    predict_as_in(request.checkpoint, real, columns, request.preds, seed=request.seed, device=request.device)
+
+
+def _model_record(path: Path | None, manifest: Manifest | None) -> dict[str, Any] | None:
+    if path is None or manifest is None:
+        return None
+    training = manifest.training
+    return {
+        "checkpoint": str(Path(path).resolve()),
+        "made_by": manifest.made_by,
+        "created": manifest.created,
+        "attention": manifest.model.attention,
+        "training_step": training.step if training else None,
+        "config_digest": training.config_digest if training else None,
+        "licence": manifest.licence,
+    }
+
+
+def parse_metrics(text: str | None) -> tuple[str, ...] | None:
+    """`a,b,c` as a tuple, empty parts dropped."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+
+
+def data_directories(directories: Sequence[Path] | None) -> tuple[Path, ...]:
+    """Directories to search for moved data files; one that does not exist is a `ConfigError`."""
+    absent = [str(directory) for directory in directories or () if not Path(directory).is_dir()]
+    if absent:
+        raise ConfigError(f"--data-dir names no directory: {', '.join(absent)}")
+    return tuple(Path(directory) for directory in directories or ())
