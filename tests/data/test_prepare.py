@@ -1,0 +1,78 @@
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from steval.data.columns import ColumnOptions
+from steval.data.prepare import PrepareSettings, prepare
+from steval.data.record import read_record
+from steval.errors import DataError
+
+
+@pytest.fixture
+def foreign() -> ad.AnnData:
+    rng = np.random.default_rng(2)
+    counts = rng.poisson(3.0, (30, 5)).astype(np.float32)
+    obs = pd.DataFrame({"gene": ["NT"] * 10 + ["A"] * 15 + ["B"] * 4 + [None], "line": ["k"] * 30})
+    obs.index = obs.index.astype(str)
+    return ad.AnnData(X=sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=["u", "v", "w", "v2", "x"]))
+
+
+OPTIONS = ColumnOptions(perturbation="gene", control="NT", cell_type="line")
+
+
+def test_foreign_counts_become_declared_lognorm(foreign, tmp_path):
+    foreign.write_h5ad(tmp_path / "in.h5ad")
+    settings = PrepareSettings(target_sum=100.0, min_cells=5)
+    report = prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS, settings=settings)
+    out = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert out.n_obs == report.num_cells == 25
+    np.testing.assert_allclose(np.expm1(out.X.toarray()).sum(axis=1), 100.0, rtol=1e-5)
+    assert set(out.obs["target_gene"]) == {"NT", "A"}
+    assert list(out.obs["cell_type"].unique()) == ["k"]
+    record = read_record(out.uns)
+    assert record["columns"] == {"perturbation": "target_gene", "control": "NT", "cell_type": "cell_type"}
+    assert (record["scale"], record["target_sum"]) == ("lognorm", 100.0)
+    assert any("1 cells without a perturbation label" in line for line in report.done)
+    assert any("1 perturbations with fewer than 5 cells" in line for line in report.done)
+
+
+def test_lognorm_input_keeps_its_values(lognorm_path, tmp_path):
+    prepare(lognorm_path, tmp_path / "again.h5ad")
+    first, again = ad.read_h5ad(lognorm_path), ad.read_h5ad(tmp_path / "again.h5ad")
+    np.testing.assert_array_equal(first.X.toarray(), again.X.toarray())
+    assert read_record(again.uns)["target_sum"] == 10_000.0
+    with pytest.raises(DataError, match="needs the raw counts"):
+        prepare(lognorm_path, tmp_path / "other.h5ad", settings=PrepareSettings(target_sum=100.0))
+
+
+def test_duplicate_genes_are_refused_or_added_up(foreign, tmp_path):
+    foreign.var_names = ["u", "v", "w", "v", "x"]
+    with pytest.warns(UserWarning, match="not unique"):
+        foreign.write_h5ad(tmp_path / "in.h5ad")
+        ad.read_h5ad(tmp_path / "in.h5ad")
+    with pytest.raises(DataError, match="more than once: v"):
+        prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS)
+    assert not (tmp_path / "out.h5ad").exists()
+    settings = PrepareSettings(target_sum=100.0, duplicate_genes="sum")
+    prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS, settings=settings)
+    out = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert list(out.var_names) == ["u", "v", "w", "x"]
+    counts = foreign.X.toarray()[0]
+    np.testing.assert_allclose(np.expm1(out.X.toarray()[0, 1]), 100 * (counts[1] + counts[3]) / counts.sum(), rtol=1e-5)
+
+
+def test_a_gene_list_fixes_names_and_order(foreign, tmp_path):
+    foreign.write_h5ad(tmp_path / "in.h5ad")
+    prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS, genes=["x", "u"])
+    assert list(ad.read_h5ad(tmp_path / "out.h5ad").var_names) == ["x", "u"]
+    with pytest.raises(DataError, match="lacks 1 of the 2 genes"):
+        prepare(tmp_path / "in.h5ad", tmp_path / "out2.h5ad", options=OPTIONS, genes=["x", "zz"])
+    assert not (tmp_path / "out2.h5ad").exists()
+
+
+def test_filters_that_leave_no_controls_are_refused(foreign, tmp_path):
+    foreign.write_h5ad(tmp_path / "in.h5ad")
+    with pytest.raises(DataError, match="leave no control cells"):
+        prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS, settings=PrepareSettings(min_counts=1e6))
