@@ -28,7 +28,7 @@ def test_overrides_reach_nested_places_and_lists(tmp_path):
     path.write_text("name: a\nmany:\n  - {learning_rate: 1}\n")
     settings = Outer.load(path, ["inner.learning_rate=0.5", "many.0.learning_rate=2e-3", "name=b"])
     assert (settings.name, settings.inner.learning_rate, settings.many[0].learning_rate) == ("b", 0.5, 2e-3)
-    with pytest.raises(ConfigError, match="KEY.SUBKEY=VALUE"):
+    with pytest.raises(ConfigError, match=r"KEY\.SUBKEY=VALUE"):
         apply_overrides({}, ["name"])
     with pytest.raises(ConfigError, match="no such place"):
         apply_overrides({"name": "a"}, ["name.x=1"])

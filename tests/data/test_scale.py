@@ -68,5 +68,5 @@ def test_the_option_settles_what_is_not_declared(counts):
 
 
 def test_require_scale_says_how_to_get_it(counts):
-    with pytest.raises(DataError, match="steval prepare cells.h5ad"):
+    with pytest.raises(DataError, match=r"steval prepare cells\.h5ad"):
         require_scale(wrap(counts), "lognorm")

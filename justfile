@@ -1,0 +1,26 @@
+# One command each, the same locally and in CI.
+
+# install for development
+install:
+    pip install -c constraints.txt -e '.[dev]'
+
+# lint, types, import contracts
+check:
+    ruff check .
+    ruff format --check .
+    ty check
+    lint-imports
+
+format:
+    ruff check --fix .
+    ruff format .
+
+test *args:
+    pytest {{args}}
+
+demo *args:
+    steval demo {{args}}
+
+# what CI runs
+ci:
+    bash .ci/run
