@@ -1,0 +1,1 @@
+"""Checkpoint + control cells + request → predicted cells, streamed."""

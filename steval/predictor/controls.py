@@ -1,0 +1,298 @@
+"""Control pools: the measured cells that predictions start from, read by row number so that memory stays flat.
+
+A pool knows each cell's type, batch and name, gives the network's input (`inputs`) and, where it has them, the measured
+expression of the genes that the checkpoint predicts (`measured`). Both on the checkpoint's scale, or it is an error.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from steval.checkpoints.manifest import Manifest
+from steval.checkpoints.store import Checkpoint
+from steval.data.cellfile import CellFile
+from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
+from steval.data.genes import FillMissing, GeneAlignment, align
+from steval.data.scale import Scale, require_scale
+from steval.errors import ConfigError, DataError
+
+UNLABELLED = "unlabelled"
+"""Cell type of a file that names none, where the checkpoint does not have exactly one."""
+HVG_KEY = "X_hvg"
+SAME_TARGET_SUM = 1e-3
+
+
+class _Source(Protocol):
+    """Where a pool's numbers come from; `rows` are rows of the pool."""
+
+    def inputs(self, rows: np.ndarray) -> sp.csr_matrix: ...
+    def measured(self, rows: np.ndarray) -> sp.csr_matrix: ...
+    def close(self) -> None: ...
+
+
+class ControlPool:
+    """Measured control cells; a context manager. `cell_types`, `batches` and `names` are text arrays `[n]`."""
+
+    def __init__(
+        self,
+        source: _Source,
+        *,
+        name: str,
+        columns: Columns,
+        cell_types: np.ndarray,
+        batches: np.ndarray,
+        names: np.ndarray,
+        has_measured: bool,
+        has_batches: bool,
+        notes: dict[str, object],
+    ):
+        self._source = source
+        self.name = name
+        self.columns = columns
+        self.cell_types = cell_types
+        self.batches = batches
+        self.names = names
+        self.has_measured = has_measured
+        """Whether the expression of the predicted genes is known for these cells."""
+        self.has_batches = has_batches
+        self.notes = notes
+        """What was done to make the cells fit; goes into the record of every output."""
+
+    def __len__(self) -> int:
+        return len(self.cell_types)
+
+    @property
+    def cell_type_names(self) -> list[str]:
+        """The distinct cell types, sorted."""
+        return sorted(set(self.cell_types.tolist()))
+
+    def inputs(self, rows: np.ndarray) -> sp.csr_matrix:
+        """The network's basal input of `rows`, float32 CSR `[n, input_dim]` on the checkpoint's scale (or an embedding)."""
+        return self._source.inputs(rows)
+
+    def measured(self, rows: np.ndarray) -> sp.csr_matrix:
+        """Measured expression of the checkpoint's output genes, float32 CSR `[n, G]`; only where `has_measured`."""
+        if not self.has_measured:
+            raise DataError(f"{self.name} hold the network's input alone, not the expression of the predicted genes")
+        return self._source.measured(rows)
+
+    def close(self) -> None:
+        """Close the file behind the pool, if any."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def checkpoint_controls(checkpoint: Checkpoint) -> ControlPool:
+    """The control cells that the checkpoint carries; a `ConfigError` where it carries none."""
+    manifest, controls = checkpoint.manifest, checkpoint.controls
+    if controls is None:
+        raise ConfigError(
+            f"{checkpoint.path} carries no control cells, so predictions have nothing to start from; give measured control "
+            "cells with --controls FILE.h5ad"
+        )
+    is_output = manifest.input_genes == manifest.output_genes and manifest.model.input_is_genes
+    return ControlPool(
+        _MemorySource(controls.cells),
+        name="the checkpoint's own controls",
+        columns=manifest.columns,
+        cell_types=controls.cell_types.astype(str).astype(object),
+        batches=controls.batches.astype(str).astype(object),
+        names=np.array([f"control_{row}" for row in range(len(controls))], dtype=object),
+        has_measured=is_output,
+        has_batches=bool(manifest.batches),
+        notes={"source": "checkpoint"},
+    )
+
+
+def file_controls(
+    path: Path,
+    manifest: Manifest,
+    *,
+    columns: ColumnOptions | None = None,
+    scale: Scale | None = None,
+    fill_missing: FillMissing = "error",
+    trust_order: bool = False,
+) -> ControlPool:
+    """Control cells of an h5ad file: those with the control label, aligned to the checkpoint's genes by name.
+
+    The file is read lazily. Its scale must be the checkpoint's; `trust_order` takes columns by position (their number
+    must fit). Raises `DataError` for a missing column, label, gene or obsm key, or another scale.
+    """
+    cells = CellFile.open(path)
+    try:
+        return cell_controls(
+            cells, manifest, columns=columns, scale=scale, fill_missing=fill_missing, trust_order=trust_order
+        )
+    except BaseException:
+        cells.close()
+        raise
+
+
+def cell_controls(
+    cells: CellFile,
+    manifest: Manifest,
+    *,
+    columns: ColumnOptions | None = None,
+    scale: Scale | None = None,
+    fill_missing: FillMissing = "error",
+    trust_order: bool = False,
+) -> ControlPool:
+    """As `file_controls`, on open cells; the pool closes them."""
+    found = resolve_columns(cells.obs, cells.record, columns, manifest.columns, source=cells.name)
+    rows = np.flatnonzero((cells.obs[found.perturbation].astype(str) == found.control).to_numpy())
+    obs = cells.obs.iloc[rows]
+    fit = _Fit(cells, manifest, scale, fill_missing, trust_order)
+    single = manifest.cell_types[0] if len(manifest.cell_types) == 1 else UNLABELLED
+    return ControlPool(
+        _FileSource(cells, rows, manifest, fit.inputs, fit.outputs, fit.input_key),
+        name=f"the controls of {cells.name}",
+        columns=found,
+        cell_types=column_or_single(obs, found.cell_type, single).to_numpy(dtype=object),
+        batches=column_or_single(obs, found.batch, UNLABELLED).to_numpy(dtype=object),
+        names=obs.index.astype(str).to_numpy(dtype=object),
+        has_measured=fit.outputs is not None or manifest.output_genes is None,
+        has_batches=found.batch is not None,
+        notes={"source": str(cells.name), "num_cells": len(rows), **fit.notes},
+    )
+
+
+class _Fit:
+    """How a file's columns become the network's input and the predicted genes; built once, checked whole."""
+
+    def __init__(
+        self, cells: CellFile, manifest: Manifest, scale: Scale | None, fill_missing: FillMissing, trust_order: bool
+    ):
+        self.notes: dict[str, object] = {"fill_missing": fill_missing, "trust_order": trust_order}
+        self._cells, self._manifest = cells, manifest
+        self._fill_missing, self._trust_order = fill_missing, trust_order
+        model = manifest.model
+        takes_obsm = not model.input_is_genes or (model.input_key == HVG_KEY and trust_order)
+        self.input_key = model.input_key if takes_obsm else None
+        self.inputs: GeneAlignment | None = None
+        if self.input_key is not None:
+            self._check_obsm(self.input_key)
+        if manifest.output_genes is not None or self.input_key is None:
+            self._check_scale(scale)
+        if self.input_key is None:
+            self.inputs = self._align(manifest.input_genes, model.input_dim, "input")
+        self.outputs = self._align_outputs()
+
+    def _check_scale(self, scale: Scale | None) -> None:
+        expected = self._manifest.scale
+        record = require_scale(self._cells, expected, scale)
+        ours, theirs = self._manifest.target_sum, record.target_sum
+        if ours and theirs and abs(ours - theirs) > SAME_TARGET_SUM * ours:
+            raise DataError(
+                f"{self._cells.name} is lognorm with target_sum {theirs:g}, but the checkpoint was trained with {ours:g}; "
+                f"make it from the counts with: steval prepare COUNTS.h5ad -o OUT.h5ad --target-sum {ours:g}"
+            )
+        self.notes["scale"] = record.describe()
+
+    def _check_obsm(self, key: str) -> None:
+        width = self._cells.obsm(key, [0]).shape[1]
+        if width != self._manifest.model.input_dim:
+            raise DataError(
+                f"obsm[{key!r}] of {self._cells.name} has {width} columns; the checkpoint's input has "
+                f"{self._manifest.model.input_dim}"
+            )
+        self.notes["obsm"] = key
+
+    def _align(self, genes: tuple[str, ...] | None, width: int, what: str) -> GeneAlignment | None:
+        """None where columns are taken by position."""
+        cells = self._cells
+        if self._trust_order or genes is None:
+            self._require_trusted(genes, width, what)
+            return None
+        alignment = align(cells.genes, genes, self._fill_missing, cells.name)
+        self.notes[f"{what}_genes_missing"] = len(alignment.missing)
+        self.notes[f"{what}_genes_extra"] = alignment.num_extra
+        return alignment
+
+    def _require_trusted(self, genes: tuple[str, ...] | None, width: int, what: str) -> None:
+        cells = self._cells
+        if not self._trust_order:
+            raise DataError(
+                f"the checkpoint has no names for its {width} {what} genes, so {cells.name} cannot be aligned by name; if "
+                "its genes are in the training data's order, say so with --trust-order"
+            )
+        if len(cells.genes) != width:
+            raise DataError(
+                f"--trust-order takes genes by position, but {cells.name} has {len(cells.genes)} and the checkpoint's "
+                f"{what} {width}"
+            )
+
+    def _align_outputs(self) -> "GeneAlignment | _ByPosition | None":
+        """None where the file cannot give the measured expression of the predicted genes."""
+        manifest = self._manifest
+        if self.input_key is None and manifest.output_genes == manifest.input_genes:
+            return self.inputs if self.inputs is not None else _ByPosition()
+        if manifest.output_genes is None:
+            return None
+        return self._align(manifest.output_genes, len(manifest.output_genes), "output") or _ByPosition()
+
+
+@dataclass(frozen=True)
+class _ByPosition:
+    """Columns as they are."""
+
+    def apply(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
+        return matrix
+
+
+@dataclass(frozen=True)
+class _MemorySource:
+    cells: sp.csr_matrix
+
+    def inputs(self, rows: np.ndarray) -> sp.csr_matrix:
+        return self.cells[rows]
+
+    def measured(self, rows: np.ndarray) -> sp.csr_matrix:
+        return self.cells[rows]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True)
+class _FileSource:
+    cells: CellFile
+    file_rows: np.ndarray
+    manifest: Manifest
+    input_alignment: GeneAlignment | None
+    output_alignment: "GeneAlignment | _ByPosition | None"
+    input_key: str | None
+
+    def inputs(self, rows: np.ndarray) -> sp.csr_matrix:
+        wanted = self.file_rows[rows]
+        if self.input_key is not None:
+            values = self.cells.obsm(self.input_key, wanted)
+            self._require_finite(values)
+            return sp.csr_matrix(values)
+        matrix = self.cells.rows(wanted)
+        self._require_finite(matrix.data)
+        return matrix if self.input_alignment is None else self.input_alignment.apply(matrix)
+
+    def measured(self, rows: np.ndarray) -> sp.csr_matrix:
+        if self.output_alignment is None:
+            return self.inputs(rows)
+        return self.output_alignment.apply(self.cells.rows(self.file_rows[rows]))
+
+    def close(self) -> None:
+        self.cells.close()
+
+    def _require_finite(self, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{self.cells.name} holds NaN or infinite values among its control cells; remove those cells"
+            )

@@ -1,0 +1,88 @@
+"""The engine gives what the network gives on the sets that it names, whatever the batching."""
+
+import numpy as np
+import pytest
+import torch
+
+from steval.checkpoints.store import Checkpoint
+from steval.errors import ConfigError, UnknownPerturbationError
+from steval.predictor.controls import checkpoint_controls
+from steval.predictor.engine import Predictor
+from steval.predictor.requests import request_names
+
+
+def predict(checkpoint: Checkpoint, names=("STAT1", "SRC", "TET1"), num_cells=40, seed=3, **options):
+    request = request_names(names, num_cells, seed=seed)
+    return list(Predictor(checkpoint, **options).predict(request, checkpoint_controls(checkpoint)))
+
+
+def test_each_set_is_the_networks_forward_pass_alone(checkpoint):
+    network = checkpoint.network()
+    for one in predict(checkpoint):
+        control = torch.from_numpy(checkpoint.controls.cells[one.control_indices].toarray())
+        with torch.inference_mode():
+            expected = network(control[None], checkpoint.feature_rows([one.perturbation])).output_BSG[0].numpy()
+        assert one.cells.dtype == np.float32
+        np.testing.assert_allclose(one.cells, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_sets_come_in_request_order_and_only_the_last_is_smaller(checkpoint):
+    found = [(one.perturbation, one.planned.number, len(one.cells)) for one in predict(checkpoint)]
+    sizes = [(0, 16), (1, 16), (2, 8)]
+    assert found == [(name, number, size) for name in ("STAT1", "SRC", "TET1") for number, size in sizes]
+
+
+@pytest.mark.parametrize("batch_cells", [1, 17, 48, 10_000])
+def test_batch_size_changes_neither_controls_nor_cells(checkpoint, batch_cells):
+    for one, other in zip(predict(checkpoint), predict(checkpoint, batch_cells=batch_cells), strict=True):
+        np.testing.assert_array_equal(one.control_indices, other.control_indices)
+        np.testing.assert_allclose(one.cells, other.cells, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_request_is_bit_equal(checkpoint):
+    for one, other in zip(predict(checkpoint), predict(checkpoint), strict=True):
+        np.testing.assert_array_equal(one.cells, other.cells)
+
+
+def test_order_and_neighbours_change_no_controls(checkpoint):
+    together = {(one.perturbation, one.planned.number): one.control_indices for one in predict(checkpoint)}
+    alone = predict(checkpoint, names=["TET1"])
+    reversed_order = predict(checkpoint, names=["TET1", "SRC", "STAT1"])
+    for one in [*alone, *reversed_order]:
+        np.testing.assert_array_equal(one.control_indices, together[one.perturbation, one.planned.number])
+
+
+def test_more_cells_keep_the_sets_of_fewer(checkpoint):
+    few, many = predict(checkpoint, num_cells=20), predict(checkpoint, num_cells=60)
+    whole = {(one.perturbation, one.planned.number): one.control_indices for one in many}
+    for one in few:
+        expected = whole[one.perturbation, one.planned.number][: len(one.cells)]
+        np.testing.assert_array_equal(one.control_indices, expected)
+
+
+def test_seed_and_perturbation_change_the_controls(checkpoint):
+    first, second = predict(checkpoint, seed=3), predict(checkpoint, seed=4)
+    assert not np.array_equal(first[0].control_indices, second[0].control_indices)
+    assert not np.array_equal(first[0].control_indices, first[3].control_indices)
+
+
+def test_a_set_draws_no_control_twice(checkpoint):
+    for one in predict(checkpoint):
+        assert len(set(one.control_indices.tolist())) == len(one.control_indices)
+
+
+def test_unknown_names_are_all_reported_with_the_nearest(checkpoint):
+    with pytest.raises(UnknownPerturbationError, match="STAT1") as caught:
+        predict(checkpoint, names=["STAT11", "SRC", "Tet-1"])
+    assert caught.value.unknown == ("STAT11", "Tet-1")
+
+
+def test_unknown_device_is_refused(checkpoint):
+    with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda"):
+        Predictor(checkpoint, device="gpu")
+
+
+def test_bf16_is_near_float32(checkpoint):
+    for one, other in zip(predict(checkpoint), predict(checkpoint, dtype="bf16"), strict=True):
+        assert other.cells.dtype == np.float32
+        assert np.abs(one.cells - other.cells).max() < 0.05 * np.abs(one.cells).max()
