@@ -78,9 +78,10 @@ def _configure(
 
 
 def _register() -> None:
-    from steval.cli import prepare
+    from steval.cli import prepare, score
 
     app.command("prepare")(prepare.prepare)
+    app.command("score")(score.score)
 
 
 _register()

@@ -1,0 +1,149 @@
+"""`steval score`."""
+
+from collections.abc import Sequence
+from json import loads
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steval.cli import options
+from steval.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from steval.evaluator.score import Report
+
+SHOWN_PERTURBATIONS = 30
+BREAKDOWN_COLUMNS = (
+    "cell_type", "metric", "family", "value", "baseline", "ceiling", "replicate", "normalised", "unclipped", "best",
+)  # fmt: skip
+
+
+def score(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[CKPT] PREDS", help="The checkpoint (optional) and the predicted cells.", show_default=False
+        ),
+    ],
+    real: Annotated[
+        Path | None, typer.Option("--real", help="Real cells.", show_default="the checkpoint's evaluation data")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            "--train", help="Training cells, for the baselines.", show_default="the checkpoint's training data"
+        ),
+    ] = None,
+    profile: Annotated[str, typer.Option("--profile", help="vcc, minimal, full, de, anndata or pds.")] = "vcc",
+    metrics: Annotated[str | None, typer.Option("--metrics", help="Metric names A,B,C in place of a profile.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Score directory.", show_default="PREDS.score beside PREDS")
+    ] = None,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict", help="If PREDS does not exist, let CKPT predict the real data's perturbations into it first."
+        ),
+    ] = False,
+    metrics_only: Annotated[
+        bool, typer.Option("--metrics-only", help="The bare evaluation: no baselines, no checks.")
+    ] = False,
+    ceiling: Annotated[
+        bool, typer.Option("--ceiling", help="Add the replicate ceiling (scores halves of the real cells).")
+    ] = False,
+    integrity: Annotated[
+        str, typer.Option("--integrity", help="basic, or full: also the checks that score again.")
+    ] = "basic",
+    by: Annotated[
+        str | None, typer.Option("--by", help="Also score each value of this column apart (cell_type).")
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=0, help="Resamples of the perturbations for intervals.")
+    ] = 1000,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option("--cache-dir", envvar="STEVAL_CACHE_DIR", help="Keep what depends on the real side alone here."),
+    ] = None,
+    seed: options.Seed = 0,
+    pert_col: options.PertCol = None,
+    control: options.Control = None,
+    cell_type_col: options.CellTypeCol = None,
+    batch_col: options.BatchCol = None,
+    scale: options.ScaleOption = None,
+    data_dir: options.DataDirs = None,
+    threads: options.Threads = None,
+    device: options.Device = "auto",
+    json: options.JsonFlag = False,
+) -> None:
+    """Score predicted cells with cell-eval's metrics, against baselines, perturbation by perturbation.
+
+    Example: `steval score best-val.safetensors preds.h5ad` or `steval score preds.h5ad --real real.h5ad --train train.h5ad`
+    """
+    from steval.workflows.score import ScoreRequest, data_directories, parse_metrics, score_predictions
+
+    if len(paths) > 2:
+        raise typer.BadParameter(f"takes [CKPT] PREDS, got {len(paths)} paths")
+    if integrity not in ("basic", "full"):
+        raise typer.BadParameter(f"basic or full, got {integrity!r}", param_hint="--integrity")
+    report, directory = score_predictions(
+        ScoreRequest(
+            preds=paths[-1],
+            checkpoint=paths[0] if len(paths) == 2 else None,
+            real=real,
+            train=train,
+            out=out,
+            predict=predict,
+            columns=options.column_options(pert_col, control, cell_type_col, batch_col),
+            scale=options.scale_option(scale),
+            data_dirs=data_directories(data_dir),
+            profile=profile,
+            metrics=parse_metrics(metrics),
+            metrics_only=metrics_only,
+            ceiling=ceiling,
+            integrity="full" if integrity == "full" else "basic",
+            by=by,
+            seed=seed,
+            bootstrap=bootstrap,
+            threads=threads,
+            cache_dir=cache_dir,
+            device=device,
+        )
+    )
+    if json:
+        print_json({"directory": directory, **loads((directory / "score.json").read_text(encoding="utf-8"))})
+        return
+    print_report(report)
+    typer.echo(f"Score directory: {directory}  (report: {directory / 'report.html'})")
+
+
+def print_report(report: "Report") -> None:
+    """The breakdown, the overall score, the perturbations and what the integrity checks found."""
+    _print_frame("Metrics", report.breakdown, BREAKDOWN_COLUMNS)
+    if report.baselines.height:
+        wide = report.baselines.pivot(
+            "baseline", index=["cell_type", "metric"], values="value", aggregate_function="first"
+        )
+        _print_frame("Simple models on the same data", wide, wide.columns)
+    if report.overall.height:
+        _print_frame(
+            "Overall score (overall: clipped, as cell-eval; leaderboard: ×100)", report.overall, report.overall.columns
+        )
+    shown = report.results.head(SHOWN_PERTURBATIONS)
+    more = f"; the first {shown.height}" if report.results.height > shown.height else ""
+    _print_frame(f"Perturbations ({report.results.height}{more})", shown, shown.columns)
+    findings = report.integrity.filter(report.integrity["status"].is_in(["warn", "fail"]))
+    if findings.height:
+        _print_frame("Integrity", findings, ("cell_type", "check", "status", "sentence"))
+    elif report.integrity.height:
+        typer.echo(f"Integrity: {report.integrity.height} checks, nothing found")
+    for warning in report.record.get("warnings", []):
+        typer.echo(f"Note: {warning}")
+
+
+def _print_frame(title: str, frame: "pl.DataFrame", columns: Sequence[str]) -> None:
+    """The columns that hold anything."""
+    kept = [name for name in columns if name in frame.columns and not frame[name].is_null().all()]
+    print_table(title, kept, frame.select(kept).rows())

@@ -1,0 +1,45 @@
+"""Predicting "as in this file": the perturbations, cell numbers and control cells of given real data."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from steval.checkpoints.store import load_checkpoint
+from steval.data.cellfile import CellFile
+from steval.data.columns import ColumnOptions, Columns
+from steval.predictor.controls import cell_controls
+from steval.predictor.engine import Predictor
+from steval.predictor.output import WrittenPredictions, write_predictions
+from steval.predictor.requests import PredictionRequest, RequestItem, require_known
+
+logger = logging.getLogger(__name__)
+
+
+def predict_as_in(
+    checkpoint_path: Path, real: CellFile, columns: Columns, out: Path, *, seed: int = 0, device: str = "auto"
+) -> WrittenPredictions:
+    """Predict every perturbation of `real` with as many cells of each cell type as there, from its control cells.
+
+    Writes `out` atomically. Raises `UnknownPerturbationError` for perturbations that the checkpoint has no features for.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    items = request_items(real.obs, columns)
+    require_known([item.perturbation for item in items], checkpoint.manifest.perturbation_names, columns.control)
+    predictor = Predictor(checkpoint, device=device)
+    options = ColumnOptions.parse(columns.as_dict())
+    pool = cell_controls(real, checkpoint.manifest, columns=options)
+    written = write_predictions(out, predictor, PredictionRequest(items=items, seed=seed), pool)
+    logger.info("predicted %d cells of %d perturbations -> %s", written.num_cells, written.num_perturbations, out)
+    return written
+
+
+def request_items(obs: pd.DataFrame, columns: Columns) -> tuple[RequestItem, ...]:
+    """One item for each perturbation (and cell type, where there is such a column), sorted by name."""
+    perturbed = obs[obs[columns.perturbation].astype(str) != columns.control]
+    by = [columns.perturbation] if columns.cell_type is None else [columns.perturbation, columns.cell_type]
+    sizes = perturbed.groupby([perturbed[name].astype(str) for name in by]).size()
+    return tuple(
+        RequestItem(perturbation=names[0], cell_type=names[1] if len(by) == 2 else None, num_cells=int(size))
+        for names, size in ((key if isinstance(key, tuple) else (key,), size) for key, size in sizes.items())
+    )
