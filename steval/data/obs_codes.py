@@ -1,0 +1,83 @@
+"""`obs` columns of an h5ad as integer codes, read without holding a string per cell in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+
+from steval.errors import DataError
+
+BLOCK_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class CodedColumn:
+    """One column of N cells: sorted distinct names and a code for each cell."""
+
+    names: tuple[str, ...]
+    codes: np.ndarray
+    """int32 `[N]` into `names`."""
+
+    @classmethod
+    def single(cls, name: str, num_cells: int) -> "CodedColumn":
+        """The same name for every cell."""
+        return cls((name,), np.zeros(num_cells, dtype=np.int32))
+
+    def recoded(self, names: Sequence[str]) -> np.ndarray:
+        """Codes of the same cells into other `names`, which hold all of these."""
+        position = {name: code for code, name in enumerate(names)}
+        return np.array([position[name] for name in self.names], dtype=np.int32)[self.codes]
+
+
+def column_names(obs: h5py.Group) -> list[str]:
+    """Names of the columns of a stored data frame, in their order."""
+    return [str(name) for name in obs.attrs.get("column-order", [])]
+
+
+def num_rows(obs: h5py.Group) -> int:
+    """Number of cells of a stored data frame."""
+    index = obs[obs.attrs["_index"]]
+    return int(index.shape[0]) if isinstance(index, h5py.Dataset) else len(ad.io.read_elem(index))
+
+
+def read_coded(obs: h5py.Group, name: str, source: str) -> CodedColumn:
+    """One column coded; cells without a label are a `DataError`."""
+    stored = obs[name]
+    kind = stored.attrs.get("encoding-type", "")
+    if kind == "categorical":
+        categories = [str(value) for value in ad.io.read_elem(stored["categories"])]
+        codes = stored["codes"][:].astype(np.int32)
+    elif kind in ("string-array", "array"):
+        categories, codes = _code_blocks(stored)
+    else:
+        labels = pd.Categorical(pd.Series(ad.io.read_elem(stored)))
+        categories, codes = [str(value) for value in labels.categories], labels.codes.astype(np.int32)
+    unlabelled = int((codes < 0).sum())
+    if unlabelled:
+        raise DataError(
+            f"{source}: {unlabelled} of {len(codes)} cells have no value in obs column {name!r}; drop or label them"
+        )
+    return _sorted_used(categories, codes)
+
+
+def _code_blocks(stored: h5py.Dataset) -> tuple[list[str], np.ndarray]:
+    text = stored.asstr() if h5py.check_string_dtype(stored.dtype) else stored
+    known: dict[str, int] = {}
+    codes = np.empty(stored.shape[0], dtype=np.int32)
+    for start in range(0, stored.shape[0], BLOCK_ROWS):
+        block_codes, values = pd.factorize(pd.Series(text[start : start + BLOCK_ROWS]))
+        position = np.array([known.setdefault(str(value), len(known)) for value in values] + [-1], dtype=np.int32)
+        codes[start : start + BLOCK_ROWS] = position[block_codes]
+    return list(known), codes
+
+
+def _sorted_used(categories: Sequence[str], codes: np.ndarray) -> CodedColumn:
+    """Only names that occur, sorted; names that are equal as text share a code."""
+    used = np.bincount(codes, minlength=len(categories)) > 0
+    names = sorted({name for name, occurs in zip(categories, used, strict=True) if occurs})
+    position = {name: code for code, name in enumerate(names)}
+    new_code = np.array([position.get(name, -1) for name in categories], dtype=np.int32)
+    return CodedColumn(tuple(names), new_code[codes])

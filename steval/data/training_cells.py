@@ -1,0 +1,340 @@
+"""Cells for training: one or many h5ad files behind one index, coded, split and gathered as dense expression."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from steval.data.cellset_files import LabelledFile, expand_files, read_labelled
+from steval.data.columns import ColumnOptions, Columns
+from steval.data.features import feature_rows, one_hot, read_features
+from steval.data.genes import FillMissing, align, require_unique
+from steval.data.obs_codes import CodedColumn
+from steval.data.obsm_store import ObsmStore
+from steval.data.reference import DataReference, FileReference, Part
+from steval.data.row_store import RowStore, SourceFile
+from steval.data.scale import Scale
+from steval.data.splits import (
+    PARTS,
+    SHARED_CONTROL,
+    CellLabels,
+    CellSplit,
+    ContextSplit,
+    TomlSplit,
+    assign_labels,
+    require_known,
+    require_parts,
+    with_table,
+)
+from steval.errors import ConfigError, DataError
+from steval.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class CellsSettings(Settings):
+    """What is read and how; the part of a training configuration that the data room understands."""
+
+    files: tuple[str, ...] = ()
+    """h5ad files or globs; may be left out where the split is a TOML file, which names them."""
+    columns: ColumnOptions = ColumnOptions()
+    """Names of the `obs` columns; none: as the first file or the built-in defaults say."""
+    input_key: str | None = None
+    """`obsm` key of the basal input; none: expression. `X_hvg` is built from X by `input_genes`."""
+    scale: Scale | None = None
+    """Scale of X in every file; none: as declared in the file, else measured."""
+    target_sum: float | None = None
+    """Total per cell before log1p; needed where a file holds counts."""
+    fill_missing: FillMissing = "error"
+    """What to do where a file lacks genes of the contract."""
+    features: str | None = None
+    """File with a vector per perturbation (`.npz`, `.parquet`, `.csv`); none: one-hot."""
+    memory_gb: float = 2.0
+    """Data up to this size is kept in memory; larger data is read from disk."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names in code order that must come first (those of a checkpoint); names of the data that they lack follow, sorted."""
+
+    perturbations: tuple[str, ...] = ()
+    cell_types: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+
+
+@dataclass
+class TrainingCells:
+    """N cells of one or many files: codes in memory, expression gathered on demand."""
+
+    paths: tuple[Path, ...]
+    columns: Columns
+    genes: tuple[str, ...]
+    """Gene contract of the target (and of the input, unless that is an embedding or `X_hvg`)."""
+    input_genes: tuple[str, ...] | None
+    """Gene contract of the input; none: an embedding."""
+    input_key: str | None
+    target_sum: float | None
+    """Total per cell before log1p; none: unknown (lognorm files that do not tell)."""
+    split: CellSplit | ContextSplit | TomlSplit
+    perturbations: tuple[str, ...]
+    """Names in code order, the control among them."""
+    cell_types: tuple[str, ...]
+    batches: tuple[str, ...]
+    perturbation_codes: np.ndarray
+    """int32 `[N]`."""
+    cell_type_codes: np.ndarray
+    """int32 `[N]`."""
+    batch_codes: np.ndarray
+    """int32 `[N]`."""
+    part_codes: np.ndarray
+    """int8 `[N]`: 0 train, 1 val, 2 test, 3 control shared by all parts, -1 of no part."""
+    features: np.ndarray
+    """Perturbation features, float32 `[P, pert_dim]`, rows in the order of `perturbations`."""
+    store: RowStore
+    input_store: "RowStore | ObsmStore | None"
+    """Where the input comes from; none: from `store`."""
+    notes: tuple[str, ...] = field(default=())
+    """What was found and done while opening, for the preflight table."""
+    scale: Scale = "lognorm"
+    """Scale of everything that `gather` returns."""
+
+    @classmethod
+    def open(
+        cls,
+        settings: CellsSettings,
+        split: CellSplit | ContextSplit | TomlSplit,
+        *,
+        genes: Sequence[str] | None = None,
+        input_genes: Sequence[str] | None = None,
+        perturbation_features: Mapping[str, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
+        base_dir: Path | None = None,
+    ) -> Self:
+        """Open and check all files; nothing but `obs` codes, a sample of X for its scale and CSR row pointers is read.
+
+        `genes` is the contract (default: the genes of the first file), `input_genes` that of an `X_hvg` input.
+        `perturbation_features` (name → vector) takes the place of `settings.features`. Relative paths are taken from
+        `base_dir`, default the working directory. Raises `DataError` or `ConfigError`.
+        """
+        vocabulary = vocabulary or Vocabulary()
+        split = with_table(split)
+        paths, split = expand_files(settings.files, split, base_dir)
+        files = [read_labelled(path, settings, split.cell_type_key) for path in paths]
+        _require_same_columns(files)
+        target_sum, sums = _target_sums(files, settings.target_sum)
+        contract = tuple(genes) if genes is not None else tuple(files[0].genes)
+        require_unique(contract, "the gene contract")
+        budget = int(settings.memory_gb * 2**30)
+        store, notes = _row_store(files, sums, contract, settings.fill_missing, budget)
+        input_store, input_contract = _input_store(files, sums, contract, input_genes, settings, budget)
+        perturbations, perturbation_codes = _merged([f.perturbation for f in files], vocabulary.perturbations)
+        cell_types, cell_type_codes = _merged([f.cell_type for f in files], vocabulary.cell_types)
+        batches, batch_codes = _merged([f.batch for f in files], vocabulary.batches)
+        columns = files[0].columns
+        return cls(
+            paths=tuple(paths), columns=columns, genes=contract, input_genes=input_contract, input_key=settings.input_key,
+            target_sum=target_sum, split=split, perturbations=perturbations, cell_types=cell_types, batches=batches,
+            perturbation_codes=perturbation_codes, cell_type_codes=cell_type_codes, batch_codes=batch_codes,
+            part_codes=_parts(files, split),
+            features=_features(perturbations, columns.control, settings.features, perturbation_features),
+            store=store, input_store=input_store, notes=tuple(notes),
+        )  # fmt: skip
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.part_codes)
+
+    @property
+    def input_dim(self) -> int:
+        """Columns of the basal input."""
+        if isinstance(self.input_store, ObsmStore):
+            return self.input_store.dimension
+        return len(self.genes if self.input_store is None else self.input_genes or ())
+
+    @property
+    def pert_dim(self) -> int:
+        return int(self.features.shape[1])
+
+    @property
+    def input_is_target(self) -> bool:
+        """Whether input and target are the same matrix (expression in, expression out)."""
+        return self.input_store is None
+
+    @property
+    def control_code(self) -> int:
+        return self.perturbations.index(self.columns.control)
+
+    @cached_property
+    def is_control(self) -> np.ndarray:
+        """bool `[N]`."""
+        return self.perturbation_codes == self.control_code
+
+    def part(self, name: Part) -> np.ndarray:
+        """Numbers of the perturbed cells of a part, int64, ascending."""
+        return np.flatnonzero((self.part_codes == PARTS.index(name)) & ~self.is_control)
+
+    def controls(self, name: Part) -> np.ndarray:
+        """Numbers of the control cells that are inputs in a part, int64, ascending."""
+        allowed = (self.part_codes == PARTS.index(name)) | (self.part_codes == SHARED_CONTROL)
+        return np.flatnonzero(allowed & self.is_control)
+
+    def part_perturbations(self, name: Part) -> tuple[str, ...]:
+        """Names of the perturbations that have cells in a part, sorted."""
+        return tuple(sorted(self.perturbations[code] for code in np.unique(self.perturbation_codes[self.part(name)])))
+
+    def gather(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Expression of cells, float32 lognorm `[n, G]` in the order of the contract; written to `out` where it is given."""
+        return self.store.gather(indices, out)
+
+    def gather_input(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Basal input of cells, float32 `[n, input_dim]`: expression, or the rows of the `obsm` embedding."""
+        return (self.input_store or self.store).gather(indices, out)
+
+    def reference(self, name: Part | None) -> DataReference:
+        """Reference to the cells of a part (none: all cells): files with digests, columns, split."""
+        return DataReference(
+            files=self.file_references,
+            columns=self.columns,
+            scale=self.scale,
+            target_sum=self.target_sum,
+            perturbations=() if name is None else self.part_perturbations(name),
+            part=name,
+            split=self.split.as_dict(),
+        )
+
+    @cached_property
+    def file_references(self) -> tuple[FileReference, ...]:
+        """Paths and sha256 digests of the files; computed once, reads every byte."""
+        return tuple(FileReference.of(path) for path in self.paths)
+
+    def summary(self) -> dict[str, str]:
+        """What was opened, for a preflight table: label → text."""
+        rows = {
+            "files": f"{len(self.paths)} ({self.num_cells:,} cells)",
+            "genes": f"{len(self.genes):,}",
+            "input": self.input_key or "expression",
+            "scale": f"{self.scale}, target_sum {self.target_sum:g}"
+            if self.target_sum
+            else f"{self.scale}, target_sum unknown",
+            "perturbations": f"{len(self.perturbations) - 1:,} and the control {self.columns.control!r}",
+            "perturbation features": f"{self.pert_dim:,} dimensions",
+            "cell types": f"{len(self.cell_types):,}",
+            "batches": f"{len(self.batches):,}",
+        }
+        for name in PARTS:
+            rows[name] = (
+                f"{len(self.part(name)):,} cells of {len(self.part_perturbations(name)):,} perturbations, "
+                f"{len(self.controls(name)):,} control cells"
+            )
+        return rows | {f"note {number}": note for number, note in enumerate(self.notes, start=1)}
+
+
+def _require_same_columns(files: Sequence[LabelledFile]) -> None:
+    controls = {file.columns.control for file in files}
+    if len(controls) > 1:
+        raise DataError(
+            f"the files declare different control labels ({', '.join(sorted(controls))}); name one with columns.control"
+        )
+    control = files[0].columns.control
+    if not any(control in file.perturbation.names for file in files):
+        raise DataError(f"no file holds control cells ({control!r} in column {files[0].columns.perturbation!r})")
+
+
+def _target_sums(files: Sequence[LabelledFile], wanted: float | None) -> tuple[float | None, list[float | None]]:
+    """The common total of all files, and for each file the total to lognorm to (none: it is lognorm already)."""
+    problems, known = [], {wanted} if wanted else set()
+    for file in files:
+        if file.scale.scale == "embedding":
+            problems.append(f"{file.path}: X is declared as an embedding; expression is needed")
+        elif file.scale.scale == "counts" and not wanted:
+            problems.append(
+                f"{file.path} holds counts: give target_sum (10000 is usual) to have them lognormed on the fly"
+            )
+        elif file.scale.scale == "lognorm" and file.scale.target_sum:
+            known.add(file.scale.target_sum)
+    if len(known) > 1:
+        problems.append(
+            f"different target_sum: {', '.join(f'{value:g}' for value in sorted(known))}; make the files alike with steval prepare"
+        )
+    if problems:
+        raise DataError("the scale of the training data is not settled", problems)
+    sums = [wanted if file.scale.scale == "counts" else None for file in files]
+    return (known.pop() if known else None), sums
+
+
+def _row_store(
+    files: Sequence[LabelledFile],
+    sums: Sequence[float | None],
+    contract: tuple[str, ...],
+    fill: FillMissing,
+    budget: int,
+) -> tuple[RowStore, list[str]]:
+    sources, notes = [], []
+    for file, target_sum in zip(files, sums, strict=True):
+        alignment = align(file.genes, contract, fill, str(file.path))
+        sources.append(SourceFile(file.path, file.num_cells, alignment, target_sum))
+        if not alignment.is_identity:
+            notes.append(
+                f"{file.path.name}: {alignment.num_extra} extra genes dropped, {len(alignment.missing)} missing genes zero"
+                + (", genes reordered by name" if alignment.reordered else "")
+            )
+        if target_sum:
+            notes.append(f"{file.path.name}: counts are lognormed to {target_sum:g} per cell as they are read")
+    return RowStore(sources, budget), notes
+
+
+def _input_store(
+    files: Sequence[LabelledFile], sums: Sequence[float | None], contract: tuple[str, ...],
+    input_genes: Sequence[str] | None, settings: CellsSettings, budget: int,
+) -> tuple["RowStore | ObsmStore | None", tuple[str, ...] | None]:  # fmt: skip
+    if settings.input_key is None:
+        return None, contract
+    if settings.input_key == "X_hvg":
+        if input_genes is None:
+            raise ConfigError("an X_hvg input needs the names of its genes (an obsm matrix has none): give input_genes")
+        if tuple(input_genes) == contract:
+            return None, contract
+        require_unique(input_genes, "the input's gene contract")
+        return _row_store(files, sums, tuple(input_genes), settings.fill_missing, budget)[0], tuple(input_genes)
+    return ObsmStore(
+        [file.path for file in files], [file.num_cells for file in files], settings.input_key, budget
+    ), None
+
+
+def _merged(columns: Sequence[CodedColumn], first: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    names = {name for column in columns for name in column.names}
+    merged = (*first, *sorted(names - set(first)))
+    return merged, np.concatenate([column.recoded(merged) for column in columns])
+
+
+def _parts(files: Sequence[LabelledFile], split: CellSplit | ContextSplit | TomlSplit) -> np.ndarray:
+    datasets = split.file_datasets if isinstance(split, TomlSplit) else (None,) * len(files)
+    labelled = [
+        (
+            dataset,
+            CellLabels(
+                file.perturbation.names,
+                file.perturbation.codes,
+                file.context.names,
+                file.context.codes,
+                file.columns.control,
+            ),
+        )
+        for file, dataset in zip(files, datasets, strict=True)
+    ]
+    require_known(split, labelled)
+    codes = np.concatenate([assign_labels(labels, split, dataset) for dataset, labels in labelled])
+    require_parts(codes, split)
+    return codes
+
+
+def _features(names: Sequence[str], control: str, path: str | None, vectors: Mapping[str, Any] | None) -> np.ndarray:
+    if vectors is not None:
+        return feature_rows(names, control, vectors)
+    if path is not None:
+        return feature_rows(names, control, read_features(Path(path)), str(path))
+    return one_hot(len(names))
