@@ -9,15 +9,18 @@ Two estimates, both from the real cells alone:
   experiment of half the size would reach.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from steval.errors import EvaluationError
-
-logger = logging.getLogger(__name__)
+from steval.evaluator.cells import CellSide
+from steval.evaluator.evaluate import evaluate
+from steval.evaluator.members import metric_means
+from steval.evaluator.pair import Pair
 
 CORRECTED_METRICS = frozenset(
     ["pearson_delta", "de_spearman_sig", "de_spearman_lfc_sig", "de_direction_match", "de_sig_genes_recall"]
@@ -65,3 +68,64 @@ def spearman_brown(metric: str, half_depth: float | None) -> float:
     if metric not in CORRECTED_METRICS or half_depth is None or not half_depth > 0:
         return float("nan")
     return 2.0 * half_depth / (1.0 + half_depth)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Ceilings of each metric column."""
+
+    corrected: dict[str, float]
+    """cell-eval's ceiling; NaN where it has none."""
+    replicate: dict[str, float | None]
+    """Mean over the splits of one half scored against the other."""
+    splits: int
+    notes: tuple[str, ...]
+
+
+def estimate_ceiling(
+    pair: Pair,
+    metrics: str | Sequence[str],
+    columns: Sequence[str],
+    *,
+    splits: int,
+    seed: int,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    threads: int | None = None,
+) -> Ceiling:
+    """Both ceilings of the metric columns `columns`; split i is seeded `seed + i`, cell-eval's ceiling is the first's."""
+    means: list[dict[str, float | None]] = []
+    dropped: list[str] = []
+    for index in range(splits):
+        halves, dropped = split_pair(pair, seed + index)
+        results = evaluate(halves, metrics, options=options, threads=threads).results
+        means.append(metric_means(results, columns))
+    notes = []
+    if dropped:
+        notes.append(f"ceiling: {len(dropped)} perturbations with fewer than 2 real cells are left out")
+    return Ceiling(
+        corrected={column: spearman_brown(column, means[0][column]) for column in columns},
+        replicate={column: _mean([mean[column] for mean in means]) for column in columns},
+        splits=splits,
+        notes=tuple(notes),
+    )
+
+
+def split_pair(pair: Pair, seed: int) -> tuple[Pair, list[str]]:
+    """Real cells against real cells: a pair of disjoint halves, and the perturbations that could not be split."""
+    rows = np.sort(np.concatenate(list(pair.real.groups.values())))
+    labels = pair.real.cells.obs[pair.columns.perturbation].iloc[rows]
+    first, second, dropped = disjoint_halves(labels, pair.control, seed)
+    sides = [_half(pair.real, rows[half], f"half {part} of split {seed}") for part, half in ((1, first), (2, second))]
+    perturbations = tuple(name for name in sides[0].groups if name != pair.control)
+    return replace(pair, real=sides[0], pred=sides[1], perturbations=perturbations, notes=()), dropped
+
+
+def _half(side: CellSide, rows: np.ndarray, name: str) -> CellSide:
+    keep = np.zeros(side.cells.num_cells, dtype=bool)
+    keep[rows] = True
+    return side.restricted(keep, f"{side.subset} {name}".strip())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None

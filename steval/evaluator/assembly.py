@@ -1,0 +1,254 @@
+"""From computed pairs to the frames of a `Report`."""
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from steval import __version__
+from steval.evaluator.bootstrap import score_intervals
+from steval.evaluator.changes import de_counts, shown_changes
+from steval.evaluator.pair import Pair
+from steval.evaluator.report import (
+    BASELINES_SCHEMA,
+    BREAKDOWN_SCHEMA,
+    CHANGES_SCHEMA,
+    DE_COUNTS_SCHEMA,
+    FAILURES_SCHEMA,
+    INTEGRITY_SCHEMA,
+    INTERVALS_SCHEMA,
+    OVERALL_SCHEMA,
+    PREDICTION,
+    Report,
+)
+from steval.evaluator.scoring import REFERENCE, PairScore, ScoreWork
+
+PACKAGES = ("cell-eval", "pdex", "anndata", "numpy", "scipy", "polars", "numba", "scikit-learn")
+NO_TRAINING = (
+    "no training cells were given, so there is no baseline: the normalised columns and the overall score are empty. Give "
+    "the cells that the model was trained on with --train FILE.h5ad, or score with the checkpoint that records them"
+)
+Parts = Mapping[str | None, PairScore]
+
+
+def assemble(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None) -> Report:
+    """The report of the scored `parts` (cell type → pair; the single key None unless made by cell type)."""
+    intervals = {name: _intervals(work, part) for name, part in parts.items()}
+    overall = pl.concat([_overall(work, name, part, intervals[name]) for name, part in parts.items()])
+    return Report(
+        results=_tagged({name: _plain(part.evaluation.results) for name, part in parts.items()}),
+        breakdown=pl.concat([_breakdown(work, name, part, intervals[name]) for name, part in parts.items()]),
+        overall=_with_mean(overall) if None not in parts else overall,
+        baselines=pl.concat([_baselines(work, name, part) for name, part in parts.items()]),
+        baseline_results=_baseline_results(parts),
+        integrity=_integrity(parts),
+        intervals=_framed(intervals, INTERVALS_SCHEMA),
+        failures=_framed({name: part.evaluation.failures for name, part in parts.items()}, FAILURES_SCHEMA),
+        changes=_framed({name: shown_changes(part) for name, part in parts.items()}, CHANGES_SCHEMA),
+        de_counts=_framed({name: de_counts(part.evaluation) for name, part in parts.items()}, DE_COUNTS_SCHEMA),
+        record=_record(work, parts, pair, model_record),
+    )
+
+
+def _intervals(work: ScoreWork, part: PairScore) -> pl.DataFrame:
+    columns = work.options.columns
+    reference = part.baselines.get(REFERENCE)
+    return score_intervals(
+        part.evaluation.results,
+        None if reference is None else reference.results,
+        list(columns),
+        [best for _, best in columns.values()],
+        0 if work.options.metrics_only else work.options.bootstrap,
+        work.options.seed,
+    )
+
+
+def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:
+    table, _ = work.overall(part.evaluation, part.baselines.get(REFERENCE))
+    columns = work.options.columns
+    rows = []
+    for row in table.iter_rows(named=True):
+        metric = row["metric"]
+        family, best = columns[metric]
+        ceiling = part.ceiling
+        missing = _num_without_value(part.evaluation.results, metric)
+        rows.append(
+            {
+                **row,
+                "cell_type": name,
+                "family": family,
+                "best": best,
+                "ceiling": _finite(ceiling.corrected[metric]) if ceiling else None,
+                "replicate": _finite(ceiling.replicate[metric]) if ceiling else None,
+                "num_perturbations": part.evaluation.results.height,
+                "num_without_value": missing,
+                "note": _note(row["value"], missing, part.evaluation.failures, metric),
+                **_bounds(intervals, metric),
+            }
+        )
+    return pl.DataFrame(rows, schema=BREAKDOWN_SCHEMA)
+
+
+def _bounds(intervals: pl.DataFrame, metric: str) -> dict[str, float | None]:
+    found = {}
+    for quantity, _, low, high, _ in intervals.filter(pl.col("metric") == metric).iter_rows():
+        found[f"{quantity}_low"], found[f"{quantity}_high"] = low, high
+    return found
+
+
+def _num_without_value(results: pl.DataFrame, metric: str) -> int:
+    if metric not in results.columns:
+        return results.height
+    return int((~results[metric].cast(pl.Float64).is_finite().fill_null(False)).sum())
+
+
+def _note(value: float | None, missing: int, failures: pl.DataFrame, metric: str) -> str | None:
+    if not missing:
+        return None
+    reasons = failures.filter(pl.col("metric") == metric)["reason"].unique(maintain_order=True).to_list()
+    effect = (
+        "left out of the mean"
+        if value is not None and np.isfinite(value)
+        else "so the mean is undefined and counts as 0"
+    )
+    return "; ".join([f"{missing} perturbations have no value, {effect}", *reasons[:2]])
+
+
+def _overall(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:
+    reference = part.baselines.get(REFERENCE)
+    if reference is None:
+        return pl.DataFrame(schema=OVERALL_SCHEMA)
+    rows = []
+    for predictor, evaluation in {PREDICTION: part.evaluation, **part.baselines}.items():
+        _, total = work.overall(evaluation, reference)
+        bounds = _bounds(intervals, "overall") if predictor == PREDICTION else {}
+        rows.append(
+            {
+                "cell_type": name,
+                "predictor": predictor,
+                "overall": _finite(total.clipped),
+                "leaderboard": _finite(total.leaderboard),
+                "unclipped": _finite(total.unclipped),
+                "overall_low": bounds.get("normalised_low"),
+                "overall_high": bounds.get("normalised_high"),
+                "unclipped_low": bounds.get("unclipped_low"),
+                "unclipped_high": bounds.get("unclipped_high"),
+            }
+        )
+    return pl.DataFrame(rows, schema=OVERALL_SCHEMA)
+
+
+def _with_mean(overall: pl.DataFrame) -> pl.DataFrame:
+    """The mean over cell types in front, cell type null; it has no interval."""
+    if overall.is_empty():
+        return overall
+    mean = overall.group_by("predictor", maintain_order=True).agg(pl.col("overall", "leaderboard", "unclipped").mean())
+    return pl.concat([mean, overall], how="diagonal").select(list(OVERALL_SCHEMA))
+
+
+def _baselines(work: ScoreWork, name: str | None, part: PairScore) -> pl.DataFrame:
+    reference = part.baselines.get(REFERENCE)
+    tables = [pl.DataFrame(schema=BASELINES_SCHEMA)]
+    for kind, evaluation in part.baselines.items():
+        table, _ = work.overall(evaluation, reference)
+        table = table.drop("baseline").with_columns(
+            pl.lit(kind).alias("baseline"), pl.lit(name, dtype=pl.String).alias("cell_type")
+        )
+        tables.append(table.select(list(BASELINES_SCHEMA)))
+    return pl.concat(tables)
+
+
+def _baseline_results(parts: Parts) -> pl.DataFrame:
+    tables = {
+        (name, kind): _plain(evaluation.results)
+        for name, part in parts.items()
+        for kind, evaluation in part.baselines.items()
+    }
+    frames = [
+        frame.select(pl.lit(name, dtype=pl.String).alias("cell_type"), pl.lit(kind).alias("baseline"), pl.all())
+        for (name, kind), frame in tables.items()
+    ]
+    empty = pl.DataFrame(schema={"cell_type": pl.String, "baseline": pl.String, "perturbation": pl.String})
+    return pl.concat(frames, how="diagonal") if frames else empty
+
+
+def _integrity(parts: Parts) -> pl.DataFrame:
+    rows = [
+        (name, f.check, f.status, f.measurement, f.limit, f.sentence)
+        for name, part in parts.items()
+        for f in part.findings
+    ]
+    return pl.DataFrame(rows, schema=INTEGRITY_SCHEMA, orient="row")
+
+
+def _plain(results: pl.DataFrame) -> pl.DataFrame:
+    """Perturbations as text, every metric as float64."""
+    return results.select(
+        pl.col("perturbation").cast(pl.String),
+        *(pl.col(c).cast(pl.Float64) for c in results.columns if c != "perturbation"),
+    )
+
+
+def _tagged(frames: Mapping[str | None, pl.DataFrame]) -> pl.DataFrame:
+    tagged = [
+        frame.select(pl.lit(name, dtype=pl.String).alias("cell_type"), pl.all()) for name, frame in frames.items()
+    ]
+    return pl.concat(tagged, how="diagonal")
+
+
+def _framed(frames: Mapping[str | None, pl.DataFrame], schema: dict[str, Any]) -> pl.DataFrame:
+    return _tagged(frames).select([pl.col(name).cast(kind) for name, kind in schema.items()])
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _record(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None) -> dict[str, Any]:
+    warnings = [warning for part in parts.values() for warning in part.warnings]
+    if work.training is None and not work.options.metrics_only:
+        warnings.insert(0, NO_TRAINING)
+    notes = [
+        *pair.notes,
+        *(note for part in parts.values() for note in part.evaluation.notes if note not in pair.notes),
+    ]
+    return {
+        "steval": __version__,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "options": work.options.as_dict(),
+        "seed": work.options.seed,
+        "columns": pair.columns.as_dict(),
+        "inputs": _inputs(work, pair),
+        "warnings": list(dict.fromkeys(warnings)),
+        "notes": list(dict.fromkeys([*notes, *(work.training.notes if work.training else ())])),
+        "timings": work.clock.table(),
+        "metric_timings": {str(name or "all"): part.evaluation.timings for name, part in parts.items()},
+        "model": model_record,
+    }
+
+
+def _inputs(work: ScoreWork, pair: Pair) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for role, side, scale in (("pred", pair.pred, pair.scale_pred), ("real", pair.real, pair.scale_real)):
+        described[role] = {
+            "name": side.cells.name,
+            "sha256": side.digest(),
+            "cells": side.num_cells,
+            "genes": len(pair.genes),
+            "perturbations": len(pair.perturbations),
+            "scale": scale.describe(),
+        }
+    if work.training is not None:
+        training = work.training
+        described["train"] = {
+            "name": training.cells.name,
+            "sha256": training.digest,
+            "cells": training.num_cells,
+            "perturbations": len(training.effects),
+        }
+    return described

@@ -1,0 +1,153 @@
+"""The score directory: written whole or not at all, and read back.
+
+Beside DESIGN's files (`results.parquet`, `results.csv`, `breakdown.csv`, `score.json`, `integrity.csv`, `report.html`) it holds
+what a comparison or a new drawing of the report needs; `docs/scoring.md` has the schema of each table.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steval.data.files import require_directory
+from steval.errors import ConfigError, DataError
+from steval.evaluator.report import (
+    BASELINES_SCHEMA,
+    BREAKDOWN_SCHEMA,
+    DE_COUNTS_SCHEMA,
+    FAILURES_SCHEMA,
+    INTEGRITY_SCHEMA,
+    INTERVALS_SCHEMA,
+    OVERALL_SCHEMA,
+    PREDICTION,
+    Report,
+)
+
+FORMAT = 1
+SCORE_FILE = "score.json"
+REPORT_FILE = "report.html"
+CSV_TABLES: dict[str, dict[str, Any]] = {
+    "breakdown": BREAKDOWN_SCHEMA,
+    "overall": OVERALL_SCHEMA,
+    "baselines": BASELINES_SCHEMA,
+    "integrity": INTEGRITY_SCHEMA,
+    "intervals": INTERVALS_SCHEMA,
+    "failures": FAILURES_SCHEMA,
+    "de_counts": DE_COUNTS_SCHEMA,
+}
+PARQUET_TABLES = ("results", "baseline_results", "changes")
+
+
+def write_score_dir(report: Report, directory: Path | str) -> Path:
+    """Write all tables, `score.json` and `report.html` to `directory`; returns it.
+
+    Everything is written to a directory beside it, which then takes its place: a killed run or a full disk leaves the old
+    score directory, or none, never a part. A directory that holds anything but a score is not replaced (`ConfigError`).
+    """
+    from steval.evaluator.html_report import render_report
+
+    directory = Path(directory)
+    _require_replaceable(directory)
+    require_directory(directory.parent)
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        partial.mkdir()
+        for name in PARQUET_TABLES:
+            getattr(report, name).write_parquet(partial / f"{name}.parquet")
+        report.results.write_csv(partial / "results.csv")
+        for name in CSV_TABLES:
+            getattr(report, name).write_csv(partial / f"{name}.csv")
+        text = json.dumps(score_summary(report), indent=2, allow_nan=False)
+        (partial / SCORE_FILE).write_text(text + "\n", encoding="utf-8")
+        (partial / REPORT_FILE).write_text(render_report(report), encoding="utf-8")
+        _sync(partial)
+        _take_place(partial, directory)
+    except OSError as error:
+        raise DataError(f"cannot write the score directory {directory}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def read_score_dir(directory: Path | str) -> Report:
+    """The report that `write_score_dir` wrote; anything else is a `DataError`."""
+    directory = Path(directory)
+    if not (directory / SCORE_FILE).is_file():
+        raise DataError(f"{directory} is not a score directory: it has no {SCORE_FILE} (steval score -o writes one)")
+    try:
+        summary = json.loads((directory / SCORE_FILE).read_text(encoding="utf-8"))
+        if summary["format"] != FORMAT:
+            raise DataError(f"{directory} has format {summary['format']}; this version of steval reads format {FORMAT}")
+        frames = {name: pl.read_parquet(directory / f"{name}.parquet") for name in PARQUET_TABLES}
+        frames |= {name: pl.read_csv(directory / f"{name}.csv", schema=schema) for name, schema in CSV_TABLES.items()}
+        return Report(**frames, record=summary["record"])
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{directory} is damaged and cannot be read: {error}") from error
+
+
+def score_summary(report: Report) -> dict[str, Any]:
+    """What `score.json` holds: overall scores, members and the record, as plain JSON (NaN and infinity become null)."""
+    overall = report.overall.filter(pl.col("predictor") == PREDICTION)
+    headline = overall.row(0, named=True) if not overall.is_empty() else dict.fromkeys(OVERALL_SCHEMA)
+    summary = {
+        "format": FORMAT,
+        "overall": headline["overall"],
+        "leaderboard": headline["leaderboard"],
+        "unclipped": headline["unclipped"],
+        "interval": [headline["overall_low"], headline["overall_high"]],
+        "members": report.members.drop("note").to_dicts(),
+        "baselines": report.overall.filter(pl.col("predictor") != PREDICTION).to_dicts(),
+        "integrity": {status: report.integrity["status"].to_list().count(status) for status in ("ok", "warn", "fail")},
+        "findings": report.findings.to_dicts(),
+        "warnings": report.record["warnings"],
+        "record": report.record,
+    }
+    return _finite(summary)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def _require_replaceable(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise ConfigError(f"{directory} is a file; a score is written to a directory")
+    if any(directory.iterdir()) and not (directory / SCORE_FILE).is_file():
+        raise ConfigError(f"{directory} is not empty and holds no score, so it is not replaced; name another directory")
+
+
+def _sync(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _take_place(partial: Path, directory: Path) -> None:
+    """Rename `partial` to `directory`; what was there goes only after the new one is in place."""
+    if not directory.exists():
+        partial.rename(directory)
+        return
+    old = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.old")
+    directory.rename(old)
+    try:
+        partial.rename(directory)
+    except OSError:
+        old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+assert set(CSV_TABLES) | set(PARQUET_TABLES) | {"record"} == {item.name for item in fields(Report)}
