@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ class ScoreRequest:
     train: Path | None = None
     out: Path | None = None
     predict: bool = False
-    columns: ColumnOptions = ColumnOptions()
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     scale: Scale | None = None
     data_dirs: tuple[Path, ...] = ()
     profile: str = "vcc"
@@ -55,8 +55,9 @@ class ScoreRequest:
 def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
     """Score predicted cells, write the score directory, return the report and the directory.
 
-    The real cells are `request.real`, else the evaluation data that the checkpoint records; baselines come from `request.train`, else the
-    checkpoint's training cells, else there are none. Raises `ConfigError`, `CheckpointError`, `DataError`.
+    The real cells are `request.real`, else the evaluation data that the checkpoint records; baselines come from
+    `request.train`, else the checkpoint's training cells, else there are none. Raises `ConfigError`, `CheckpointError`
+    or `DataError`.
     """
     from steval.evaluator.score import score
     from steval.evaluator.tables import write_score_dir
