@@ -45,7 +45,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e-3 and value else f"{value:.4f}"
+        return f"{value:.4g}" if 1e-12 < abs(value) < 1e-3 else f"{value:.4f}"
     return str(value)
 
 
