@@ -140,28 +140,29 @@ def read_header(path: Path) -> dict[str, Any]:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a steval checkpoint; anything else is a `CheckpointError` that says what the file is."""
     header = read_header(path)
-    return parse_metadata(header.get("__metadata__") or {}, path)
+    return parse_metadata(header.get("__metadata__"), path)
 
 
-def parse_metadata(metadata: dict[str, str], path: Path) -> Manifest:
+def parse_metadata(metadata: Any, path: Path) -> Manifest:
     """Validate the metadata mapping of a header."""
-    text = metadata.get(METADATA_KEY)
-    if text is None:
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
         raise CheckpointError(
-            f"{path} is a safetensors file but not a steval checkpoint: its metadata lacks the key {METADATA_KEY!r}. An "
-            "arc-state model becomes one by: steval convert MODEL_DIR -o OUT.safetensors"
+            f"{path} is a safetensors file but not a steval checkpoint: its metadata lacks the key {METADATA_KEY!r}. "
+            "An arc-state model becomes one by: steval convert MODEL_DIR -o OUT.safetensors"
         )
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST_KEY):
+    if hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest() != metadata.get(DIGEST_KEY):
         raise CheckpointError(f"{path}: the metadata does not match its own digest; the file was altered or damaged")
     try:
         values = json.loads(text)
         version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has checkpoint format {version}; this steval reads format {FORMAT_VERSION}. Use the steval that wrote it"
+                f"{path} has checkpoint format {version}; this steval reads format {FORMAT_VERSION}. Use the "
+                "steval that wrote it"
             )
         return Manifest.parse(values, source=f"the metadata of {path}")
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the metadata is not a JSON mapping ({error})") from error
     except ConfigError as error:
         raise CheckpointError(str(error)) from error

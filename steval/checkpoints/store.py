@@ -1,4 +1,4 @@
-"""The one-file checkpoint: safetensors with weights, perturbation features, default controls and the manifest. No pickle."""
+"""The one-file checkpoint: safetensors with weights, perturbation features, default controls and manifest. No pickle."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class Checkpoint:
     """A verified checkpoint in memory.
 
     `weights`: parameter name → tensor; `features [P, pert_dim]` float32 in the order of `manifest.perturbations`;
-    `controls` None where the file carries none. `digest` is the sha256 over the manifest and so over every tensor's digest.
+    `controls` None where the file carries none. `digest` is the sha256 over the manifest, and so over each tensor's.
     """
 
     path: Path
@@ -53,11 +53,8 @@ class Checkpoint:
 
     def network(self, attention: Attention | None = None) -> StateTransition:
         """The network with these weights, in eval mode on the CPU; `attention` overrides the recorded regime."""
-        config = self.manifest.model
-        if attention is not None:
-            config = config.model_copy(update={"attention": attention})
         with torch.device("meta"):
-            network = StateTransition(config)
+            network = StateTransition(self.manifest.model, attention)
         network.load_state_dict(dict(self.weights), strict=True, assign=True)
         return network.eval()
 
@@ -86,11 +83,17 @@ def save_checkpoint(
         tensors |= _pack_controls(controls, manifest)
         names, counts = np.unique(controls.cell_types, return_counts=True)
         num_controls = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    problems = _inconsistencies(manifest)
+    if problems:
+        raise CheckpointError(f"{path} is not written: its description contradicts itself", problems)
     _require_finite(tensors, path)
     digests = {name: _tensor_digest(tensor) for name, tensor in sorted(tensors.items())}
     complete = manifest.model_copy(update={"tensors": digests, "num_controls": num_controls})
     with atomic_path(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata=complete.to_metadata())
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
     return complete
 
 
@@ -105,7 +108,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     manifest = parse_metadata(metadata, path)
     try:
         with safe_open(path, framework="pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+            # A copy is aligned as torch allocates; where the file puts a tensor would change the last digits of products
+            tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     _verify(tensors, manifest, path)
@@ -115,7 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         manifest=manifest,
         weights=weights,
         features=tensors[FEATURES],
-        controls=_unpack_controls(tensors, manifest),
+        controls=_unpack_controls(tensors, manifest, path),
         digest=metadata["steval_sha256"],
     )
 
@@ -143,41 +147,59 @@ def _pack_controls(controls: ControlSet, manifest: Manifest) -> dict[str, torch.
     return packed
 
 
-def _unpack_controls(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> ControlSet | None:
-    if CONTROLS + "indptr" not in tensors:
+def _unpack_controls(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path) -> ControlSet | None:
+    """The default control set, checked entry by entry; None where the file has none."""
+    found = {name.removeprefix(CONTROLS): tensor for name, tensor in tensors.items() if name.startswith(CONTROLS)}
+    if not found:
         return None
-    parts = {name: tensors[CONTROLS + name].numpy() for name in ("data", "indices", "indptr", "cell_type", "batch")}
-    indptr, width = parts["indptr"], manifest.model.input_dim
+    whole_numbers = {"indices", "indptr", "cell_type", "batch"}
+    if found.keys() != whole_numbers | {"data"} or any(
+        tensor.dim() != 1 or tensor.is_floating_point() == (name in whole_numbers) for name, tensor in found.items()
+    ):
+        raise CheckpointError(
+            f"{path}: its default control set needs vectors data, indices, indptr, cell_type and batch"
+        )
+    parts = {name: tensor.numpy() for name, tensor in found.items()}
+    indptr, width = parts["indptr"].astype(np.int64), manifest.model.input_dim
     num_cells = len(indptr) - 1
+    names = {"cell_type": manifest.cell_types, "batch": manifest.batches}
     sound = (
         num_cells >= 1
         and indptr[0] == 0
         and indptr[-1] == len(parts["data"]) == len(parts["indices"])
         and (np.diff(indptr) >= 0).all()
-        and (not len(parts["indices"]) or 0 <= parts["indices"].min() <= parts["indices"].max() < width)
-        and len(parts["cell_type"]) == len(parts["batch"]) == num_cells
+        and _within(parts["indices"], width)
+        and all(len(parts[field]) == num_cells and _within(parts[field], len(names[field]) or 1) for field in names)
     )
     if not sound:
-        raise CheckpointError("the default control set of the checkpoint is not a valid sparse matrix")
-    cells = sp.csr_matrix((parts["data"], parts["indices"], indptr), shape=(num_cells, width))
+        raise CheckpointError(f"{path}: its default control set is not a valid sparse matrix with labels")
+    cells = sp.csr_matrix((parts["data"].astype(np.float32), parts["indices"], indptr), shape=(num_cells, width))
     labels = [
-        np.array(names, dtype=object)[parts[field]] if names else np.full(num_cells, "", dtype=object)
-        for field, names in (("cell_type", manifest.cell_types), ("batch", manifest.batches))
+        np.array(names[field], dtype=object)[parts[field]] if names[field] else np.full(num_cells, "", dtype=object)
+        for field in ("cell_type", "batch")
     ]
     return ControlSet(cells=cells, cell_types=labels[0], batches=labels[1])
 
 
+def _within(codes: np.ndarray, limit: int) -> bool:
+    return not len(codes) or bool(codes.min() >= 0 and codes.max() < limit)
+
+
 def _verify(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path) -> None:
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in StateTransition(manifest.model).state_dict().items()}
-    expected[FEATURES] = (len(manifest.perturbations), manifest.model.pert_dim)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.startswith(CONTROLS)}
-    problems = [f"missing tensor {name}" for name in sorted(expected.keys() - found.keys())]
+    problems = _inconsistencies(manifest)
+    found = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONTROLS)}
+    expected = _expected_shapes(manifest, len(found), path)
+    problems += [f"missing tensor {name}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"unexpected tensor {name}" for name in sorted(found.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {list(found[name])}, the model config says {list(shape)}"
+        f"{name} has shape {list(found[name].shape)}, the model config says {list(shape)}"
         for name, shape in sorted(expected.items())
-        if name in found and found[name] != shape
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    problems += [
+        f"{name} holds {tensor.dtype}, not floating point numbers"
+        for name, tensor in sorted(found.items())
+        if not tensor.is_floating_point()
     ]
     problems += [
         f"{name} does not match its digest"
@@ -187,6 +209,46 @@ def _verify(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path)
     if problems:
         raise CheckpointError(f"{path} cannot be trusted", problems[:20])
     _require_finite(tensors, path)
+
+
+def _expected_shapes(manifest: Manifest, num_tensors: int, path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes that the model config asks for; a config of more layers than there are tensors is not even built."""
+    model = manifest.model
+    depth = model.backbone.num_layers + model.num_encoder_layers + model.num_decoder_layers
+    if depth > num_tensors:
+        raise CheckpointError(f"{path} holds {num_tensors} tensors, too few for the {depth} layers of its model config")
+    try:
+        with torch.device("meta"):
+            state = StateTransition(model).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise CheckpointError(f"{path}: its model config cannot be built: {str(error).splitlines()[0]}") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return {**shapes, FEATURES: (len(manifest.perturbations), model.pert_dim)}
+
+
+def _inconsistencies(manifest: Manifest) -> list[str]:
+    """Where the manifest contradicts itself: names that do not fit the network, or occur twice."""
+    model, names = manifest.model, manifest.perturbation_names
+    output_dim = model.gene_decoder.gene_dim if model.gene_decoder else model.output_dim
+    lists = {
+        "perturbations": tuple(names),
+        "cell_types": manifest.cell_types,
+        "batches": manifest.batches,
+        "input_genes": manifest.input_genes or (),
+        "output_genes": manifest.output_genes or (),
+    }
+    problems = [f"{what} holds a name twice" for what, found in lists.items() if len(set(found)) != len(found)]
+    for what, genes, dim in (
+        ("input_genes", manifest.input_genes, model.input_dim),
+        ("output_genes", manifest.output_genes, output_dim),
+    ):
+        if genes is not None and len(genes) != dim:
+            problems.append(f"{what} has {len(genes)} names, the model {dim}")
+    if manifest.control not in names:
+        problems.append(f"the control {manifest.control!r} is not among the perturbations")
+    if model.batch_encoder and len(manifest.batches) != model.batch_dim:
+        problems.append(f"batches has {len(manifest.batches)} names, the batch encoder {model.batch_dim} codes")
+    return problems
 
 
 def _require_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
