@@ -128,9 +128,7 @@ class CellSetSampler:
         cells = self.cells
         rows = cells.part(self.part)
         if with_controls:
-            types = np.unique(cells.cell_type_codes[rows])
-            targets = cells.controls(self.part)
-            rows = np.concatenate([rows, targets[np.isin(cells.cell_type_codes[targets], types)]])
+            rows = np.concatenate([rows, cells.controls(self.part)])
         if not len(rows):
             raise DataError(f"the {self.part} part holds no perturbed cells to form sets of")
         pool_keys = self._pool_keys(rows)

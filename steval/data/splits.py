@@ -72,7 +72,7 @@ class ContextSplit(_ListedSplit):
     by: Literal["contexts"] = "contexts"
     val: dict[str, tuple[str, ...] | Literal["all"]]
     """Context → perturbations that validate."""
-    test: dict[str, tuple[str, ...] | Literal["all"]] = {}
+    test: dict[str, tuple[str, ...] | Literal["all"]] = Field(default_factory=dict)
     """Context → perturbations that test; empty: no test part."""
 
 
