@@ -1,0 +1,1 @@
+"""Fine-tuning: phases, optimiser groups, the run directory (Lightning inside)."""

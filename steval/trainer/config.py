@@ -1,0 +1,184 @@
+"""`FinetuneConfig`: everything that fine-tuning is told, strict and resolved; torch-free.
+
+The recipes shipped with the package (`steval.trainer.recipes`) are files of this form.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from steval.data.cellsets import ControlMapping, Sampling
+from steval.data.splits import CellSplit, SplitSettings
+from steval.data.training_cells import CellsSettings
+from steval.model.config import Activation, Attention, Head, OutputSpace
+from steval.settings import Settings
+from steval.trainer.metrics import LoggerName
+from steval.trainer.objective_settings import ObjectiveSettings
+from steval.trainer.optimiser_settings import OptimiserSettings
+from steval.trainer.phases import PhaseSettings
+
+Precision = Literal["32", "bf16-mixed"]
+
+
+class DataSettings(CellsSettings):
+    """Which cells, and what they mean."""
+
+    split: SplitSettings = CellSplit()
+    """Which perturbed cells train, validate and test."""
+    gene_list: str | None = None
+    """File with the gene contract (a name per line, or an h5ad); none: the checkpoint's genes, else the first file's."""
+    input_gene_list: str | None = None
+    """The same for an `X_hvg` input; none: the checkpoint's."""
+    extra_perturbations: tuple[str, ...] = ()
+    """Names beyond those of the data that the checkpoint is to know by their features (as untrained)."""
+    evaluation_file: str | None = None
+    """h5ad that `steval score` uses for this run's checkpoints; none: the test (or validation) cells of `files`."""
+
+
+class NetworkSettings(Settings):
+    """A network to start from nothing; with `--init-from`, fields left out follow the checkpoint."""
+
+    hidden_dim: PositiveInt = 128
+    """Token size."""
+    num_layers: PositiveInt = 2
+    """Backbone blocks."""
+    num_heads: PositiveInt = 4
+    """Attention heads."""
+    intermediate_dim: PositiveInt | None = None
+    """Inner size of a block's MLP; none: four times `hidden_dim`."""
+    num_encoder_layers: PositiveInt = 2
+    """Layers of the perturbation and basal encoders."""
+    num_decoder_layers: PositiveInt = 2
+    """Layers of `project_out`."""
+    activation: Activation = "gelu"
+    """Of encoders and `project_out`."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Of encoders, `project_out` and gene decoder."""
+    attention: Attention = "bidirectional"
+    """Regime of the backbone (docs/checkpoints.md)."""
+    mask_attn: bool = False
+    """Each cell attends to itself alone."""
+    head: Head = "down-then-up"
+    """Residual head in output space `all`: arc-state's bottleneck, or plain `project_out(h) + basal`."""
+    output_space: OutputSpace = "all"
+    """`all`: the input's own genes; `embedding`: the embedding; `gene`: arc-state's name for `X_hvg`."""
+    predict_residual: bool = True
+    """Whether the network predicts the difference to the basal cells."""
+    use_basal_projection: bool = True
+    """MLP, not a single linear layer, as basal encoder."""
+    batch_encoder: bool = False
+    """Add an embedding of the batch to each cell."""
+    gene_decoder: tuple[PositiveInt, ...] | None = None
+    """Hidden sizes of a decoder from an embedding to genes; none: no decoder."""
+
+
+class SetSettings(Settings):
+    """How cells are put together for a step."""
+
+    size: PositiveInt = 64
+    """Cells of a set."""
+    per_batch: PositiveInt = 4
+    """Sets of a batch, on each device."""
+    mapping: ControlMapping = "cell_type"
+    """Within what the control cells of a set are drawn: its cell type, or its cell type and batch."""
+    sampling: Sampling = "cells"
+    """In training: every cell once an epoch, or every `perturbations` in equally many sets."""
+    controls_as_targets: bool = True
+    """Whether sets of control cells are predicted too, from other control cells, in training."""
+    accumulation: PositiveInt = 1
+    """Batches whose gradients are added up for one optimiser step; for cards with little memory."""
+
+
+class CheckSettings(Settings):
+    """When to validate, log and save, counted in optimiser steps of a phase; ends of phases are always among them."""
+
+    validate_every: PositiveInt = 500
+    """Validation on fixed sets."""
+    validation_sets: PositiveInt | None = None
+    """At most so many of the fixed validation sets of each perturbation and cell type; none: every cell."""
+    log_every: PositiveInt = 50
+    """A row of training losses (means over these steps), rates and gradient norms in metrics.csv."""
+    save_every: PositiveInt = 1000
+    """`last.ckpt`, which `--resume` continues from."""
+    keep_every: NonNegativeInt = 0
+    """`step-*.safetensors` for ablations; 0: none."""
+    quick_eval_every: NonNegativeInt = 0
+    """Quick cell-eval on held-out perturbations at every so many validations; 0: never."""
+    select_best: str = Field(default="val/gene", pattern=r"^(val|eval)/\S+$")
+    """Metric that decides `best-val.safetensors`."""
+    select_mode: Literal["min", "max"] | None = None
+    """Which end of it is good; none: `min` for losses (`val/...`), needed for `eval/...`."""
+
+    @model_validator(mode="after")
+    def _selectable(self) -> "CheckSettings":
+        if self.select_best.startswith("eval/") and not self.quick_eval_every:
+            raise ValueError(f"select_best {self.select_best!r} needs quick_eval_every above 0")
+        if self.select_best.startswith("eval/") and self.select_mode is None:
+            raise ValueError(f"select_best {self.select_best!r} needs select_mode: min or max")
+        return self
+
+
+class ComputeSettings(Settings):
+    """Arithmetic and processes; nothing here changes what is learned beyond rounding."""
+
+    precision: Precision = "32"
+    """`bf16-mixed`: products in bfloat16, weights and losses in float32."""
+    tf32: bool = False
+    """TensorFloat-32 products on NVIDIA GPUs."""
+    compile: bool = False
+    """`torch.compile`; pays off over long runs."""
+    activation_checkpointing: bool = False
+    """Compute each backbone block again in the backward pass instead of keeping its activations."""
+    devices: PositiveInt | Literal["auto"] = "auto"
+    """Devices of each node; `auto`: all GPUs, or one CPU process."""
+    num_nodes: PositiveInt = 1
+    """Nodes (torchrun, SLURM)."""
+    workers: NonNegativeInt = 0
+    """Processes that read batches; 0: a thread."""
+
+
+class FinetuneConfig(Settings):
+    """One fine-tuning run."""
+
+    data: DataSettings = DataSettings()
+    """Which cells, and what they mean."""
+    network: NetworkSettings = NetworkSettings()
+    """The network, where it is not the checkpoint's."""
+    loss: ObjectiveSettings = ObjectiveSettings()
+    """What is minimised."""
+    phases: Annotated[tuple[PhaseSettings, ...], Field(min_length=1)]
+    """In order; each is a fit of its own."""
+    optimiser: OptimiserSettings = OptimiserSettings()
+    """AdamW and clipping."""
+    sets: SetSettings = SetSettings()
+    """Cells of a set, sets of a batch."""
+    checks: CheckSettings = CheckSettings()
+    """When to validate, log and save."""
+    compute: ComputeSettings = ComputeSettings()
+    """Precision, devices, processes."""
+    average_weights: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a running average of the weights, which then validates and is saved; none: no averaging."""
+    seed: NonNegativeInt = 42
+    """Of initial weights, dropout and cell sets."""
+    loggers: tuple[LoggerName, ...] = ("csv", "tensorboard")
+    """metrics.csv is always written; `tensorboard` and `wandb` are added when named."""
+    wandb_project: str = "steval"
+    """Project of the Weights & Biases run."""
+
+    @model_validator(mode="after")
+    def _unique_phases(self) -> "FinetuneConfig":
+        names = [phase.name for phase in self.phases]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"phases need names of their own; used twice: {', '.join(repeated)}")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps over all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def best_is_lowest(self) -> bool:
+        """Whether the selected metric is to be minimised."""
+        return (self.checks.select_mode or "min") == "min"

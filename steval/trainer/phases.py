@@ -1,0 +1,90 @@
+"""A phase of fine-tuning as settings: what trains, at which rates, for how long; torch-free (DESIGN §6.1)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from steval.model.groups import PARAMETER_GROUPS, ParameterGroup, block_index, parameter_group
+from steval.settings import Settings
+
+Schedule = Literal["cosine", "one-cycle", "constant"]
+BACKBONE_GROUPS: tuple[ParameterGroup, ...] = ("top", "middle", "lower")
+
+
+def _every_group(value: Any) -> Any:
+    return list(PARAMETER_GROUPS) if value == "all" or value == ["all"] else value
+
+
+class RateSettings(Settings):
+    """Peak learning rates of one phase."""
+
+    encoders: PositiveFloat = 3e-4
+    """pert_encoder, basal_encoder, batch_encoder and batch token."""
+    outputs: PositiveFloat = 3e-4
+    """project_out, final_down_then_up, gene_decoder and the other heads."""
+    backbone: PositiveFloat = 1e-4
+    """The last block and the final norm; block l of L has `backbone · layer_decay^(L-1-l)`."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor from one backbone block to the one below it; 1: all alike."""
+    floor: NonNegativeFloat = 0.0
+    """No block's peak rate falls below this."""
+
+    @model_validator(mode="after")
+    def _floor_below_top(self) -> "RateSettings":
+        if self.floor > self.backbone:
+            raise ValueError(f"floor ({self.floor:g}) must not exceed backbone ({self.backbone:g})")
+        return self
+
+    def of(self, name: str, group: ParameterGroup, num_layers: int) -> float:
+        """Peak rate of the parameter `name`, which belongs to `group`, in a backbone of `num_layers` blocks."""
+        if group == "encoders":
+            return self.encoders
+        if group == "outputs":
+            return self.outputs
+        block = block_index(name)
+        if block is None:
+            return self.backbone
+        return max(self.backbone * self.layer_decay ** (num_layers - 1 - block), self.floor)
+
+
+class PhaseSettings(Settings):
+    """One phase: a fit of its own with a fresh optimiser and schedule."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
+    """Shown in tables, logs and the checkpoint's training record."""
+    trains: Annotated[tuple[ParameterGroup, ...], BeforeValidator(_every_group)] = PARAMETER_GROUPS
+    """Parameter groups that train: encoders, outputs, top, middle, lower; or `all`. The others do not change by a bit."""
+    top_blocks: NonNegativeInt = 3
+    """How many of the last backbone blocks the group `top` holds."""
+    steps: PositiveInt
+    """Optimiser steps."""
+    rates: RateSettings = RateSettings()
+    """Peak learning rates by group."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: `cosine` down to `final_fraction`, `constant`, or `one-cycle` (which has its own warm-up)."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which the rate rises linearly; not used by `one-cycle`."""
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Where `cosine` ends, as a share of the peak."""
+    start: Literal["best", "last"] = "best"
+    """Which weights of the phase before this phase starts from."""
+    decoder_weight: NonNegativeFloat | None = None
+    """Weight of the gene loss beside the embedding loss in this phase; none: `loss.decoder_weight`."""
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> "PhaseSettings":
+        if not self.trains:
+            raise ValueError(f"phase {self.name!r} trains nothing: name at least one of {', '.join(PARAMETER_GROUPS)}")
+        return self
+
+    def trains_parameter(self, name: str, num_layers: int) -> bool:
+        """Whether the parameter `name` trains in this phase."""
+        return parameter_group(name, num_layers, self.top_blocks) in self.trains

@@ -1,0 +1,128 @@
+"""The representation guard: what the run is about to do, in one table, before its first step."""
+
+import torch
+
+from steval.data.training_cells import TrainingCells
+from steval.errors import ConfigError
+from steval.model.config import ModelConfig
+from steval.model.groups import PARAMETER_GROUPS, parameter_group
+from steval.model.network import StateTransition
+from steval.trainer.config import FinetuneConfig
+from steval.trainer.notices import Notice
+from steval.trainer.optimiser import ParameterSet
+from steval.trainer.phases import PhaseSettings
+from steval.trainer.sources import Base
+from steval.trainer.validation import Validator
+
+MISMATCH = (
+    "the input is the embedding {key!r}, and the evaluator compares genes: the published rounds with embedding input "
+    "scored under 0.2, the rounds with expression in and out 5.7. Use expression as input (recipe raw-staged), or go on "
+    "with --allow-mismatch"
+)
+GIB = 2**30
+
+
+def guard_representation(
+    cells: TrainingCells, model: ModelConfig, base: Base | None, *, allow_mismatch: bool
+) -> list[str]:
+    """Warnings about spaces and scales that do not fit each other; each is a `ConfigError` unless `allow_mismatch`."""
+    problems = []
+    if not model.input_is_genes:
+        problems.append(MISMATCH.format(key=model.input_key))
+        if model.gene_decoder is None:
+            problems.append(
+                "the network predicts an embedding alone: no gene-space score can be computed; set network.gene_decoder"
+            )
+    known = base.manifest.target_sum if base and base.manifest else None
+    if known and cells.target_sum and abs(known - cells.target_sum) > 1e-6 * known:
+        problems.append(
+            f"the checkpoint was trained on lognorm with target_sum {known:g}, these cells have {cells.target_sum:g}; prepare "
+            "them with the checkpoint's"
+        )
+    if problems and not allow_mismatch:
+        raise ConfigError("input, output and evaluation do not fit each other", problems)
+    return problems
+
+
+def preflight_notice(
+    config: FinetuneConfig, cells: TrainingCells, model: ModelConfig, validator: Validator, num_batches: int,
+    base: Base | None, warnings: list[str],
+) -> Notice:  # fmt: skip
+    """The table of DESIGN's preflight."""
+    sets = config.sets
+    evaluated = (
+        f"genes ({len(cells.genes):,})" if model.output_is_genes or model.gene_decoder else "none: embedding only"
+    )
+    total = sum(p.numel() for p in _skeleton(model).parameters())
+    rows = [
+        ("starts from", base.source.name if base else "nothing (fresh weights)"),
+        ("input space", f"{model.input_key or 'expression'}, {model.input_dim:,} columns"),
+        ("output space", f"{model.output_space}, {model.output_dim:,} columns, head {model.head}"),
+        ("evaluator's space", evaluated),
+        *((label, text) for label, text in cells.summary().items() if label != "input"),
+        ("cells per set", f"{sets.size}"),
+        ("sets per step", f"{sets.per_batch} × {sets.accumulation} accumulated, on each device"),
+        ("sets per epoch", f"{num_batches * sets.per_batch:,} train, {validator.num_sets:,} val (fixed)"),
+        ("parameters", f"{total:,}"),
+        ("attention", model.attention),
+        ("memory estimate", f"{estimate_memory(config, model) / GIB:.1f} GiB on each device"),
+    ]
+    return Notice("Preflight", ("what", "value"), tuple(rows), tuple(warnings))
+
+
+def estimate_memory(config: FinetuneConfig, model: ModelConfig) -> int:
+    """Bytes on a device in the largest phase: weights, gradients, two moments, and what a batch keeps for its backward pass."""
+    skeleton = _skeleton(model)
+    num_layers = model.backbone.num_layers
+    total = sum(p.numel() for p in skeleton.parameters())
+    trainable = max(
+        sum(p.numel() for name, p in skeleton.named_parameters() if phase.trains_parameter(name, num_layers))
+        for phase in config.phases
+    )
+    average = trainable if config.average_weights else 0
+    cells = config.sets.size * config.sets.per_batch
+    width = 2 if config.compute.precision == "bf16-mixed" else 4
+    backbone = model.backbone
+    per_layer = 6 * model.hidden_dim + 3 * backbone.intermediate_size
+    layers = 2 * model.hidden_dim if config.compute.activation_checkpointing else per_layer
+    heads = 6 * model.output_dim + 4 * (model.gene_decoder.gene_dim if model.gene_decoder else 0)
+    encoders = 3 * model.hidden_dim * (2 * model.num_encoder_layers + model.num_decoder_layers) + 2 * model.input_dim
+    return total * 4 + trainable * 12 + average * 4 + cells * width * (num_layers * layers + heads + encoders)
+
+
+def phase_notice(
+    phase: PhaseSettings, number: int, count: int, network: StateTransition, sets: list[ParameterSet]
+) -> Notice:
+    """What trains in a phase, and at which peak rates."""
+    total = sum(p.numel() for p in network.parameters())
+    trainable = sum(group.num_parameters for group in sets)
+    frozen = [
+        group for group in PARAMETER_GROUPS if group not in phase.trains and _has(network, group, phase.top_blocks)
+    ]
+    by_label: dict[str, list[ParameterSet]] = {}
+    for group in sets:
+        by_label.setdefault(group.label, []).append(group)
+    rows = [
+        (
+            label,
+            sum(g.num_parameters for g in groups),
+            f"{groups[0].rate:.3g}",
+            f"{max(g.weight_decay for g in groups):g}",
+        )
+        for label, groups in by_label.items()
+    ]
+    title = (
+        f"Phase {number + 1} of {count}, {phase.name}: {phase.steps:,} steps, {phase.schedule}, "
+        f"{trainable:,} of {total:,} parameters train" + (f" (frozen: {', '.join(frozen)})" if frozen else "")
+    )
+    return Notice(title, ("part", "parameters", "peak rate", "weight decay (matrices)"), tuple(rows))
+
+
+def _has(network: StateTransition, group: str, top_blocks: int) -> bool:
+    num_layers = network.config.backbone.num_layers
+    return any(parameter_group(name, num_layers, top_blocks) == group for name, _ in network.named_parameters())
+
+
+def _skeleton(model: ModelConfig) -> StateTransition:
+    with torch.device("meta"):
+        return StateTransition(model)

@@ -1,0 +1,157 @@
+"""What a run starts from: its cells opened by the checkpoint's contract, its weights, its manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from steval.checkpoints.arc import is_arc
+from steval.checkpoints.manifest import Manifest, PerturbationEntry, read_manifest
+from steval.checkpoints.store import ControlSet, choose_controls
+from steval.checkpoints.transplant import TransplantReport, one_hot_columns, transplant
+from steval.checkpoints.weight_source import Vocabulary, WeightSource, read_weight_source
+from steval.data.cellfile import CellFile
+from steval.data.columns import DEFAULT_CONTROL, Columns
+from steval.data.genes import read_genes
+from steval.data.reference import DataReference, FileReference
+from steval.data.scale import resolve_scale
+from steval.data.training_cells import TrainingCells
+from steval.data.training_cells import Vocabulary as NameOrder
+from steval.model.config import ModelConfig
+from steval.model.network import StateTransition
+from steval.trainer.config import DataSettings
+
+_WEIGHTS, _CONTROLS = 1, 2
+"""Streams of random numbers under the run's seed."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What `--init-from` was given."""
+
+    path: Path
+    source: WeightSource
+    manifest: Manifest | None
+    """None for an arc-state file."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Base":
+        """Read and verify; raises `CheckpointError`."""
+        return cls(
+            Path(path), read_weight_source(Path(path)), None if is_arc(Path(path)) else read_manifest(Path(path))
+        )
+
+
+def open_cells(settings: DataSettings, base: Base | None) -> TrainingCells:
+    """The training cells on the gene contract: the list that is named, else the checkpoint's, else the first file's."""
+    known = base.source.vocabulary if base else None
+    target_sum = settings.target_sum or (base.manifest.target_sum if base and base.manifest else None)
+    genes = read_genes(Path(settings.gene_list)) if settings.gene_list else known.output_genes if known else None
+    input_genes = (
+        read_genes(Path(settings.input_gene_list)) if settings.input_gene_list else known.input_genes if known else None
+    )
+    features = None if settings.features or known is None else _dense_features(known, settings.columns.control)
+    return TrainingCells.open(
+        settings.model_copy(update={"target_sum": target_sum}),
+        settings.split,
+        genes=genes,
+        input_genes=input_genes,
+        perturbation_features=features,
+        vocabulary=NameOrder(perturbations=settings.extra_perturbations),
+    )
+
+
+def _dense_features(known: Vocabulary, control: str | None) -> dict[str, Any] | None:
+    """The checkpoint's feature vectors by name, where they are vectors and not one-hot; its control under our label too."""
+    if known.features is None or one_hot_columns(known.features, known.perturbations) is not None:
+        return None
+    vectors: dict[str, Any] = dict(zip(known.perturbations, known.features.numpy(), strict=True))
+    if known.control in vectors:
+        vectors.setdefault(control or DEFAULT_CONTROL, vectors[known.control])
+    return vectors
+
+
+def initial_weights(
+    model: ModelConfig, cells: TrainingCells, base: Base | None, seed: int
+) -> tuple[dict[str, Tensor], TransplantReport | None]:
+    """A complete state dict: drawn from `seed`, or the checkpoint's where it fits, with the report."""
+    generator = torch.Generator().manual_seed(seed * 1000 + _WEIGHTS)
+    if base is None:
+        with torch.device("meta"):
+            network = StateTransition(model)
+        network = network.to_empty(device="cpu")
+        network.reset(generator)
+        return {name: tensor.detach() for name, tensor in network.state_dict().items()}, None
+    vocabulary = Vocabulary(
+        perturbations=cells.perturbations,
+        features=torch.from_numpy(cells.features),
+        control=cells.columns.control,
+        batches=cells.batches,
+        input_genes=cells.input_genes,
+        output_genes=cells.genes,
+    )
+    return transplant(base.source, model, vocabulary, generator)
+
+
+def default_controls(cells: TrainingCells, seed: int) -> ControlSet:
+    """At most 512 control cells of each cell type from the training part, in the network's input space."""
+    rows = cells.controls("train")
+    types = np.array(cells.cell_types, dtype=object)[cells.cell_type_codes[rows]]
+    chosen = choose_controls(types, np.random.default_rng([seed, _CONTROLS]))
+    return ControlSet(
+        cells=sp.csr_matrix(cells.gather_input(rows[chosen])),
+        cell_types=types[chosen],
+        batches=np.array(cells.batches, dtype=object)[cells.batch_codes[rows[chosen]]],
+    )
+
+
+def build_manifest(
+    cells: TrainingCells, model: ModelConfig, settings: DataSettings, base: Base | None, notes: tuple[str, ...]
+) -> Manifest:
+    """All of the manifest but the training record."""
+    trained = {cells.columns.control, *cells.part_perturbations("train")}
+    has_genes = model.output_is_genes or model.gene_decoder is not None
+    return Manifest(
+        made_by="steval finetune",
+        model=model,
+        input_genes=cells.input_genes,
+        output_genes=(cells.genes if model.gene_decoder or cells.input_is_target else cells.input_genes)
+        if has_genes
+        else None,
+        scale=cells.scale if has_genes else "embedding",
+        target_sum=cells.target_sum,
+        perturbations=tuple(PerturbationEntry(name=name, trained=name in trained) for name in cells.perturbations),
+        columns=cells.columns,
+        cell_types=cells.cell_types,
+        batches=cells.batches,
+        evaluation=_evaluation(cells, settings),
+        training_data=cells.reference("train"),
+        licence=base.manifest.licence if base and base.manifest else None,
+        notes=notes,
+    )
+
+
+def _evaluation(cells: TrainingCells, settings: DataSettings) -> DataReference:
+    """The file named for evaluation, else the held-out cells: the test part, or validation where there is none."""
+    if settings.evaluation_file is None:
+        return cells.reference("test" if len(cells.part("test")) else "val")
+    path = Path(settings.evaluation_file)
+    with CellFile.open(path) as file:
+        scale = resolve_scale(file, settings.scale)
+        columns = _present(cells.columns, file)
+    return DataReference(
+        files=(FileReference.of(path),), columns=columns, scale=scale.scale, target_sum=scale.target_sum
+    )
+
+
+def _present(columns: Columns, file: CellFile) -> Columns:
+    """`columns` without the optional ones that `file` lacks."""
+    optional: dict[str, Any] = {
+        field: name if name in file.obs.columns else None
+        for field, name in (("cell_type", columns.cell_type), ("batch", columns.batch))
+    }
+    return columns.model_copy(update=optional)
