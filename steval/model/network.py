@@ -20,7 +20,7 @@ from steval.model.config import Attention, LlamaConfig, ModelConfig
 from steval.model.decoder import ConfidenceToken, build_gene_decoder
 from steval.model.gpt2 import Gpt2
 from steval.model.llama import Llama
-from steval.model.mlp import build_bottleneck, build_mlp
+from steval.model.mlp import DownThenUp, Mlp
 
 
 class Prediction(NamedTuple):
@@ -51,9 +51,9 @@ class StateTransition(nn.Module):
         super().__init__()
         self.config = config if attention is None else ModelConfig.parse({**config.as_dict(), "attention": attention})
         hidden, depth = config.hidden_dim, config.num_encoder_layers
-        self.pert_encoder = build_mlp(config, config.pert_dim, hidden, depth)
+        self.pert_encoder = Mlp(config, config.pert_dim, hidden, depth)
         self.basal_encoder: nn.Module = (
-            build_mlp(config, config.input_dim, hidden, depth)
+            Mlp(config, config.input_dim, hidden, depth)
             if config.use_basal_projection
             else nn.Linear(config.input_dim, hidden)
         )
@@ -64,8 +64,8 @@ class StateTransition(nn.Module):
         self.transformer_backbone = (
             Llama(config.backbone) if isinstance(config.backbone, LlamaConfig) else Gpt2(config.backbone)
         )
-        self.project_out = build_mlp(config, hidden, config.output_dim, config.num_decoder_layers)
-        self.final_down_then_up = build_bottleneck(config.output_dim) if config.has_bottleneck else None
+        self.project_out = Mlp(config, hidden, config.output_dim, config.num_decoder_layers)
+        self.final_down_then_up = DownThenUp(config.output_dim) if config.has_bottleneck else None
         self.gene_decoder = build_gene_decoder(config.gene_decoder) if config.gene_decoder else None
 
     def forward(
