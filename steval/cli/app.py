@@ -78,9 +78,10 @@ def _configure(
 
 
 def _register() -> None:
-    from steval.cli import prepare, score
+    from steval.cli import predict, prepare, score
 
     app.command("prepare")(prepare.prepare)
+    app.command("predict")(predict.predict)
     app.command("score")(score.score)
 
 

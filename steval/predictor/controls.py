@@ -211,7 +211,8 @@ class _Fit:
     def _align(self, genes: tuple[str, ...] | None, width: int, what: str) -> GeneAlignment | None:
         """None where columns are taken by position."""
         cells = self._cells
-        if self._trust_order or genes is None:
+        by_position = self._trust_order and self.input_key is None
+        if by_position or genes is None:
             self._require_trusted(genes, width, what)
             return None
         alignment = align(cells.genes, genes, self._fill_missing, cells.name)
@@ -221,7 +222,7 @@ class _Fit:
 
     def _require_trusted(self, genes: tuple[str, ...] | None, width: int, what: str) -> None:
         cells = self._cells
-        if not self._trust_order:
+        if not self._trust_order or self.input_key is not None:
             raise DataError(
                 f"the checkpoint has no names for its {width} {what} genes, so {cells.name} cannot be aligned by name; if "
                 "its genes are in the training data's order, say so with --trust-order"

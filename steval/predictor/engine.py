@@ -19,7 +19,7 @@ from steval.checkpoints.store import Checkpoint
 from steval.errors import ConfigError
 from steval.model.config import Attention
 from steval.predictor.controls import ControlPool
-from steval.predictor.requests import PredictionRequest, require_known
+from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedSet, plan_sets, windows
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,8 @@ class Predictor:
 
     def plan(self, request: PredictionRequest, pool: ControlPool) -> list[PlannedSet]:
         """The sets of a request with their controls. Raises for anything that the checkpoint or the pool cannot serve."""
-        require_known((item.perturbation for item in request.items), self._known_names(), self.manifest.control)
+        require_unique(request.items, "the request")
+        require_known((item.perturbation for item in request.items), self.manifest.perturbation_names, self.manifest.control)
         self._require_batches(request, pool)
         return plan_sets(request, pool, self.set_size)
 
@@ -240,9 +241,6 @@ class Predictor:
         if self._network.batch_encoder is None:
             return None
         return torch.tensor([self._batch_codes[label] for label in pool.batches[rows]], device=self.device)
-
-    def _known_names(self) -> list[str]:
-        return self.manifest.perturbation_names
 
     def _require_batches(self, request: PredictionRequest, pool: ControlPool) -> None:
         if self._network.batch_encoder is None:

@@ -2,19 +2,24 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import scipy.sparse as sp
+from pydantic import FiniteFloat, PositiveFloat, model_validator
 
-from steval.data.columns import Columns
 from steval.data.record import steval_record
 from steval.data.writer import CellWriter, Compression, Layout
 from steval.errors import ConfigError
 from steval.logs import progress_bar
 from steval.predictor.controls import ControlPool
+from steval.predictor.counts import DepthTable, draw_counts, restore_counts
 from steval.predictor.engine import PredictedBlock, Predictor
+from steval.predictor.obs_table import ObsTable
+from steval.predictor.profiles import control_mean, mean_profiles
 from steval.predictor.requests import PredictionRequest
 from steval.predictor.sets import PlannedSet
 from steval.settings import Settings
@@ -27,14 +32,26 @@ CONTROL_ROWS = 1024
 class OutputOptions(Settings):
     """How predictions are written."""
 
+    scale: Literal["lognorm", "counts"] | None = None
+    """`counts`: integers drawn from lognorm predictions at the controls' depth. None: the checkpoint's scale."""
+    median_depth: PositiveFloat | None = None
+    """Median total of the drawn counts. None: that of the controls, or the request's `median_umi`."""
     include_controls: bool | None = None
     """Measured control cells beside the predicted ones. None: where their expression is known."""
     layout: Layout = "csr"
     compression: Compression = "lzf"
-    clip_low: float | None = None
-    """Smallest value; none: 0 for expression (the network's own ReLU), no limit for embeddings."""
-    clip_high: float | None = None
+    clip_low: FiniteFloat | None = None
+    """Smallest value; none: what the network gives (expression is never under 0, an embedding may be)."""
+    clip_high: FiniteFloat | None = None
     """Largest value; none: no limit."""
+
+    @model_validator(mode="after")
+    def _range(self) -> "OutputOptions":
+        if self.clip_low is not None and self.clip_high is not None and self.clip_low >= self.clip_high:
+            raise ValueError(f"clip_low {self.clip_low:g} must be under clip_high {self.clip_high:g}")
+        if self.median_depth is not None and self.scale != "counts":
+            raise ValueError("median_depth is for scale counts")
+        return self
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,11 @@ class WrittenPredictions:
 
     path: Path
     num_cells: int
-    """Predicted cells (rows, for mean profiles)."""
+    """Cells that were predicted."""
+    num_rows: int
+    """Rows of the file."""
     num_controls: int
+    """Measured cells among the rows; for mean profiles, cells behind the controls' profiles."""
     num_perturbations: int
     seconds: float
     """For prediction and writing, without loading the model."""
@@ -65,27 +85,29 @@ def write_predictions(
     """Predict `request` from `pool` into the h5ad `path`: measured controls as they are, then predicted cells in order.
 
     `obs` has the columns of the data (perturbation, cell type, batch), `control_cell` (name of the cell that a predicted one
-    started from) and `predicted`; `uns["steval"]` has scale, checkpoint digest, seed and every setting. Nothing is under
-    `path` until all is written. Raises `ConfigError` or `DataError` before anything is computed.
+    started from) and `predicted`; `uns["steval"]` has scale, checkpoint digest, seed and every setting. For mean profiles
+    there is a row for each item and one for the controls of each cell type, with `num_cells`. Nothing is under `path` until
+    all is written. Raises `ConfigError` or `DataError` before anything is computed.
     """
     options = options or OutputOptions()
     started = time.perf_counter()
-    include_controls = _whether_controls(options, request, predictor, pool)
+    _require_possible(options, request, predictor, pool)
+    include = pool.has_measured if options.include_controls is None else options.include_controls
     planned = predictor.plan(request, pool)
-    record = _record(predictor, request, pool, options, include_controls, made_by)
-    rows = _control_rows(pool, planned) if include_controls else np.empty(0, dtype=np.int64)
-    table = _ObsTable(pool)
+    rows = _control_rows(pool, planned) if include else np.empty(0, dtype=np.int64)
+    record = _record(predictor, request, pool, options, include, made_by)
+    blocks = _means(predictor, request, pool, rows) if request.output == "mean" else None
+    if blocks is None:
+        blocks = _cells(predictor, planned, pool, rows, options)
     writer = CellWriter(path, output_names(predictor), record, layout=options.layout, compression=options.compression)
     with writer, progress_bar(request.num_cells, "predicting", "cell") as bar:
-        for start in range(0, len(rows), CONTROL_ROWS):
-            part = rows[start : start + CONTROL_ROWS]
-            writer.append(pool.measured(part), table.controls(part))
-        for block in predictor.predict_blocks(planned, pool):
-            writer.append(clip(block.cells, options), table.predicted(block))
-            bar.update(len(block.cells))
+        for matrix, obs, num_predicted in blocks:
+            writer.append(clip(matrix, options) if num_predicted else matrix, obs)
+            bar.update(num_predicted)
     written = WrittenPredictions(
         path=Path(path),
         num_cells=request.num_cells,
+        num_rows=writer.num_cells,
         num_controls=len(rows),
         num_perturbations=len({item.perturbation for item in request.items}),
         seconds=time.perf_counter() - started,
@@ -103,29 +125,80 @@ def output_names(predictor: Predictor) -> list[str]:
     return list(genes) if genes is not None else [f"dim_{index}" for index in range(predictor.num_outputs)]
 
 
-def clip(cells: np.ndarray, options: OutputOptions) -> np.ndarray:
-    """`cells` limited to the options' range; unchanged where there is none (the network's ReLU keeps expression above 0)."""
-    if options.clip_low is None and options.clip_high is None:
+def clip(cells: Any, options: OutputOptions) -> Any:
+    """`cells` limited to the options' range; as they are where there is none."""
+    if (options.clip_low is None and options.clip_high is None) or options.scale == "counts":
         return cells
     return np.clip(cells, options.clip_low, options.clip_high)
 
 
-def _whether_controls(
+_Blocks = Iterator[tuple[np.ndarray | sp.csr_matrix, dict[str, Any], int]]
+"""Matrix, its `obs`, and how many predicted cells it stands for (0: measured)."""
+
+
+def _cells(
+    predictor: Predictor, planned: list[PlannedSet], pool: ControlPool, rows: np.ndarray, options: OutputOptions
+) -> _Blocks:
+    table = ObsTable(pool)
+    as_counts = options.scale == "counts" and predictor.manifest.scale != "counts"
+    depths = DepthTable(pool, options.median_depth)
+    for start in range(0, len(rows), CONTROL_ROWS):
+        part = rows[start : start + CONTROL_ROWS]
+        measured = pool.measured(part)
+        yield restore_counts(measured, pool.name) if as_counts else measured, table.controls(part), 0
+    for block in predictor.predict_blocks(planned, pool):
+        matrix = _counts(block, depths, options) if as_counts else block.cells
+        yield matrix, table.predicted(block), len(block.cells)
+
+
+def _counts(block: PredictedBlock, depths: DepthTable, options: OutputOptions) -> sp.csr_matrix:
+    """Counts of each set, drawn by the set's own generator."""
+    limits = options.model_copy(update={"scale": None})
+    drawn = [
+        sp.csr_matrix(draw_counts(clip(one.cells, limits), depths.depths(one.planned), one.planned.generator("counts")))
+        for one in block.split()
+    ]
+    return sp.vstack(drawn, format="csr")
+
+
+def _means(predictor: Predictor, request: PredictionRequest, pool: ControlPool, rows: np.ndarray) -> _Blocks:
+    table = ObsTable(pool)
+    for cell_type in sorted(set(pool.cell_types[rows].tolist())):
+        members = rows[pool.cell_types[rows] == cell_type]
+        obs = table.profile(pool.columns.control, cell_type, None, len(members))
+        yield control_mean(pool, members)[None], obs, 0
+    for profile in mean_profiles(predictor, request, pool):
+        yield profile.mean[None], table.mean(profile), profile.num_cells
+
+
+def _require_possible(
     options: OutputOptions, request: PredictionRequest, predictor: Predictor, pool: ControlPool
-) -> bool:
+) -> None:
+    manifest = predictor.manifest
+    problems = []
     if options.include_controls and not pool.has_measured:
-        raise ConfigError(
-            f"{pool.name} hold the network's input alone, so there is no measured expression to write beside the predictions; "
-            "give a file with --controls, or leave controls out with --no-include-controls"
+        problems.append(
+            f"{pool.name} hold the network's input alone, so there is no measured expression to write beside the "
+            "predictions; give a file with --controls, or leave controls out with --no-include-controls"
         )
     include = pool.has_measured if options.include_controls is None else options.include_controls
-    control = predictor.manifest.control
-    if include and any(item.perturbation == control for item in request.items):
-        raise ConfigError(
-            f"the request asks for the control {control!r} itself, whose measured cells are written beside the predictions; leave "
-            "it out of the request, or write no measured cells with --no-include-controls"
+    if include and any(item.perturbation == manifest.control for item in request.items):
+        problems.append(
+            f"the request asks for the control {manifest.control!r} itself, whose measured cells are written beside the "
+            "predictions; leave it out of the request, or write no measured cells with --no-include-controls"
         )
-    return include
+    is_expression = manifest.output_genes is not None
+    if options.scale == "lognorm" and (manifest.scale != "lognorm" or not is_expression):
+        problems.append(f"the checkpoint predicts {manifest.scale if is_expression else 'an embedding'}, not lognorm")
+    if options.scale == "counts" and manifest.scale != "counts":
+        if manifest.scale != "lognorm" or not is_expression:
+            problems.append("counts are drawn from lognorm predictions, which this checkpoint does not make")
+        if not pool.has_measured:
+            problems.append(f"counts are drawn at the controls' depth, and {pool.name} do not hold the predicted genes")
+        if request.output == "mean":
+            problems.append("mean profiles are of the checkpoint's scale; ask for counts with --output cells")
+    if problems:
+        raise ConfigError("these predictions cannot be written", problems)
 
 
 def _control_rows(pool: ControlPool, planned: list[PlannedSet]) -> np.ndarray:
@@ -143,6 +216,7 @@ def _record(
 ) -> dict[str, Any]:
     manifest = predictor.manifest
     asked = {item.perturbation for item in request.items}
+    scale = (options.scale or manifest.scale) if manifest.output_genes is not None else "embedding"
     details = {
         "checkpoint": str(predictor.path),
         "checkpoint_digest": predictor.digest,
@@ -157,47 +231,8 @@ def _record(
     }
     return steval_record(
         made_by=made_by,
-        scale=manifest.scale if manifest.output_genes is not None else "embedding",
-        target_sum=manifest.target_sum,
+        scale=scale,
+        target_sum=manifest.target_sum if scale == "lognorm" else None,
         columns=pool.columns,
         details=details,
     )
-
-
-class _ObsTable:
-    """`obs` columns of the cells that are written."""
-
-    def __init__(self, pool: ControlPool):
-        self._pool = pool
-        self._columns: Columns = pool.columns
-        self._num_predicted = 0
-
-    def controls(self, rows: np.ndarray) -> dict[str, Any]:
-        pool = self._pool
-        labels = np.full(len(rows), self._columns.control, dtype=object)
-        return self._frame(pool.names[rows], labels, pool.cell_types[rows], pool.batches[rows], pool.names[rows], False)
-
-    def predicted(self, block: PredictedBlock) -> dict[str, Any]:
-        pool = self._pool
-        sizes = [one.num_cells for one in block.sets]
-        rows = np.concatenate([one.control_indices for one in block.sets])
-        index = np.array([f"predicted_{self._num_predicted + i}" for i in range(len(rows))], dtype=object)
-        self._num_predicted += len(rows)
-        labels = np.repeat(np.array([one.perturbation for one in block.sets], dtype=object), sizes)
-        return self._frame(index, labels, pool.cell_types[rows], pool.batches[rows], pool.names[rows], True)
-
-    def _frame(
-        self,
-        index: np.ndarray,
-        labels: np.ndarray,
-        cell_types: np.ndarray,
-        batches: np.ndarray,
-        control_names: np.ndarray,
-        predicted: bool,
-    ) -> dict[str, Any]:
-        frame: dict[str, Any] = {"index": index, self._columns.perturbation: labels}
-        if self._columns.cell_type:
-            frame[self._columns.cell_type] = cell_types
-        if self._columns.batch:
-            frame[self._columns.batch] = batches
-        return frame | {"control_cell": control_names, "predicted": np.full(len(index), predicted)}

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from steval.errors import ConfigError, UnknownPerturbationError
 from steval.settings import Settings
@@ -31,13 +31,20 @@ class RequestItem(Settings):
 class PredictionRequest(Settings):
     """Everything that a prediction depends on besides checkpoint and control cells."""
 
-    items: tuple[RequestItem, ...] = Field(min_length=1)
+    items: tuple[RequestItem, ...]
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Together with perturbation, cell type, batch and set number it decides which controls a set starts from."""
     cell_type: str | None = None
     batch: str | None = None
     output: Output = "cells"
     """`cells`: every predicted cell; `mean`: one mean profile for each item."""
+
+    @field_validator("items")
+    @classmethod
+    def _some(cls, items: tuple[RequestItem, ...]) -> tuple[RequestItem, ...]:
+        if not items:
+            raise ValueError("name at least one perturbation")
+        return items
 
     @property
     def num_cells(self) -> int:

@@ -1,0 +1,179 @@
+"""`steval predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steval.cli import options
+from steval.cli.output import print_json
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A steval checkpoint (.safetensors).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The h5ad to write.")],
+    perturbations: Annotated[
+        list[str] | None, typer.Option("--perturbations", "-p", help="Names A,B (may be repeated).")
+    ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            "--request",
+            help="A table (.csv, .tsv) with perturbation,num_cells or target_gene,n_cells,median_umi_per_cell; or an .h5ad: "
+            "the perturbations, cell numbers and cell types in it.",
+        ),
+    ] = None,
+    all_known: Annotated[bool, typer.Option("--all", help="Every perturbation that the checkpoint knows.")] = False,
+    cells: Annotated[
+        int, typer.Option("--cells", "-n", min=1, help="Cells of each perturbation, where the request has no numbers.")
+    ] = 100,
+    min_cells: Annotated[int | None, typer.Option("--min-cells", min=1, help="At least so many cells of each.")] = None,
+    max_cells: Annotated[int | None, typer.Option("--max-cells", min=1, help="At most so many cells of each.")] = None,
+    seed: options.Seed = 0,
+    controls: Annotated[
+        Path | None,
+        typer.Option(
+            "--controls",
+            help="h5ad with the control cells to start from.",
+            show_default="those of an h5ad request, else the checkpoint's own",
+        ),
+    ] = None,
+    cell_type: Annotated[
+        list[str] | None,
+        typer.Option("--cell-type", help="Cell type to predict in (may be repeated), or all.", show_default="the only one"),
+    ] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Start from controls of this batch alone.")] = None,
+    by_batch: Annotated[
+        bool, typer.Option("--by-batch", help="With an h5ad request: each batch starts from its own controls.")
+    ] = False,
+    output: Annotated[str, typer.Option("--output", help="cells, or mean: a mean profile of each.")] = "cells",
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", help="lognorm, or counts: integers drawn at the controls' depth.", show_default="the checkpoint's"),
+    ] = None,
+    depth: Annotated[
+        float | None,
+        typer.Option("--depth", help="Median total of a cell for --scale counts.", show_default="as the controls"),
+    ] = None,
+    include_controls: Annotated[
+        bool | None,
+        typer.Option(
+            "--include-controls/--no-include-controls",
+            help="Write the measured control cells too.",
+            show_default="where their genes are known",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="LOW:HIGH", help="Limit predicted values, e.g. 0:12 or :12.")
+    ] = None,
+    layout: Annotated[str, typer.Option("--layout", help="csr or dense.")] = "csr",
+    compression: Annotated[str, typer.Option("--compression", help="lzf, gzip or none.")] = "lzf",
+    controls_scale: Annotated[
+        str | None,
+        typer.Option("--controls-scale", help="counts or lognorm: settles the scale of controls that do not declare it."),
+    ] = None,
+    fill_missing: Annotated[
+        str, typer.Option("--fill-missing", help="error, or zero: genes that the controls lack.")
+    ] = "error",
+    trust_order: Annotated[
+        bool, typer.Option("--trust-order", help="Take the controls' columns by position, not by gene name.")
+    ] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="Features of unseen perturbations (.safetensors, .csv, .tsv)."),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option("--attention", help="bidirectional, causal or causal-rope.", show_default="the checkpoint's"),
+    ] = None,
+    set_size: Annotated[
+        int | None, typer.Option("--set-size", min=1, help="Cells seen together.", show_default="as in training")
+    ] = None,
+    batch_cells: Annotated[int, typer.Option("--batch-cells", min=1, help="Cells computed together.")] = 4096,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bf16.")] = "float32",
+    compile_network: Annotated[bool, typer.Option("--compile", help="Compile the network first.")] = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    pert_col: options.PertCol = None,
+    control: options.Control = None,
+    cell_type_col: options.CellTypeCol = None,
+    batch_col: options.BatchCol = None,
+    json: options.JsonFlag = False,
+) -> None:
+    """Predict perturbed cells from a checkpoint and measured control cells.
+
+    Example: `steval predict model.safetensors -o preds.h5ad --perturbations STAT1,SRC --cells 200 --seed 1`
+    """
+    from steval.predictor.job import PredictionJob, run_job
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    low, high = clip_range(clip)
+    values = {
+        "checkpoint": checkpoint,
+        "out": out,
+        "perturbations": perturbations or (),
+        "request": request,
+        "all": all_known,
+        "cells": cells,
+        "min_cells": min_cells,
+        "max_cells": max_cells,
+        "seed": seed,
+        "output": output,
+        "cell_types": cell_type or (),
+        "batch": batch,
+        "by_batch": by_batch,
+        "controls": controls,
+        "controls_scale": controls_scale,
+        "fill_missing": fill_missing,
+        "trust_order": trust_order,
+        "features": features,
+        "columns": options.column_options(pert_col, control, cell_type_col, batch_col),
+        "written": {
+            "scale": scale,
+            "median_depth": depth,
+            "include_controls": include_controls,
+            "layout": layout,
+            "compression": compression,
+            "clip_low": low,
+            "clip_high": high,
+        },
+        "device": device,
+        "dtype": dtype,
+        "batch_cells": batch_cells,
+        "set_size": set_size,
+        "attention": attention,
+        "compile": compile_network,
+    }
+    done = run_job(PredictionJob.parse(values, source="what was asked of steval predict"))
+    if json:
+        print_json(
+            {
+                "path": done.path,
+                "cells": done.num_cells,
+                "rows": done.num_rows,
+                "controls": done.num_controls,
+                "perturbations": done.num_perturbations,
+                "seconds": done.seconds,
+                "cells_per_second": done.cells_per_second,
+            }
+        )
+        return
+    beside = f", {done.num_controls} measured controls beside them" if done.num_controls else ""
+    typer.echo(f"{done.num_cells} cells of {done.num_perturbations} perturbations{beside} -> {done.path}")
+
+
+def clip_range(text: str | None) -> tuple[float | None, float | None]:
+    """`LOW:HIGH` as numbers; an empty side is no limit."""
+    if text is None:
+        return None, None
+    low, separator, high = text.partition(":")
+    try:
+        limits = float(low) if low else None, float(high) if high else None
+    except ValueError:
+        limits = None, None
+    if not separator or limits == (None, None):
+        raise typer.BadParameter(f"takes LOW:HIGH such as 0:12 or :12, got {text!r}", param_hint="--clip")
+    return limits

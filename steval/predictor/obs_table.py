@@ -1,0 +1,59 @@
+"""`obs` of a predictions file: the columns of the data, and for each predicted cell the control that it started from."""
+
+from typing import Any
+
+import numpy as np
+
+from steval.predictor.controls import ControlPool
+from steval.predictor.engine import PredictedBlock
+from steval.predictor.profiles import MeanProfile
+
+ANY = "any"
+"""Batch of a mean over cells of several batches."""
+
+
+class ObsTable:
+    """Makes the `obs` of each block that is written; predicted cells are numbered through the file."""
+
+    def __init__(self, pool: ControlPool):
+        self._pool = pool
+        self._num_predicted = 0
+
+    def controls(self, rows: np.ndarray) -> dict[str, Any]:
+        """Measured cells under their own names."""
+        pool = self._pool
+        labels = np.full(len(rows), pool.columns.control, dtype=object)
+        frame = self._frame(pool.names[rows], labels, pool.cell_types[rows], pool.batches[rows])
+        return frame | {"control_cell": pool.names[rows], "predicted": np.zeros(len(rows), dtype=bool)}
+
+    def predicted(self, block: PredictedBlock) -> dict[str, Any]:
+        """Predicted cells; cell type and batch are those of the control cell."""
+        pool = self._pool
+        rows = np.concatenate([one.control_indices for one in block.sets])
+        first = self._num_predicted
+        self._num_predicted += len(rows)
+        index = np.array([f"predicted_{number}" for number in range(first, self._num_predicted)], dtype=object)
+        names = np.array([one.perturbation for one in block.sets], dtype=object)
+        labels = np.repeat(names, [one.num_cells for one in block.sets])
+        frame = self._frame(index, labels, pool.cell_types[rows], pool.batches[rows])
+        return frame | {"control_cell": pool.names[rows], "predicted": np.ones(len(rows), dtype=bool)}
+
+    def profile(self, perturbation: str, cell_type: str, batch: str | None, num_cells: int) -> dict[str, Any]:
+        """One mean profile, predicted or of the controls."""
+        control = self._pool.columns.control
+        index = np.array(["_".join(part for part in (perturbation, cell_type, batch) if part)], dtype=object)
+        frame = self._frame(index, [perturbation], [cell_type], [batch or ANY])
+        return frame | {"num_cells": [num_cells], "predicted": [perturbation != control]}
+
+    def mean(self, profile: MeanProfile) -> dict[str, Any]:
+        """One predicted mean profile."""
+        return self.profile(profile.item.perturbation, profile.cell_type, profile.batch, profile.num_cells)
+
+    def _frame(self, index: Any, labels: Any, cell_types: Any, batches: Any) -> dict[str, Any]:
+        columns = self._pool.columns
+        frame: dict[str, Any] = {"index": index, columns.perturbation: labels}
+        if columns.cell_type:
+            frame[columns.cell_type] = cell_types
+        if columns.batch:
+            frame[columns.batch] = batches
+        return frame
