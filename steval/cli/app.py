@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,9 @@ from typer.core import TyperGroup
 from steval import __version__
 from steval.errors import StevalError
 from steval.logs import configure
+
+COMMANDS = ("demo", "prepare", "predict", "score", "inspect", "convert")
+"""In the order of `--help`; each is a function in the module of its name."""
 
 
 class ErrorMappingGroup(TyperGroup):
@@ -78,11 +82,8 @@ def _configure(
 
 
 def _register() -> None:
-    from steval.cli import predict, prepare, score
-
-    app.command("prepare")(prepare.prepare)
-    app.command("predict")(predict.predict)
-    app.command("score")(score.score)
+    for name in COMMANDS:
+        app.command(name)(getattr(import_module(f"steval.cli.{name}"), name))
 
 
 _register()

@@ -1,6 +1,6 @@
 """An h5ad file read lazily: cells by row number, as CSR, whatever the layout on disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from steval.data.files import atomic_path, require_file
+from steval.data.obs_codes import num_rows
 from steval.data.record import read_record
 from steval.errors import DataError
 
@@ -37,8 +38,11 @@ class CellFile:
         """The file's own declaration, `uns["steval"]`; empty where it has none."""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open an h5ad file; a missing, truncated or other file is a `DataError` with one clear line."""
+    def open(cls, path: Path, *, with_obs: bool = True) -> Self:
+        """Open an h5ad file; a missing, truncated or other file is a `DataError` with one clear line.
+
+        Without `with_obs` the columns of obs are left unread: `obs` has a row per cell and no column.
+        """
         path = require_file(path, "data file")
         try:
             handle = h5py.File(path, "r")
@@ -50,7 +54,7 @@ class CellFile:
             absent = [key for key in ("obs", "var", "X") if key not in handle]
             if absent:
                 raise DataError(f"{path} is HDF5 but not an AnnData file: it lacks {', '.join(absent)}")
-            obs = ad.io.read_elem(handle["obs"])
+            obs = ad.io.read_elem(handle["obs"]) if with_obs else pd.DataFrame(index=pd.RangeIndex(num_rows(handle["obs"])))
             var = ad.io.read_elem(handle["var"])
             uns = ad.io.read_elem(handle["uns"]) if "uns" in handle else {}
             source = _FileRows(handle, path)
@@ -75,7 +79,17 @@ class CellFile:
     def select(self, indices: np.ndarray) -> Self:
         """The cells `indices [n]` as a CellFile of their own, read from the same open file."""
         source = _SelectedRows(self._source, np.asarray(indices, dtype=np.int64))
-        return type(self)(source, self.obs.iloc[indices], self.genes, self.uns, self.name)
+        name = f"{self.name} ({len(indices)} of {self.num_cells} cells)"
+        return type(self)(source, self.obs.iloc[indices], self.genes, self.uns, name)
+
+    def transformed(
+        self, transform: Callable[[sp.csr_matrix], sp.csr_matrix], genes: Sequence[str], uns: dict[str, Any], name: str
+    ) -> Self:
+        """The same cells with `transform` applied to every block of rows that is read: other genes, another scale.
+
+        `name` must differ from the file's path, since the content does.
+        """
+        return type(self)(_TransformedRows(self._source, transform, len(genes)), self.obs, list(genes), uns, name)
 
     @classmethod
     def stack(cls, parts: "Sequence[CellFile]", name: str = "the data") -> Self:
@@ -192,6 +206,23 @@ class _SelectedRows(_Rows):
         self._source.close()
 
 
+class _TransformedRows(_Rows):
+    def __init__(self, source: _Rows, transform: Callable[[sp.csr_matrix], sp.csr_matrix], num_genes: int):
+        self._source = source
+        self._transform = transform
+        self.shape = (source.shape[0], num_genes)
+        self.obsm_keys = source.obsm_keys
+
+    def rows(self, indices: np.ndarray) -> sp.csr_matrix:
+        return self._transform(self._source.rows(indices))
+
+    def obsm(self, key: str, indices: np.ndarray) -> np.ndarray:
+        return self._source.obsm(key, indices)
+
+    def close(self) -> None:
+        self._source.close()
+
+
 class _StackedRows(_Rows):
     def __init__(self, sources: list[_Rows]):
         self._sources = sources
@@ -204,7 +235,9 @@ class _StackedRows(_Rows):
         return sp.csr_matrix(sp.vstack(pieces, format="csr"))[self._restore(indices)]
 
     def obsm(self, key: str, indices: np.ndarray) -> np.ndarray:
-        return np.concatenate([source.obsm(key, local) for source, local in self._split(indices)])[self._restore(indices)]
+        return np.concatenate([source.obsm(key, local) for source, local in self._split(indices)])[
+            self._restore(indices)
+        ]
 
     def close(self) -> None:
         for source in self._sources:

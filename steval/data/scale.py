@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from steval.data.cellfile import CellFile
+from steval.data.record import KEY
 from steval.errors import DataError
 
 Scale = Literal["counts", "lognorm", "embedding"]
@@ -88,6 +89,18 @@ def lognorm(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
     return sp.csr_matrix(
         (np.log1p(data).astype(np.float32), counts.indices, counts.indptr), shape=counts.shape, copy=False
     )
+
+
+def as_lognorm(cells: CellFile, target_sum: float | None, option: Scale | None = None) -> CellFile:
+    """`cells` as they are where they are lognorm; counts normalised to `target_sum` as they are read."""
+    found = resolve_scale(cells, option)
+    if found.scale == "lognorm":
+        return cells
+    if found.scale != "counts" or target_sum is None:
+        raise DataError(f"{cells.name} holds {found.describe()}, and lognorm is needed; make it with steval prepare")
+    uns = {**cells.uns, KEY: {**cells.record, "scale": "lognorm", "target_sum": target_sum}}
+    name = f"{cells.name} (counts, read as lognorm {target_sum:g})"
+    return cells.transformed(lambda counts: lognorm(counts, target_sum), cells.genes, uns, name)
 
 
 def is_whole(values: np.ndarray) -> bool:

@@ -6,22 +6,36 @@ from pathlib import Path
 import numpy as np
 
 from steval.data.cellfile import CellFile
+from steval.data.genes import align
 from steval.data.reference import DataReference
+from steval.data.scale import as_lognorm
 from steval.data.splits import PARTS, SHARED_CONTROL, CellLabels, TomlSplit, assign_labels, parse_split, with_table
 from steval.errors import DataError
 
 
-def open_reference(reference: DataReference, data_dirs: Sequence[Path] = ()) -> CellFile:
+def open_reference(
+    reference: DataReference, data_dirs: Sequence[Path] = (), genes: Sequence[str] | None = None
+) -> CellFile:
     """Open the referenced cells as one `CellFile`: the part's perturbed cells and the control cells that belong to it.
 
-    Raises `MissingReferenceError` for a file that is nowhere, `DataError` for one that has changed.
+    Counts are read as lognorm where the reference says lognorm; with `genes` the columns are exactly these. Raises `MissingReferenceError` for a file that is nowhere, `DataError` for one that has changed.
     """
-    files = [CellFile.open(file.locate(data_dirs)) for file in reference.files]
+    files = [_open(file.locate(data_dirs), reference, genes) for file in reference.files]
     selected = [cells.select(_rows_of_part(cells, reference, number)) for number, cells in enumerate(files)]
     cells = selected[0] if len(files) == 1 else CellFile.stack(selected, ", ".join(cells.name for cells in files))
     if not (cells.obs[reference.columns.perturbation].astype(str) != reference.columns.control).any():
         raise DataError(f"{cells.name}: no perturbed cell belongs to the recorded part {reference.part or '(all)'}")
     return cells
+
+
+def _open(path: Path, reference: DataReference, genes: Sequence[str] | None) -> CellFile:
+    cells = CellFile.open(path)
+    if reference.scale == "lognorm":
+        cells = as_lognorm(cells, reference.target_sum)
+    if genes is None or cells.genes == list(genes):
+        return cells
+    alignment = align(cells.genes, genes, what=str(path))
+    return cells.transformed(alignment.apply, genes, cells.uns, f"{cells.name} (aligned to {len(genes)} genes)")
 
 
 def _rows_of_part(cells: CellFile, reference: DataReference, number: int) -> np.ndarray:

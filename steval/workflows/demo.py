@@ -72,11 +72,11 @@ def run_demo(
     announce("3/4 predict: the held-out cells' perturbations")
     preds = directory / "preds.h5ad"
     with CellFile.open(directory / "data" / "evaluation.h5ad") as evaluation:
-        predict_as_in(run.best, evaluation, Columns.parse(evaluation.record["columns"]), preds, device=device)
+        predict_as_in(run.best_path, evaluation, Columns.parse(evaluation.record["columns"]), preds, device=device)
     announce("4/4 score: cell-eval's metrics against the held-out cells, beside simple models")
-    report, score_dir = score_predictions(ScoreRequest(preds=preds, checkpoint=run.best))
+    report, score_dir = score_predictions(ScoreRequest(preds=preds, checkpoint=run.best_path))
     recovered = None if effects is None else _recovery(preds, effects)
-    return DemoResult(directory, run.best, preds, score_dir, report, recovered)
+    return DemoResult(directory, run.best_path, preds, score_dir, report, recovered)
 
 
 def _write_data(directory: Path, synthetic: bool) -> "pd.DataFrame | None":

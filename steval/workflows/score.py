@@ -104,7 +104,7 @@ def _open_real(request: ScoreRequest, manifest: Manifest | None) -> CellFile:
     assert manifest is not None
     if manifest.evaluation is None:
         raise ConfigError(f"{request.checkpoint} records no evaluation data; give the real cells with --real REAL.h5ad")
-    return open_reference(manifest.evaluation, request.data_dirs)
+    return open_reference(manifest.evaluation, request.data_dirs, manifest.output_genes)
 
 
 def _open_train(request: ScoreRequest, manifest: Manifest | None) -> CellFile | None:
@@ -115,7 +115,7 @@ def _open_train(request: ScoreRequest, manifest: Manifest | None) -> CellFile | 
     if manifest is None or manifest.training_data is None:
         return None
     try:
-        return open_reference(manifest.training_data, request.data_dirs)
+        return open_reference(manifest.training_data, request.data_dirs, manifest.output_genes)
     except MissingReferenceError as error:
         logger.warning("no baselines: %s", error)
         return None

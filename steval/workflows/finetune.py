@@ -1,0 +1,101 @@
+"""Fine-tuning with what other rooms add: a quick cell-eval of held-out perturbations, and the service's warm-up record."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steval.checkpoints.manifest import WarmupRecord
+from steval.checkpoints.store import Checkpoint
+from steval.data.cellfile import CellFile
+from steval.data.selection import open_reference
+from steval.errors import ConfigError
+from steval.predictor.controls import cell_controls, checkpoint_controls
+from steval.predictor.engine import Predictor
+from steval.predictor.requests import PredictionRequest, RequestItem
+from steval.trainer.config import FinetuneConfig
+from steval.trainer.notices import Report
+from steval.trainer.run import RunResult, finetune
+from steval.workflows.predict import request_items
+
+WARMUP_CELLS = 8
+WARMUP_GENES = 64
+QUICK_CELLS = 200
+"""Cells of each perturbation in a quick evaluation at most."""
+
+
+def finetune_with_evaluation(
+    config: FinetuneConfig | None,
+    run_dir: Path,
+    *,
+    init_from: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    allow_mismatch: bool = False,
+    report: Report | None = None,
+) -> RunResult:
+    """`steval.trainer.run.finetune` with quick evaluations (`checks.quick_eval_every`) and a warm-up record; same errors."""
+    return finetune(
+        config,
+        run_dir,
+        init_from=init_from,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+        allow_mismatch=allow_mismatch,
+        quick_eval=quick_evaluation,
+        warmup=warmup_record,
+        report=report,
+    )
+
+
+def quick_evaluation(checkpoint: Checkpoint) -> Mapping[str, float]:
+    """cell-eval's `vcc` metrics of the checkpoint on the validation cells of its training data, means over perturbations.
+
+    Every validation perturbation is predicted, with at most `QUICK_CELLS` cells, from the measured controls.
+    """
+    from steval.evaluator.score import score
+
+    manifest = checkpoint.manifest
+    if manifest.training_data is None or manifest.output_genes is None:
+        raise ConfigError("a quick evaluation needs training data on record and a model that predicts genes")
+    validation = manifest.training_data.model_copy(update={"part": "val", "perturbations": ()})
+    with open_reference(validation, genes=manifest.output_genes) as real:
+        predicted = _predict_in_memory(checkpoint, real)
+        report = score(predicted, real, columns=manifest.columns, profile="vcc", metrics_only=True)
+    return {row["metric"]: row["value"] for row in report.breakdown.iter_rows(named=True) if row["value"] is not None}
+
+
+def warmup_record(checkpoint: Checkpoint) -> WarmupRecord | None:
+    """A small prediction from the checkpoint's own controls; None where it carries none."""
+    if checkpoint.controls is None:
+        return None
+    predictor = Predictor(checkpoint, device="cpu")
+    pool = checkpoint_controls(checkpoint)
+    name, cell_type = predictor.known[0], pool.cell_type_names[0]
+    item = RequestItem(perturbation=name, num_cells=WARMUP_CELLS, cell_type=cell_type)
+    cells = np.concatenate([block.cells for block in predictor.predict(PredictionRequest(items=(item,)), pool)])
+    mean = cells[:, :WARMUP_GENES].astype(np.float64).mean(axis=0)
+    return WarmupRecord(perturbation=name, num_cells=WARMUP_CELLS, seed=0, mean=tuple(float(value) for value in mean))
+
+
+def _predict_in_memory(checkpoint: Checkpoint, real: CellFile) -> Any:
+    """Predicted cells and the measured controls as AnnData, as `steval predict` would write them."""
+    import anndata as ad
+    import pandas as pd
+
+    columns = checkpoint.manifest.columns
+    items = tuple(
+        item.model_copy(update={"num_cells": min(item.num_cells, QUICK_CELLS)})
+        for item in request_items(real.obs, columns)
+    )
+    pool = cell_controls(real, checkpoint.manifest)
+    predictor = Predictor(checkpoint, device="cpu")
+    sets = list(predictor.predict(PredictionRequest(items=items), pool))
+    controls = np.flatnonzero((real.obs[columns.perturbation].astype(str) == columns.control).to_numpy())
+    labels = [columns.control] * len(controls) + [s.perturbation for s in sets for _ in range(len(s.cells))]
+    cells = np.concatenate([real.rows(controls).toarray(), *(s.cells for s in sets)])
+    obs = pd.DataFrame({columns.perturbation: labels}, index=[str(row) for row in range(len(labels))])
+    return ad.AnnData(X=cells, obs=obs, var=pd.DataFrame(index=list(real.genes)))
