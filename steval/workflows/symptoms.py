@@ -1,7 +1,7 @@
 """What a run's curves tell: each symptom with its evidence and the setting to change.
 
-The symptoms are those of the published ST-Tahoe fine-tuning: a flat validation loss, divergence, a scheduler carried over from an old
-checkpoint, the best checkpoint long before the last, clipping that hides exploding gradients.
+The symptoms are those of the published ST-Tahoe fine-tuning: a flat validation loss, divergence, a scheduler carried
+over from an old checkpoint, the best checkpoint long before the last, clipping that hides exploding gradients.
 """
 
 from collections.abc import Callable
@@ -82,12 +82,12 @@ def _flat_validation(curves: Curves) -> list[Finding]:
     if val_change > FLAT:
         topic, change = (
             "over-fitting",
-            "stop at best-val.safetensors; raise network.dropout or optimiser.weight_decay (to 5e-3)",
+            "use best-val.safetensors; raise network.dropout or optimiser.weight_decay (to 5e-3)",
         )
     else:
         topic, change = "validation flat while training falls", (
-            "check that validation cells come from the same space and scale (steval finetune prints the preflight table), unfreeze more "
-            "(phases.N.trains), and look at every head: one overall number hid a six-fold better MAE"
+            "check that validation cells come from the same space and scale (steval finetune prints the preflight "
+            "table), unfreeze more (phases.N.trains), and look at every head: one number hid a six-fold better MAE"
         )  # fmt: skip
     return [Finding("problem", topic, evidence, change)]
 
@@ -100,7 +100,8 @@ def _divergence(curves: Curves) -> list[Finding]:
         smooth = _smooth(curve.values)
         lowest = int(np.argmin(smooth))
         if lowest < len(smooth) - 1 and smooth[lowest] > 0 and smooth[-1] > DIVERGED * smooth[lowest]:
-            evidence = f"{curve.name} ends at {smooth[-1]:.4g}, {smooth[-1] / smooth[lowest]:.1f} times its lowest value at step {curve.steps[lowest]}"
+            ratio = smooth[-1] / smooth[lowest]
+            evidence = f"{curve.name} ends at {smooth[-1]:.4g}, {ratio:.1f} times its lowest value at step {curve.steps[lowest]}"
             change = "lower phases.N.rates (halve them), lengthen warmup_fraction, keep optimiser.clip at 1.0"
             findings.append(Finding("problem", "divergence", evidence, change))
     return findings
@@ -144,7 +145,10 @@ def _always_clipped(curves: Curves, clip: float) -> list[Finding]:
     share = float((norm.values > clip).mean())
     if share < CLIPPED:
         return []
-    evidence = f"grad_norm/total is above the clip of {clip:g} in {100 * share:.0f} % of the rows (median {np.median(norm.values):.3g})"
+    evidence = (
+        f"grad_norm/total is above the clip of {clip:g} in {100 * share:.0f} % of the rows "
+        f"(median {np.median(norm.values):.3g})"
+    )
     return [
         Finding(
             "note", "gradients always clipped", evidence, "the clip sets the step size; lower phases.N.rates instead"
