@@ -1,8 +1,8 @@
 """The engine behind command line, service and batch jobs: sets of many perturbations in one batch, never merged.
 
-What depends on the control cells alone is computed once. Linear layers see the cells of all sets together; attention sees
-sets of one size at a time, so that nothing is padded. Memory does not grow with the number of predicted cells.
-Shape letters: N control cells or predicted cells, B sets, S cells of a set, C hidden size, P features, G output columns.
+What depends on the control cells alone is computed once. Sets of one size go through the network together, so that
+nothing is padded. Memory does not grow with the number of predicted cells.
+Shape letters: N cells, B sets, S cells of a set, P perturbation features, G output columns.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from torch import Tensor
 from steval.checkpoints.store import Checkpoint
 from steval.errors import ConfigError
 from steval.model.config import Attention
+from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.predictor.controls import ControlPool
 from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedSet, plan_sets, windows
@@ -26,9 +27,9 @@ log = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
-DEFAULT_BATCH_CELLS = 4096
-OUTPUT_ROWS = 512
-"""Cells that pass the output layers together: 512 × 18,080 float32 are 37 MB."""
+DEFAULT_BATCH_CELLS = 1024
+"""1024 cells × 18,080 genes in float32 are 74 MB."""
+ENCODE_ROWS = 512
 ENCODED_BYTES = 512 * 2**20
 """Most memory for encoded control cells; requests that use more are done in several waves."""
 
@@ -79,9 +80,9 @@ class EncodedControls:
 
     pool: ControlPool
     rows: np.ndarray
-    basal_NC: Tensor
-    inputs_NG: Tensor | None
+    terms: ControlTerms
     batch_N: Tensor | None
+    """Batch codes, where the network has a batch encoder."""
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Where the pool's `rows` are in the tensors."""
@@ -91,8 +92,8 @@ class EncodedControls:
 class Predictor:
     """A checkpoint ready to predict.
 
-    `device`: auto, cpu, cuda, cuda:N. `dtype`: float32 or bf16 (weights and activations). `batch_cells`: cells that pass
-    the backbone together. `attention` overrides the checkpoint's regime, `set_size` its cells per set.
+    `device`: auto, cpu, cuda, cuda:N. `dtype`: float32 or bf16 (weights and activations). `batch_cells`: cells that
+    are computed together. `attention` overrides the checkpoint's regime, `set_size` its cells per set.
     """
 
     def __init__(
@@ -119,9 +120,10 @@ class Predictor:
         self.attention: Attention = attention or self.manifest.model.attention
         self.set_size = set_size or self.manifest.model.cell_set_size
         self.compiled = compile
-        self._checkpoint = checkpoint
-        self._network = checkpoint.network(attention).to(self.device, DTYPES[dtype])
-        self._run_backbone = torch.compile(self._network.run_backbone) if compile else self._network.run_backbone
+        self._features = checkpoint.features
+        self._feature_row = {name: row for row, name in enumerate(self.manifest.perturbation_names)}
+        self._network = InferenceNetwork.from_network(checkpoint.network().to(self.device), DTYPES[dtype], attention)
+        self._run = torch.compile(self._network.predict) if compile else self._network.predict
         self._batch_codes = {name: code for code, name in enumerate(self.manifest.batches)}
 
     @property
@@ -149,7 +151,9 @@ class Predictor:
     def plan(self, request: PredictionRequest, pool: ControlPool) -> list[PlannedSet]:
         """The sets of a request with their controls. Raises for anything that the checkpoint or the pool cannot serve."""
         require_unique(request.items, "the request")
-        require_known((item.perturbation for item in request.items), self.manifest.perturbation_names, self.manifest.control)
+        require_known(
+            (item.perturbation for item in request.items), self.manifest.perturbation_names, self.manifest.control
+        )
         self._require_batches(request, pool)
         return plan_sets(request, pool, self.set_size)
 
@@ -173,77 +177,73 @@ class Predictor:
         """All controls of a pool encoded, for many predictions from it (the service's case)."""
         return self._encode(pool, np.arange(len(pool)))
 
-    @torch.inference_mode()
     def _encode(self, pool: ControlPool, rows: np.ndarray) -> EncodedControls:
-        basal, inputs = [], []
-        for start in range(0, len(rows), OUTPUT_ROWS):
-            dense = torch.from_numpy(pool.inputs(rows[start : start + OUTPUT_ROWS]).toarray())
-            dense = dense.to(self.device, DTYPES[self.dtype])
-            basal.append(self._network.basal_encoder(dense))
-            inputs.append(dense)
-        return EncodedControls(pool, rows, torch.cat(basal), torch.cat(inputs), self._codes(pool, rows))
+        parts = []
+        for start in range(0, len(rows), ENCODE_ROWS):
+            dense = torch.from_numpy(pool.inputs(rows[start : start + ENCODE_ROWS]).toarray())
+            parts.append(self._network.encode_controls(dense.pin_memory() if self._on_cuda else dense))
+        return EncodedControls(pool, rows, ControlTerms.concatenate(parts), self._codes(pool, rows))
 
     def _predict_wave(self, sets: Sequence[PlannedSet], encoded: EncodedControls) -> Iterator[PredictedBlock]:
         for window in windows(sets, self.batch_cells):
-            positions = np.concatenate([encoded.positions(one.control_indices) for one in window])
-            position_N = torch.from_numpy(positions).to(self.device)
-            cells_NC = self._hidden(window, position_N, encoded)
-            start = 0
-            for block in windows(window, OUTPUT_ROWS):
-                end = start + sum(one.num_cells for one in block)
-                yield PredictedBlock(block, self._outputs(cells_NC[start:end], position_N[start:end], encoded))
-                start = end
+            yield PredictedBlock(window, self._predict_window(window, encoded))
 
     @torch.inference_mode()
-    def _hidden(self, window: list[PlannedSet], position_N: Tensor, encoded: EncodedControls) -> Tensor:
-        """Cells after the backbone `[N, C]`, in window order; sets of one size go through it together."""
-        names = list(dict.fromkeys(one.perturbation for one in window))
-        features = self._checkpoint.feature_rows(names).to(self.device, DTYPES[self.dtype])
-        encoded_PC = self._network.pert_encoder(features)
-        row = {name: index for index, name in enumerate(names)}
+    def _predict_window(self, window: list[PlannedSet], encoded: EncodedControls) -> np.ndarray:
+        """Cells of the window `[N, G]` in its order; the sets of one size are one batch."""
         sizes = np.array([one.num_cells for one in window])
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        hidden_NC = torch.empty((int(sizes.sum()), encoded_PC.shape[1]), dtype=encoded_PC.dtype, device=self.device)
+        cells_NG = torch.empty((int(sizes.sum()), self.num_outputs), device=self.device)
         for size in np.unique(sizes):
             members = np.flatnonzero(sizes == size)
+            indices = np.stack([encoded.positions(window[member].control_indices) for member in members])
+            indices_BS = torch.from_numpy(indices).to(self.device)
+            features_BP = self._features[[self._feature_row[window[member].perturbation] for member in members]]
+            batch_BS = None if encoded.batch_N is None else encoded.batch_N[indices_BS]
+            prediction = self._run(encoded.terms, indices_BS, features_BP, batch_BS)
+            output_BSG = prediction.output_BSG if prediction.genes_BSD is None else prediction.genes_BSD
             place_BS = torch.from_numpy(starts[members][:, None] + np.arange(size)).to(self.device)
-            pert_B = torch.tensor([row[window[member].perturbation] for member in members], device=self.device)
-            position_BS = position_N[place_BS]
-            tokens_BSC = encoded.basal_NC[position_BS] + encoded_PC[pert_B][:, None]
-            if encoded.batch_N is not None:
-                tokens_BSC = tokens_BSC + self._network.batch_encoder(encoded.batch_N[position_BS])
-            hidden_NC[place_BS] = self._run_backbone(tokens_BSC).cells_BSC
-        return hidden_NC
+            cells_NG[place_BS.flatten()] = output_BSG.flatten(0, 1)
+        return self._on_host(cells_NG).numpy()
 
-    @torch.inference_mode()
-    def _outputs(self, cells_NC: Tensor, position_N: Tensor, encoded: EncodedControls) -> np.ndarray:
-        output = self._network.run_head(cells_NC, encoded.inputs_NG[position_N], encoded.basal_NC[position_N])
-        if self._network.gene_decoder is not None:
-            output = self._network.gene_decoder(output)
-        return output.to("cpu", torch.float32).numpy()
+    def _on_host(self, cells_NG: Tensor) -> Tensor:
+        if not self._on_cuda:
+            return cells_NG
+        host_NG = torch.empty(cells_NG.shape, pin_memory=True)
+        host_NG.copy_(cells_NG, non_blocking=True)
+        torch.cuda.synchronize(self.device)
+        return host_NG
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.device.type == "cuda"
 
     def _waves(self, planned: Iterable[PlannedSet]) -> Iterator[list[PlannedSet]]:
-        model = self.manifest.model
-        limit = max(1, ENCODED_BYTES // (4 * (model.hidden_dim + model.input_dim)))
+        limit = max(1, ENCODED_BYTES // (4 * self._terms_width()))
         wave: list[PlannedSet] = []
         used: set[int] = set()
         for one in planned:
-            new = used.union(one.control_indices.tolist())
-            if wave and len(new) > limit:
+            rows = one.control_indices.tolist()
+            if wave and len(used) + sum(row not in used for row in rows) > limit:
                 yield wave
-                wave, new = [], set(one.control_indices.tolist())
+                wave, used = [], set()
             wave.append(one)
-            used = new
+            used.update(rows)
         if wave:
             yield wave
 
+    def _terms_width(self) -> int:
+        """Columns that one encoded control cell takes at most."""
+        model = self.manifest.model
+        return model.hidden_dim + (model.output_dim // 8 if model.has_bottleneck else model.input_dim)
+
     def _codes(self, pool: ControlPool, rows: np.ndarray) -> Tensor | None:
-        if self._network.batch_encoder is None:
+        if not self.manifest.model.batch_encoder:
             return None
         return torch.tensor([self._batch_codes[label] for label in pool.batches[rows]], device=self.device)
 
     def _require_batches(self, request: PredictionRequest, pool: ControlPool) -> None:
-        if self._network.batch_encoder is None:
+        if not self.manifest.model.batch_encoder:
             return
         unknown = sorted(set(pool.batches.tolist()) - set(self._batch_codes))
         if unknown:

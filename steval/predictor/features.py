@@ -36,7 +36,9 @@ def with_features(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         )
     table = read_features(path, checkpoint.manifest.model.pert_dim)
     row = {name: index for index, name in enumerate(checkpoint.manifest.perturbation_names)}
-    _require_same({name: table[name] for name in table if name in row and name != checkpoint.manifest.control}, checkpoint)
+    _require_same(
+        {name: table[name] for name in table if name in row and name != checkpoint.manifest.control}, checkpoint
+    )
     new = [name for name in table if name not in row]
     log.info("%s: features of %d perturbations that the checkpoint does not know", path, len(new))
     entries = tuple(PerturbationEntry(name=name, trained=False) for name in new)
@@ -87,7 +89,8 @@ def _require_same(table: dict[str, np.ndarray], checkpoint: Checkpoint) -> None:
     if differ:
         raise DataError(
             f"the features file describes {len(differ)} known perturbations otherwise than the checkpoint "
-            f"({', '.join(differ[:5])}); unseen ones described that way would be misread. Use features from the model that made the checkpoint's"
+            f"({', '.join(differ[:5])}); unseen ones described that way would be misread. Use features from the model that "
+            "made the checkpoint's"
         )
 
 

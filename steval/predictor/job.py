@@ -81,11 +81,15 @@ class PredictionJob(Settings):
                 f"say what to predict by exactly one of --perturbations A,B, --request FILE and --all; got {len(given)} of them"
             )
         if self.by_batch and (self.request is None or self.request.suffix != ".h5ad"):
-            problems.append("--by-batch divides the cells of an h5ad --request by its batches; there is no such request")
+            problems.append(
+                "--by-batch divides the cells of an h5ad --request by its batches; there is no such request"
+            )
         if self.by_batch and self.batch is not None:
             problems.append("--by-batch and --batch contradict each other")
         if self.cell_types and self.request is not None:
-            problems.append("--cell-type goes with --perturbations and --all; a request file has a cell_type column for it")
+            problems.append(
+                "--cell-type goes with --perturbations and --all; a request file has a cell_type column for it"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

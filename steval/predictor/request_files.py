@@ -74,9 +74,7 @@ def items_like(
     cells: CellFile, options: ColumnOptions | None = None, recorded: Columns | None = None, *, by_batch: bool = False
 ) -> list[RequestItem]:
     """One item for each perturbation and cell type (and batch) of a file, with its number of cells; controls are left out."""
-    columns = resolve_columns(
-        cells.obs, cells.record, options, recorded, require_control=False, source=str(cells.name)
-    )
+    columns = resolve_columns(cells.obs, cells.record, options, recorded, require_control=False, source=str(cells.name))
     if by_batch and columns.batch is None:
         raise DataError(f"{cells.name} has no batch column to divide its cells by; name it with --batch-col")
     obs = cells.obs
@@ -87,7 +85,9 @@ def items_like(
     }
     perturbed = (keys["perturbation"] != columns.control) & obs[columns.perturbation].notna()
     if not perturbed.any():
-        raise DataError(f"{cells.name} holds no perturbed cells: every label in {columns.perturbation!r} is the control")
+        raise DataError(
+            f"{cells.name} holds no perturbed cells: every label in {columns.perturbation!r} is the control"
+        )
     grouped = obs[perturbed].groupby([key[perturbed] for key in keys.values()], sort=True).size()
     return [
         RequestItem(perturbation=name, num_cells=int(count), cell_type=cell_type or None, batch=batch or None)
