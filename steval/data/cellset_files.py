@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import h5py
 import pandas as pd
 
 from steval.data.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.csr_cache import Layout, cached_rows, is_compressed, layout
 from steval.data.files import require_file
-from steval.data.obs_codes import CodedColumn
+from steval.data.obs_codes import CodedColumn, column_names, read_coded
+from steval.data.row_store import BYTES_PER_VALUE
 from steval.data.scale import Scale, ScaleRecord, resolve_scale
-from steval.data.splits import SINGLE_CELL_TYPE, CellSplit, ContextSplit, TomlSplit, absent_context_column
+from steval.data.splits import SINGLE_CELL_TYPE, Split, TomlSplit, absent_context_column
 from steval.errors import ConfigError, DataError
 
 SINGLE_BATCH = "one batch"
@@ -35,6 +38,8 @@ class LabelledFile:
     """One file without its expression."""
 
     path: Path
+    matrix_path: Path
+    """Where X is read from: the same file, or its copy by rows."""
     num_cells: int
     genes: tuple[str, ...]
     columns: Columns
@@ -46,9 +51,7 @@ class LabelledFile:
     """Contexts of the split (`cell_type_key`)."""
 
 
-def expand_files(
-    patterns: Sequence[str], split: CellSplit | ContextSplit | TomlSplit, base_dir: Path | None = None
-) -> tuple[list[Path], CellSplit | ContextSplit | TomlSplit]:
+def expand_files(patterns: Sequence[str], split: Split, base_dir: Path | None = None) -> tuple[list[Path], Split]:
     """Files of `patterns`, or of the TOML split where there are none; a TOML split comes back with the data set of each file.
 
     Order: as given, each glob sorted; a file that is named twice is read once. A pattern without a file is a `DataError`.
@@ -86,24 +89,76 @@ def _toml_files(paths: list[Path], split: TomlSplit) -> tuple[list[Path], TomlSp
     return paths, split.model_copy(update={"file_datasets": tuple(names)})
 
 
-def read_labelled(path: Path, settings: ReadSettings, cell_type_key: str | None) -> LabelledFile:
-    """Labels, genes and scale of one file."""
-    with CellFile.open(path) as cells:
-        columns = resolve_columns(cells.obs, cells.record, settings.columns, require_control=False, source=str(path))
-        if cell_type_key is not None and cell_type_key not in cells.obs.columns:
-            raise absent_context_column(cell_type_key, list(map(str, cells.obs.columns)))
-        cell_type = _coded(cells.obs, columns.cell_type, SINGLE_CELL_TYPE)
+def read_labelled(
+    path: Path, settings: ReadSettings, cell_type_key: str | None, matrix_path: Path | None = None
+) -> LabelledFile:
+    """Labels, genes and scale of one file; `matrix_path` is where X is read from, if not from `path`."""
+    matrix_path = matrix_path or path
+    with CellFile.open(matrix_path, with_obs=False) as cells:
+        genes, record, num_cells = tuple(cells.genes), cells.record, cells.num_cells
+        scale = resolve_scale(cells, settings.scale)
+    with h5py.File(path, "r") as handle:
+        obs = handle["obs"]
+        names = column_names(obs)
+        columns = resolve_columns(
+            pd.DataFrame(columns=names), record, settings.columns, require_control=False, source=str(path)
+        )
+        if cell_type_key is not None and cell_type_key not in names:
+            raise absent_context_column(cell_type_key, names)
+
+        def coded(column: str | None, single: str) -> CodedColumn:
+            return CodedColumn.single(single, num_cells) if column is None else read_coded(obs, column, str(path))
+
+        cell_type = coded(columns.cell_type, SINGLE_CELL_TYPE)
         return LabelledFile(
-            path=Path(path), num_cells=cells.num_cells, genes=tuple(cells.genes), columns=columns,
-            scale=resolve_scale(cells, settings.scale),
-            perturbation=_coded(cells.obs, columns.perturbation, ""), cell_type=cell_type,
-            batch=_coded(cells.obs, columns.batch, SINGLE_BATCH),
-            context=cell_type if cell_type_key is None else _coded(cells.obs, cell_type_key, ""),
+            path=path, matrix_path=matrix_path, num_cells=num_cells, genes=genes, columns=columns, scale=scale,
+            perturbation=coded(columns.perturbation, ""), cell_type=cell_type, batch=coded(columns.batch, SINGLE_BATCH),
+            context=cell_type if cell_type_key in (None, columns.cell_type) else coded(cell_type_key, ""),
         )  # fmt: skip
 
 
-def _coded(obs: pd.DataFrame, column: str | None, single: str) -> CodedColumn:
-    if column is None:
-        return CodedColumn.single(single, len(obs))
-    labels = pd.Categorical(obs[column].astype(str))
-    return CodedColumn(tuple(labels.categories), labels.codes.astype("int32"))
+def matrix_paths(paths: Sequence[Path], memory_bytes: int, cache_dir: Path | None) -> tuple[list[Path], list[str]]:
+    """Where the X of each file is read from, and notes: the files, or copies by rows where they are too large and slow.
+
+    Data within `memory_bytes` needs no copy. Beyond, CSC must have one (a `DataError` without `cache_dir`), compressed
+    CSR gets one where `cache_dir` is given.
+    """
+    stored = {path: _stored(path) for path in paths}
+    if sum(entry.num_values for entry in stored.values()) * BYTES_PER_VALUE <= memory_bytes:
+        return list(paths), []
+    slow = {path: entry for path, entry in stored.items() if entry.layout == "csc" or entry.compressed}
+    if cache_dir is None:
+        columnwise = [str(path) for path, entry in slow.items() if entry.layout == "csc"]
+        if columnwise:
+            raise DataError(
+                "files in CSC layout are too large for memory, and their cells cannot be read one by one from disk. "
+                "Give data.cache_dir (a directory for copies by rows), raise data.memory_gb, or store X as CSR",
+                columnwise,
+            )
+        notes = [
+            f"{path.name} is compressed: reading it cell by cell is slow; cache_dir gives it a plain copy"
+            for path in slow
+        ]
+        return list(paths), notes
+    copies = {
+        path: cached_rows(path, cache_dir, memory_bytes) for path, entry in slow.items() if entry.layout != "dense"
+    }
+    return [copies.get(path, path) for path in paths], [
+        f"{p.name} is read from its copy {c}" for p, c in copies.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    layout: Layout
+    compressed: bool
+    num_values: int
+
+
+def _stored(path: Path) -> _Stored:
+    with CellFile.open(path, with_obs=False):
+        pass
+    with h5py.File(path, "r") as handle:
+        stored = handle["X"]
+        num_values = stored.size if isinstance(stored, h5py.Dataset) else stored["data"].shape[0]
+        return _Stored(layout(stored), is_compressed(stored), int(num_values))

@@ -179,14 +179,15 @@ class CellSetSampler:
 
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Group and piece of each set of an epoch; kept for the latest epoch."""
-        if self._order is None or self._order[0] != epoch:
+        kept = self._order
+        if kept is None or kept[0] != epoch:
             generator = np.random.default_rng([self.seed, _ORDER, epoch])
             counts = self._set_counts(generator)
             groups = np.repeat(np.arange(len(counts)), counts)
             chunks = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
             order = generator.permutation(len(groups))
-            self._order = (epoch, groups[order], chunks[order])
-        return self._order[1], self._order[2]
+            kept = self._order = (epoch, groups[order], chunks[order])
+        return kept[1], kept[2]
 
     def _set_counts(self, generator: np.random.Generator) -> np.ndarray:
         """Sets of each group in one epoch; their sum is `num_sets`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -32,19 +33,25 @@ class CodedColumn:
         return np.array([position[name] for name in self.names], dtype=np.int32)[self.codes]
 
 
-def column_names(obs: h5py.Group) -> list[str]:
+def column_names(obs: h5py.Group | h5py.Dataset) -> list[str]:
     """Names of the columns of a stored data frame, in their order."""
+    if isinstance(obs, h5py.Dataset):
+        return list(ad.io.read_elem(obs).columns)
     return [str(name) for name in obs.attrs.get("column-order", [])]
 
 
-def num_rows(obs: h5py.Group) -> int:
-    """Number of cells of a stored data frame."""
+def num_rows(obs: h5py.Group | h5py.Dataset) -> int:
+    """Number of cells of a stored data frame (a dataset in files of AnnData before 0.7)."""
+    if isinstance(obs, h5py.Dataset):
+        return int(obs.shape[0])
     index = obs[obs.attrs["_index"]]
     return int(index.shape[0]) if isinstance(index, h5py.Dataset) else len(ad.io.read_elem(index))
 
 
-def read_coded(obs: h5py.Group, name: str, source: str) -> CodedColumn:
+def read_coded(obs: h5py.Group | h5py.Dataset, name: str, source: str) -> CodedColumn:
     """One column coded; cells without a label are a `DataError`."""
+    if isinstance(obs, h5py.Dataset):
+        return _coded_values(pd.Series(ad.io.read_elem(obs)[name]), name, source)
     stored = obs[name]
     kind = stored.attrs.get("encoding-type", "")
     if kind == "categorical":
@@ -53,14 +60,27 @@ def read_coded(obs: h5py.Group, name: str, source: str) -> CodedColumn:
     elif kind in ("string-array", "array"):
         categories, codes = _code_blocks(stored)
     else:
-        labels = pd.Categorical(pd.Series(ad.io.read_elem(stored)))
-        categories, codes = [str(value) for value in labels.categories], labels.codes.astype(np.int32)
+        return _coded_values(pd.Series(ad.io.read_elem(stored)), name, source)
+    return _sorted_used(categories, codes, name, source)
+
+
+def _coded_values(values: "pd.Series[Any]", name: str, source: str) -> CodedColumn:
+    labels = pd.Categorical(values)
+    return _sorted_used([str(value) for value in labels.categories], labels.codes.astype(np.int32), name, source)
+
+
+def _sorted_used(categories: Sequence[str], codes: np.ndarray, name: str, source: str) -> CodedColumn:
+    """Only names that occur, sorted; names that are equal as text share a code."""
     unlabelled = int((codes < 0).sum())
     if unlabelled:
         raise DataError(
             f"{source}: {unlabelled} of {len(codes)} cells have no value in obs column {name!r}; drop or label them"
         )
-    return _sorted_used(categories, codes)
+    used = np.bincount(codes, minlength=len(categories)) > 0
+    names = sorted({name for name, occurs in zip(categories, used, strict=True) if occurs})
+    position = {name: code for code, name in enumerate(names)}
+    new_code = np.array([position.get(name, -1) for name in categories], dtype=np.int32)
+    return CodedColumn(tuple(names), new_code[codes])
 
 
 def _code_blocks(stored: h5py.Dataset) -> tuple[list[str], np.ndarray]:
@@ -72,12 +92,3 @@ def _code_blocks(stored: h5py.Dataset) -> tuple[list[str], np.ndarray]:
         position = np.array([known.setdefault(str(value), len(known)) for value in values] + [-1], dtype=np.int32)
         codes[start : start + BLOCK_ROWS] = position[block_codes]
     return list(known), codes
-
-
-def _sorted_used(categories: Sequence[str], codes: np.ndarray) -> CodedColumn:
-    """Only names that occur, sorted; names that are equal as text share a code."""
-    used = np.bincount(codes, minlength=len(categories)) > 0
-    names = sorted({name for name, occurs in zip(categories, used, strict=True) if occurs})
-    position = {name: code for code, name in enumerate(names)}
-    new_code = np.array([position.get(name, -1) for name in categories], dtype=np.int32)
-    return CodedColumn(tuple(names), new_code[codes])

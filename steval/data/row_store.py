@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class RowStore:
         self._sparse: sp.csr_matrix | None = None
         self._open: dict[int, FileRows] = {}
         self._owner = os.getpid()
+        self._lock = threading.Lock()
 
     @property
     def num_cells(self) -> int:
@@ -66,17 +68,17 @@ class RowStore:
 
     def load(self) -> None:
         """Bring what is to be kept in memory into memory; nothing to do for a store on disk."""
-        if self.place == "disk" or self._dense is not None or self._sparse is not None:
-            return
-        if self.place == "dense memory":
-            self._dense = self._loaded(_DenseMemory(self.num_cells, self.num_genes))
-        else:
-            self._sparse = self._loaded(_SparseMemory(sum(_stored_values(file) for file in self.files), self.num_genes))
+        with self._lock:
+            if self.place == "dense memory" and self._dense is None:
+                self._dense = self._loaded(_DenseMemory(self.num_cells, self.num_genes))
+            elif self.place == "sparse memory" and self._sparse is None:
+                num_values = sum(_stored_values(file) for file in self.files)
+                self._sparse = self._loaded(_SparseMemory(num_values, self.num_genes))
 
     def _loaded(self, memory: "_DenseMemory | _SparseMemory") -> Any:
         with progress_bar(self.num_cells, "loading cells", "cell") as bar:
             for file in self.files:
-                with CellFile.open(file.path) as cells:
+                with CellFile.open(file.path, with_obs=False) as cells:
                     for rows, matrix in cells.blocks(LOAD_ROWS):
                         block = file.alignment.apply(lognorm(matrix, file.target_sum) if file.target_sum else matrix)
                         memory.append(block)
@@ -110,15 +112,19 @@ class RowStore:
         self._open = {}
 
     def _gather_from_disk(self, indices: np.ndarray, out: np.ndarray) -> None:
-        if self._owner != os.getpid():
-            self._open, self._owner = {}, os.getpid()
         owners = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(owners[indices >= 0]).tolist():
+            places = np.flatnonzero((owners == number) & (indices >= 0))
+            self._opened(number).gather(indices[places] - self._starts[number], out, places)
+
+    def _opened(self, number: int) -> FileRows:
+        with self._lock:
+            if self._owner != os.getpid():
+                self._open, self._owner = {}, os.getpid()
             if number not in self._open:
                 file = self.files[number]
                 self._open[number] = FileRows(file.path, file.alignment, file.target_sum)
-            places = np.flatnonzero((owners == number) & (indices >= 0))
-            self._open[number].gather(indices[places] - self._starts[number], out, places)
+            return self._open[number]
 
     def _choose(self) -> Place:
         dense = self.num_cells * self.num_genes * 4
@@ -128,7 +134,10 @@ class RowStore:
         return "sparse memory" if sparse <= self.memory_bytes else "disk"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_dense": None, "_sparse": None, "_open": {}}
+        return {**self.__dict__, "_dense": None, "_sparse": None, "_open": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
 
 def _stored_values(file: SourceFile) -> int:

@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
 
 from steval.data.columns import Columns, column_or_single
-from steval.data.split_toml import SplitTable, read_split_toml
+from steval.data.split_settings import ALL, CellSplit, ContextSplit, Split, SplitSettings, TomlSplit, parse_split
+from steval.data.split_toml import read_split_toml
 from steval.errors import ConfigError, DataError, nearest_names
-from steval.settings import Settings
+
+__all__ = ["CellSplit", "ContextSplit", "Split", "SplitSettings", "TomlSplit", "parse_split"]
 
 PARTS = ("train", "val", "test")
 TRAIN, VAL, TEST = 0, 1, 2
@@ -27,78 +28,6 @@ SHARED_CONTROL = 3
 """A control cell that is an input in every part."""
 UNUSED = -1
 """A cell of no part (in a data set that the split file does not train on)."""
-
-ALL = "all"
-"""In place of a list of perturbations: the whole context."""
-
-
-class _Split(Settings):
-    cell_type_key: str | None = None
-    """`obs` column that holds the contexts; none: the cell type column."""
-    controls: Literal["shared", "split"] = "shared"
-    """`shared`: every control cell is an input in every part; `split`: each control cell belongs to one part."""
-    seed: int = Field(default=42, ge=0)
-    """Of the draw of cells (`by: cells`, `controls: split`)."""
-
-
-class CellSplit(_Split):
-    """Seeded fractions of the cells of each cell type and perturbation."""
-
-    by: Literal["cells"] = "cells"
-    val: float = Field(default=0.1, gt=0, lt=1)
-    """Fraction of each perturbation's cells."""
-    test: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of each perturbation's cells; 0: no test part."""
-
-    @model_validator(mode="after")
-    def _leaves_training(self) -> "CellSplit":
-        if self.val + self.test >= 1:
-            raise ValueError(
-                f"val ({self.val}) and test ({self.test}) leave nothing to train on; their sum must be under 1"
-            )
-        return self
-
-
-class _ListedSplit(_Split):
-    control_val: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of the control cells of each cell type under `controls: split`."""
-    control_test: float = Field(default=0.1, ge=0, lt=1)
-    """As `control_val`."""
-
-
-class ContextSplit(_ListedSplit):
-    """Perturbations held out by context: `val: {rep_2: [CUL3, IRF1]}`; `all` in place of the list is the whole context."""
-
-    by: Literal["contexts"] = "contexts"
-    val: dict[str, tuple[str, ...] | Literal["all"]]
-    """Context → perturbations that validate."""
-    test: dict[str, tuple[str, ...] | Literal["all"]] = Field(default_factory=dict)
-    """Context → perturbations that test; empty: no test part."""
-
-
-class TomlSplit(_ListedSplit):
-    """A split file of cell-load: `[datasets]`, `[training]`, `[zeroshot]`, `[fewshot]`."""
-
-    by: Literal["toml"] = "toml"
-    path: str
-    """The TOML file."""
-    table: SplitTable | None = None
-    """Its content; filled in when the data is opened, so that a checkpoint's data reference needs no second file."""
-    file_datasets: tuple[str, ...] = ()
-    """The data set of each data file, in their order; filled in with `table`."""
-
-
-SplitSettings = Annotated[CellSplit | ContextSplit | TomlSplit, Field(discriminator="by")]
-"""Settings of a split, told apart by `by: cells | contexts | toml`."""
-
-
-class _Holder(Settings):
-    split: SplitSettings
-
-
-def parse_split(values: Mapping[str, Any]) -> CellSplit | ContextSplit | TomlSplit:
-    """Split settings from plain values, such as `DataReference.split`; a `ConfigError` lists all problems."""
-    return _Holder.parse({"split": dict(values)}, source="the split").split
 
 
 @dataclass(frozen=True)
@@ -143,9 +72,7 @@ def absent_context_column(key: str, existing: Sequence[str]) -> DataError:
     )
 
 
-def assign_parts(
-    obs: pd.DataFrame, columns: Columns, settings: CellSplit | ContextSplit | TomlSplit, dataset: str | None = None
-) -> np.ndarray:
+def assign_parts(obs: pd.DataFrame, columns: Columns, settings: Split, dataset: str | None = None) -> np.ndarray:
     """Part of each cell of one file, int8 `[N]`: 0 train, 1 val, 2 test, 3 control shared by all, -1 of no part.
 
     `dataset` is the file's name in the TOML, needed where that names several. A listed perturbation or context that the
@@ -159,16 +86,14 @@ def assign_parts(
     return codes
 
 
-def with_table(settings: CellSplit | ContextSplit | TomlSplit) -> CellSplit | ContextSplit | TomlSplit:
+def with_table(settings: Split) -> Split:
     """The same settings; a TOML split with the content of its file."""
     if isinstance(settings, TomlSplit) and settings.table is None:
         return settings.model_copy(update={"table": read_split_toml(Path(settings.path))})
     return settings
 
 
-def assign_labels(
-    labels: CellLabels, settings: CellSplit | ContextSplit | TomlSplit, dataset: str | None = None
-) -> np.ndarray:
+def assign_labels(labels: CellLabels, settings: Split, dataset: str | None = None) -> np.ndarray:
     """As `assign_parts` for coded labels of one file, without the checks."""
     is_control = labels.is_control
     if isinstance(settings, CellSplit):
@@ -184,7 +109,7 @@ def assign_labels(
     return codes
 
 
-def require_parts(codes: np.ndarray, settings: CellSplit | ContextSplit | TomlSplit) -> None:
+def require_parts(codes: np.ndarray, settings: Split) -> None:
     """Raise a `DataError` where train, val or a declared test has no cell."""
     counts = {part: int((codes == number).sum()) for number, part in enumerate(PARTS)}
     needed = ["train", "val", *(["test"] if declares_test(settings) else [])]
@@ -197,7 +122,7 @@ def require_parts(codes: np.ndarray, settings: CellSplit | ContextSplit | TomlSp
         )
 
 
-def declares_test(settings: CellSplit | ContextSplit | TomlSplit) -> bool:
+def declares_test(settings: Split) -> bool:
     """Whether the split is meant to have a test part."""
     if isinstance(settings, TomlSplit):
         table = settings.table
@@ -205,9 +130,7 @@ def declares_test(settings: CellSplit | ContextSplit | TomlSplit) -> bool:
     return bool(settings.test)
 
 
-def require_known(
-    settings: CellSplit | ContextSplit | TomlSplit, files: Sequence[tuple[str | None, CellLabels]]
-) -> None:
+def require_known(settings: Split, files: Sequence[tuple[str | None, CellLabels]]) -> None:
     """Raise one `DataError` that lists every context and perturbation of the split that the files (data set, labels) lack."""
     if isinstance(settings, CellSplit):
         return

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from steval.data.cellset_files import LabelledFile, expand_files, read_labelled
+from steval.data.cellset_files import LabelledFile, expand_files, matrix_paths, read_labelled
 from steval.data.columns import ColumnOptions, Columns
 from steval.data.features import feature_rows, one_hot, read_features
 from steval.data.genes import FillMissing, align, require_unique
@@ -22,8 +22,7 @@ from steval.data.splits import (
     PARTS,
     SHARED_CONTROL,
     CellLabels,
-    CellSplit,
-    ContextSplit,
+    Split,
     TomlSplit,
     assign_labels,
     require_known,
@@ -55,6 +54,8 @@ class CellsSettings(Settings):
     """File with a vector per perturbation (`.npz`, `.parquet`, `.csv`); none: one-hot."""
     memory_gb: float = 2.0
     """Data up to this size is kept in memory; larger data is read from disk."""
+    cache_dir: str | None = None
+    """Directory for plain copies by rows of files that are too large for memory and compressed or in CSC layout."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class TrainingCells:
     input_key: str | None
     target_sum: float | None
     """Total per cell before log1p; none: unknown (lognorm files that do not tell)."""
-    split: CellSplit | ContextSplit | TomlSplit
+    split: Split
     perturbations: tuple[str, ...]
     """Names in code order, the control among them."""
     cell_types: tuple[str, ...]
@@ -106,7 +107,7 @@ class TrainingCells:
     def open(
         cls,
         settings: CellsSettings,
-        split: CellSplit | ContextSplit | TomlSplit,
+        split: Split,
         *,
         genes: Sequence[str] | None = None,
         input_genes: Sequence[str] | None = None,
@@ -123,12 +124,14 @@ class TrainingCells:
         vocabulary = vocabulary or Vocabulary()
         split = with_table(split)
         paths, split = expand_files(settings.files, split, base_dir)
-        files = [read_labelled(path, settings, split.cell_type_key) for path in paths]
+        budget = int(settings.memory_gb * 2**30)
+        cache_dir = None if settings.cache_dir is None else (base_dir or Path()) / settings.cache_dir
+        matrices, found = matrix_paths(paths, budget, cache_dir)
+        files = [read_labelled(p, settings, split.cell_type_key, m) for p, m in zip(paths, matrices, strict=True)]
         _require_same_columns(files)
         target_sum, sums = _target_sums(files, settings.target_sum)
         contract = tuple(genes) if genes is not None else tuple(files[0].genes)
         require_unique(contract, "the gene contract")
-        budget = int(settings.memory_gb * 2**30)
         store, notes = _row_store(files, sums, contract, settings.fill_missing, budget)
         input_store, input_contract = _input_store(files, sums, contract, input_genes, settings, budget)
         perturbations, perturbation_codes = _merged([f.perturbation for f in files], vocabulary.perturbations)
@@ -141,7 +144,7 @@ class TrainingCells:
             perturbation_codes=perturbation_codes, cell_type_codes=cell_type_codes, batch_codes=batch_codes,
             part_codes=_parts(files, split),
             features=_features(perturbations, columns.control, settings.features, perturbation_features),
-            store=store, input_store=input_store, notes=tuple(notes),
+            store=store, input_store=input_store, notes=(*found, *notes),
         )  # fmt: skip
 
     @property
@@ -276,7 +279,7 @@ def _row_store(
     sources, notes = [], []
     for file, target_sum in zip(files, sums, strict=True):
         alignment = align(file.genes, contract, fill, str(file.path))
-        sources.append(SourceFile(file.path, file.num_cells, alignment, target_sum))
+        sources.append(SourceFile(file.matrix_path, file.num_cells, alignment, target_sum))
         if not alignment.is_identity:
             notes.append(
                 f"{file.path.name}: {alignment.num_extra} extra genes dropped, {len(alignment.missing)} missing genes zero"
@@ -311,7 +314,7 @@ def _merged(columns: Sequence[CodedColumn], first: Sequence[str]) -> tuple[tuple
     return merged, np.concatenate([column.recoded(merged) for column in columns])
 
 
-def _parts(files: Sequence[LabelledFile], split: CellSplit | ContextSplit | TomlSplit) -> np.ndarray:
+def _parts(files: Sequence[LabelledFile], split: Split) -> np.ndarray:
     datasets = split.file_datasets if isinstance(split, TomlSplit) else (None,) * len(files)
     labelled = [
         (

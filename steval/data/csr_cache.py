@@ -1,0 +1,154 @@
+"""A plain copy of X by rows, for data that is too large for memory and stored in a way that scattered rows are slow to read.
+
+CSC has no rows at all, and a compressed file unpacks thousands of values for each cell. Both become a flat CSR file in a
+directory of the user's choice, made once and found again by the source's path, size and time. Memory stays within the
+budget: CSC is dealt out to buckets of rows on disk, each of which is sorted by itself.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from steval.data.files import atomic_path, require_directory
+from steval.errors import DataError
+from steval.logs import progress_bar
+
+BLOCK_VALUES = 1 << 22
+SORT_BYTES_PER_VALUE = 40
+"""Memory that sorting a bucket takes for each value: numbers, order, copies."""
+
+Layout = Literal["csr", "csc", "dense"]
+
+
+def layout(stored: h5py.Group | h5py.Dataset) -> Layout:
+    """How X is stored."""
+    if isinstance(stored, h5py.Dataset):
+        return "dense"
+    kind = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "csr"))).removesuffix("_matrix")
+    return "csc" if kind == "csc" else "csr"
+
+
+def is_compressed(stored: h5py.Group | h5py.Dataset) -> bool:
+    """Whether the values pass a filter."""
+    dataset = stored if isinstance(stored, h5py.Dataset) else stored["data"]
+    return bool(dataset.id.get_create_plist().get_nfilters())
+
+
+def cached_rows(path: Path, cache_dir: Path, memory_bytes: int) -> Path:
+    """An h5ad in `cache_dir` with the X of a sparse h5ad as plain CSR, its var and uns, no obs columns; made once."""
+    require_directory(cache_dir)
+    state = path.stat()
+    mark = hashlib.sha256(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:16]
+    cache = cache_dir / f"{path.stem}-{mark}.rows.h5ad"
+    if cache.is_file():
+        return cache
+    with h5py.File(path, "r") as source:
+        stored = source["X"]
+        num_values = stored["data"].shape[0]
+        _require_space(
+            cache_dir, num_values * (8 + stored["data"].dtype.itemsize) * (2 if layout(stored) == "csc" else 1), path
+        )
+        with atomic_path(cache) as partial, h5py.File(partial, "w") as target:
+            group, num_cells = _frame(source, target)
+            with progress_bar(num_values, f"copying {path.name} by rows", "value") as bar:
+                if layout(stored) == "csr":
+                    blocks = _csr_blocks(stored, group)
+                else:
+                    blocks = _csc_blocks(stored, group, num_cells, memory_bytes, cache_dir)
+                for start, columns, values in blocks:
+                    group["data"][start : start + len(values)] = values
+                    group["indices"][start : start + len(values)] = columns
+                    bar.update(len(values))
+    return cache
+
+
+def _frame(source: h5py.File, target: h5py.File) -> tuple[h5py.Group, int]:
+    """Everything of the copy but the values: its group X and the number of cells."""
+    stored = source["X"]
+    shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape")))
+    target.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    for name in ("var", "uns"):
+        if name in source:
+            source.copy(name, target)
+    obs = target.create_group("obs")
+    obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
+    obs.attrs["column-order"] = np.array([], dtype=h5py.string_dtype())
+    obs.create_dataset("_index", data=np.arange(shape[0])).attrs.update(
+        {"encoding-type": "array", "encoding-version": "0.2.0"}
+    )
+    group = target.create_group("X")
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+    group.create_dataset("data", stored["data"].shape, stored["data"].dtype)
+    group.create_dataset("indices", stored["data"].shape, np.int32)
+    return group, shape[0]
+
+
+Blocks = Iterator[tuple[int, np.ndarray, np.ndarray]]
+"""Position of the first value, columns, values."""
+
+
+def _csr_blocks(stored: h5py.Group, group: h5py.Group) -> Blocks:
+    group.create_dataset("indptr", data=stored["indptr"][:].astype(np.int64))
+    for start in range(0, stored["data"].shape[0], BLOCK_VALUES):
+        yield start, stored["indices"][start : start + BLOCK_VALUES], stored["data"][start : start + BLOCK_VALUES]
+
+
+def _csc_blocks(stored: h5py.Group, group: h5py.Group, num_cells: int, memory_bytes: int, work_dir: Path) -> Blocks:
+    lengths = np.zeros(num_cells, dtype=np.int64)
+    num_values = stored["data"].shape[0]
+    for start in range(0, num_values, BLOCK_VALUES):
+        lengths += np.bincount(stored["indices"][start : start + BLOCK_VALUES], minlength=num_cells)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    group.create_dataset("indptr", data=indptr)
+    per_bucket = max(memory_bytes // SORT_BYTES_PER_VALUE, int(lengths.max(initial=1)))
+    edges = np.unique(
+        np.append(np.searchsorted(indptr, np.arange(0, num_values, per_bucket), side="right") - 1, num_cells)
+    )
+    with tempfile.TemporaryDirectory(dir=work_dir, prefix=".buckets-") as directory:
+        buckets = [Path(directory) / str(number) for number in range(len(edges) - 1)]
+        _deal(stored, edges, buckets)
+        record = _record(stored)
+        for path, (first, _) in zip(buckets, pairwise(edges.tolist()), strict=True):
+            entries = np.fromfile(path, dtype=record)
+            path.unlink()
+            entries = entries[np.argsort(entries["row"], kind="stable")]
+            yield int(indptr[first]), entries["column"], entries["value"]
+
+
+def _deal(stored: h5py.Group, edges: np.ndarray, buckets: list[Path]) -> None:
+    """Append each value, with its row and column, to the bucket of its row; columns ascend within a bucket."""
+    indptr = stored["indptr"][:].astype(np.int64)
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in buckets]
+        for start in range(0, stored["data"].shape[0], BLOCK_VALUES):
+            rows = stored["indices"][start : start + BLOCK_VALUES]
+            entries = np.empty(len(rows), dtype=_record(stored))
+            entries["row"] = rows
+            entries["column"] = np.searchsorted(indptr, np.arange(start, start + len(rows)), side="right") - 1
+            entries["value"] = stored["data"][start : start + BLOCK_VALUES]
+            bucket = np.searchsorted(edges, rows, side="right") - 1
+            order = np.argsort(bucket, kind="stable")
+            ends = np.cumsum(np.bincount(bucket, minlength=len(buckets)))
+            for file, piece in zip(files, np.split(entries[order], ends[:-1]), strict=True):
+                piece.tofile(file)
+
+
+def _record(stored: h5py.Group) -> np.dtype:
+    return np.dtype([("row", np.int32), ("column", np.int32), ("value", stored["data"].dtype)])
+
+
+def _require_space(directory: Path, num_bytes: int, path: Path) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise DataError(
+            f"a copy of {path} by rows needs {num_bytes / 1e9:.1f} GB, {directory} has {free / 1e9:.1f} GB free; name another "
+            "directory as cache_dir, or store X as uncompressed CSR"
+        )

@@ -1,0 +1,65 @@
+"""Conversion with the user's cells: a default control set from them, and the attention regime that fits them best."""
+
+from pathlib import Path
+
+import numpy as np
+
+from steval.checkpoints.conversion import Conversion, ConversionOptions, ConversionReport, plan_conversion
+from steval.checkpoints.store import ControlSet, choose_controls
+from steval.errors import ConfigError, DataError
+from steval.predictor.controls import file_controls
+from steval.workflows.probe import CellOptions, ProbeReport, probe_regimes
+
+
+def convert(
+    source: Path,
+    out: Path,
+    options: ConversionOptions,
+    *,
+    probe: Path | None = None,
+    controls: Path | None = None,
+    cells: CellOptions | None = None,
+) -> tuple[ConversionReport, ProbeReport | None]:
+    """Convert an arc-state model; `probe` (h5ad) decides the attention regime, `controls` (h5ad) gives default controls.
+
+    Raises `CheckpointError`, `ConfigError`, `DataError`; nothing is written then.
+    """
+    if probe is not None and options.attention is not None:
+        raise ConfigError("--attention and --probe both decide the regime; give one of them")
+    cells = cells or CellOptions()
+    conversion = plan_conversion(source, options)
+    probed = None
+    if probe is not None:
+        probed = probe_regimes(conversion.as_checkpoint(), probe, cells)
+        conversion = conversion.with_attention(probed.best, f"lowest {probed.describe()} of {probe.name}")
+    if controls is None:
+        return conversion.write(out), probed
+    conversion, control_set = default_controls(conversion, controls, cells)
+    return conversion.write(out, control_set), probed
+
+
+def default_controls(conversion: Conversion, path: Path, cells: CellOptions) -> tuple[Conversion, ControlSet]:
+    """At most 512 control cells per cell type of an h5ad file, and the conversion with their names.
+
+    Cell types, and batches where the network does not embed them, may be new to the model.
+    """
+    manifest = conversion.manifest
+    with file_controls(path, manifest, columns=cells.columns, scale=cells.scale) as pool:
+        rows = choose_controls(pool.cell_types, np.random.default_rng(cells.seed))
+        chosen = ControlSet(pool.inputs(rows), pool.cell_types[rows], pool.batches[rows])
+    new_batches = _new_names(chosen.batches, manifest.batches)
+    if new_batches and manifest.model.batch_encoder:
+        raise DataError(
+            f"the network embeds batches and does not know those of {path}: {', '.join(new_batches[:5])}; its batches are "
+            f"{', '.join(manifest.batches[:5])}. Name the right column with --batch-col"
+        )
+    return (
+        conversion.with_names(
+            manifest.cell_types + _new_names(chosen.cell_types, manifest.cell_types), manifest.batches + new_batches
+        ),
+        chosen,
+    )
+
+
+def _new_names(names: np.ndarray, known: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted({str(name) for name in names} - set(known)))
