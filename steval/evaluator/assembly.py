@@ -48,7 +48,9 @@ def assemble(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, 
         integrity=_integrity(parts),
         intervals=_framed(intervals, INTERVALS_SCHEMA),
         failures=_framed({name: part.evaluation.failures for name, part in parts.items()}, FAILURES_SCHEMA),
-        changes=_framed({name: shown_changes(part) for name, part in parts.items()}, CHANGES_SCHEMA),
+        changes=_framed(
+            {name: shown_changes(part.pair, part.evaluation) for name, part in parts.items()}, CHANGES_SCHEMA
+        ),
         de_counts=_framed({name: de_counts(part.evaluation) for name, part in parts.items()}, DE_COUNTS_SCHEMA),
         record=_record(work, parts, pair, model_record),
     )

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from steval.evaluator.evaluate import Evaluation
-from steval.evaluator.scoring import PairScore
+from steval.evaluator.pair import Pair
 
 SIGNIFICANT_FDR = 0.05
 SHOWN_PERTURBATIONS = 6
@@ -34,22 +34,22 @@ def de_counts(evaluation: Evaluation) -> pl.DataFrame:
     return counts.sort("perturbation").cast(_COUNTS)  # type: ignore[arg-type]
 
 
-def shown_changes(part: PairScore) -> pl.DataFrame:
+def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
     """Real and predicted change of mean lognorm expression of the most changed genes of a few perturbations.
 
     The perturbations are spread evenly over the size of the real effect, largest first.
     """
-    real, pred = part.evaluation.pseudobulk_real, part.evaluation.pseudobulk_pred
+    real, pred = evaluation.pseudobulk_real, evaluation.pseudobulk_pred
     if real is None or pred is None:
         return pl.DataFrame(schema=_CHANGES)
-    control = real.names.index(part.pair.control)
-    names = [name for name in real.names if name != part.pair.control]
+    control = real.names.index(pair.control)
+    names = [name for name in real.names if name != pair.control]
     rows = [real.names.index(name) for name in names]
     real_change = real.values[rows] - real.values[control]
     pred_change = pred.values[rows] - pred.values[control]
     order = np.argsort(-np.abs(real_change).sum(axis=1), kind="stable")
     picked = order[np.unique(np.linspace(0, len(order) - 1, SHOWN_PERTURBATIONS).round().astype(int))]
-    genes = np.array(part.pair.genes)
+    genes = np.array(pair.genes)
     frames = []
     for index in picked:
         size = np.maximum(np.abs(real_change[index]), np.abs(pred_change[index]))
@@ -64,7 +64,7 @@ def shown_changes(part: PairScore) -> pl.DataFrame:
                 }
             )
         )
-    return _with_fdr(pl.concat(frames), part.evaluation).select([pl.col(c).cast(t) for c, t in _CHANGES.items()])
+    return _with_fdr(pl.concat(frames), evaluation).select([pl.col(c).cast(t) for c, t in _CHANGES.items()])
 
 
 def _with_fdr(frame: pl.DataFrame, evaluation: Evaluation) -> pl.DataFrame:

@@ -81,7 +81,9 @@ def score(
         training = None
         if train is not None and not metrics_only:
             with clock.stage("training cells"):
-                training = read_training(train, pair.genes, pair.columns, rows=train_rows, scale=scale)
+                training = read_training(
+                    train, pair.genes, pair.columns, pair.perturbations, rows=train_rows, scale=scale
+                )
                 stack.callback(training.cells.close)
         work = ScoreWork(options, training, features, cache, clock)
         pairs: dict[str | None, Pair] = {None: pair} if by is None else dict(pair.by_cell_type())

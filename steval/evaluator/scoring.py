@@ -13,7 +13,8 @@ from steval.evaluator.catalog import Best, Family
 from steval.evaluator.ceiling import Ceiling, estimate_ceiling
 from steval.evaluator.clock import Clock
 from steval.evaluator.evaluate import Evaluation, evaluate
-from steval.evaluator.integrity import Finding, Scored, check_integrity
+from steval.evaluator.findings import Finding
+from steval.evaluator.integrity import Scored, check_integrity
 from steval.evaluator.members import Overall, member_table, metric_means
 from steval.evaluator.pair import Pair
 from steval.evaluator.profiles import resolve
@@ -141,15 +142,14 @@ class ScoreWork:
         def rescore(changed: Pair) -> Overall:
             return self.overall(self.evaluate(changed, evaluation.de_real), baseline)[1]
 
-        members, overall = self.overall(evaluation, baseline)
         return check_integrity(
             Scored(
                 pair=pair,
                 evaluation=evaluation,
-                members=members,
-                overall=overall if baseline is not None else None,
+                overall=None if baseline is None else self.overall(evaluation, baseline)[1],
                 training=self.training,
-                rescore=rescore if self.options.integrity == "full" and baseline is not None else None,
+                full=self.options.integrity == "full",
+                rescore=rescore,
                 seed=self.options.seed,
             )
         )

@@ -19,7 +19,7 @@ from steval.data.genes import GeneAlignment, align
 from steval.data.scale import Scale, require_scale
 from steval.errors import EvaluationError, nearest_names
 from steval.evaluator.cells import CellSource, open_cells
-from steval.evaluator.digests import RowDigester
+from steval.evaluator.digests import SKETCH_CELLS, RowDigester, sketch, sketch_genes
 
 BLOCK_CELLS = 2048
 ALL = "all cells"
@@ -41,10 +41,12 @@ class TrainingCells:
     mean_effect: np.ndarray
     """Mean of `effects` over perturbations."""
     digests: np.ndarray
-    """Exact digests of the perturbed cells (see `digests`)."""
-    supports: np.ndarray
-    """Support digests of the perturbed cells."""
+    """Digests of the perturbed cells."""
     control_digests: np.ndarray
+    sketched: np.ndarray
+    """Columns of the sketch genes (see `digests`)."""
+    sketches: dict[str, np.ndarray]
+    """Sketches of the first cells of each perturbation, float32 `[m, S]`."""
     num_cells: int
     digest: str
     """sha256 of the file, or of the cells' digests where they are in memory."""
@@ -59,12 +61,13 @@ def read_training(
     source: CellSource,
     genes: Sequence[str],
     columns: Columns,
+    perturbations: Sequence[str],
     *,
     rows: np.ndarray | None = None,
     scale: Scale | None = None,
     name: str = "training cells",
 ) -> TrainingCells:
-    """Summarise the training cells of `source` (its `rows` only, where given).
+    """Summarise the training cells of `source` (its `rows` only, where given) for scoring `perturbations`.
 
     Raises `EvaluationError` where columns, control or genes do not fit the evaluation data, `DataError` where the scale does not.
     """
@@ -76,12 +79,13 @@ def read_training(
     contexts = _contexts(cells.obs, columns, selected)
     keys = pd.MultiIndex.from_arrays([labels, contexts])
     codes, groups = pd.factorize(keys)
-    sums, digests, supports = _sum_groups(cells, alignment, selected, codes, len(groups))
+    sums, digests = _sum_groups(cells, alignment, selected, codes, len(groups))
     counts = np.bincount(codes, minlength=len(groups))
     perturbation = np.array([group[0] for group in groups], dtype=object)
     context = np.array([group[1] for group in groups], dtype=object)
     effects, notes = _effects(sums, counts, perturbation, context, columns.control)
     is_control = labels == columns.control
+    sketched = sketch_genes(sums[perturbation == columns.control].sum(axis=0))
     return TrainingCells(
         cells=cells,
         alignment=alignment,
@@ -90,8 +94,9 @@ def read_training(
         effects=effects,
         mean_effect=np.mean(list(effects.values()), axis=0) if effects else np.zeros(len(genes)),
         digests=np.unique(digests[~is_control]),
-        supports=np.unique(supports[~is_control]),
         control_digests=np.unique(digests[is_control]),
+        sketched=sketched,
+        sketches=_sketches(cells, alignment, selected, labels, sketched, perturbations),
         num_cells=len(selected),
         digest=_content_digest(cells, digests),
         notes=tuple(notes),
@@ -127,11 +132,11 @@ def _contexts(obs: pd.DataFrame, columns: Columns, rows: np.ndarray) -> np.ndarr
 
 def _sum_groups(
     cells: CellFile, alignment: GeneAlignment, rows: np.ndarray, codes: np.ndarray, num_groups: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums `[groups, G]` of the cells of each group and the digests of each cell."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums `[groups, G]` of the cells of each group and the digest of each cell."""
     digester = RowDigester(len(alignment.target))
     sums = np.zeros((num_groups, len(alignment.target)))
-    exact, support = np.empty(len(rows), dtype=np.uint64), np.empty(len(rows), dtype=np.uint64)
+    digests = np.empty(len(rows), dtype=np.uint64)
     for start in range(0, len(rows), BLOCK_CELLS):
         chunk = slice(start, start + BLOCK_CELLS)
         block = alignment.apply(cells.rows(rows[chunk], dtype=None))
@@ -139,8 +144,24 @@ def _sum_groups(
         ones = np.ones(block.shape[0])
         indicator = sp.csr_matrix((ones, (local, np.arange(block.shape[0]))), shape=(len(present), block.shape[0]))
         sums[present] += (indicator @ block.astype(np.float64)).toarray()
-        exact[chunk], support[chunk] = digester.digest(block)
-    return sums, exact, support
+        digests[chunk] = digester.digest(block)
+    return sums, digests
+
+
+def _sketches(
+    cells: CellFile,
+    alignment: GeneAlignment,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    sketched: np.ndarray,
+    perturbations: Sequence[str],
+) -> dict[str, np.ndarray]:
+    found = {}
+    for name in perturbations:
+        first = rows[labels == name][:SKETCH_CELLS]
+        if len(first):
+            found[name] = sketch(alignment.apply(cells.rows(first, dtype=None)), sketched)
+    return found
 
 
 def _mean_of_means(sums: np.ndarray, counts: np.ndarray, perturbation: np.ndarray) -> np.ndarray:

@@ -1,0 +1,31 @@
+"""The outcome of an integrity check, and how a measurement becomes a status."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["ok", "warn", "fail", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    status: Status
+    measurement: float | None
+    """What was measured; the sentence says in which unit."""
+    limit: float | None
+    """Beyond this the check does not pass."""
+    sentence: str
+
+
+def graded(value: float, warn: float, fail: float) -> Status:
+    """ok below `warn`, fail from `fail` on (for measurements that are bad when high)."""
+    if value >= fail:
+        return "fail"
+    return "warn" if value >= warn else "ok"
+
+
+def skipped(check: str, why: str) -> Finding:
+    """A check that could not be made, and why."""
+    return Finding(check, "skipped", None, None, why)

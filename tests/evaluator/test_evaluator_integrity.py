@@ -1,0 +1,224 @@
+"""Integrity checks: each known exploit, built from real cells, is caught; honest predictions raise nothing."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from score_screens import CONTROL, real_screen, synthetic_screen
+
+from steval.evaluator.changes import de_counts
+from steval.evaluator.evaluate import evaluate
+from steval.evaluator.integrity import Scored, check_integrity
+from steval.evaluator.pair import Pair
+from steval.evaluator.score import score
+from steval.evaluator.training import read_training
+
+SCREENS = {"real": real_screen(), "synthetic": synthetic_screen()}
+
+
+def labels(cells, screen):
+    return cells.obs[screen.columns.perturbation].astype(str).to_numpy()
+
+
+def dense(cells, screen, name):
+    return cells[labels(cells, screen) == name].X.toarray()
+
+
+def findings(screen, prediction):
+    pair = Pair.build(prediction, screen.real, screen.columns)
+    training = read_training(screen.train, pair.genes, pair.columns, pair.perturbations)
+    scored = Scored(pair, evaluate(pair, "vcc"), None, training, full=False, rescore=None)
+    return {finding.check: finding for finding in check_integrity(scored)}
+
+
+def raised(screen, prediction):
+    return {name for name, finding in findings(screen, prediction).items() if finding.status in ("warn", "fail")}
+
+
+def pooled(screen):
+    return screen.held_out[labels(screen.held_out, screen) != CONTROL].X.toarray()
+
+
+def additive(screen):
+    """An honest simple model: training controls plus the perturbation's training effect plus noise."""
+    controls = dense(screen.train, screen, CONTROL)
+
+    def change(cells, name, generator):
+        start = controls[generator.choice(len(controls), len(cells))]
+        effect = dense(screen.train, screen, name).mean(axis=0) - controls.mean(axis=0)
+        return start + effect + generator.normal(0, 0.1, cells.shape) * (start > 0)
+
+    return screen.prediction(change)
+
+
+def spike(screen):
+    genes = list(screen.real.var_names)
+
+    def change(cells, name, _):
+        if name in genes:
+            cells[:, genes.index(name)] = 7.0
+        return cells
+
+    return change
+
+
+def totals(screen):
+    names = sorted(set(labels(screen.real, screen)) - {CONTROL})
+    return lambda cells, name, _: np.log1p(np.expm1(cells) * (1 + 0.15 * names.index(name)))
+
+
+def boost(screen):
+    mean = dense(screen.real, screen, CONTROL).mean(axis=0)
+
+    def change(cells, _, generator):
+        boosted = (mean <= np.quantile(mean, 0.25)) & (generator.random(len(mean)) < 0.5)
+        return cells + boosted * generator.exponential(0.3, cells.shape)
+
+    return change
+
+
+def scatter(cells, _, generator):
+    direction = generator.normal(0, 1.0, cells.shape[1])
+    return cells + np.where(np.arange(len(cells)) % 2, 1, -1)[:, None] * direction
+
+
+def near_zero(screen):
+    base = dense(screen.real, screen, CONTROL).mean(axis=0)
+    return lambda cells, _, __: cells - 0.9 * (cells.mean(axis=0) - base)
+
+
+def source(screen, part, noise):
+    cells_of = getattr(screen, part)
+    return lambda cells, name, generator: (
+        np.resize(dense(cells_of, screen, name), cells.shape) + generator.normal(0, noise, cells.shape)
+    )
+
+
+EXPLOITS = {
+    "variance inflated": ("variance over cells", lambda s: lambda m, *_: m.mean(0) + 3 * (m - m.mean(0))),
+    "controls pasted": ("control cells pasted", lambda s: lambda m, *_: np.resize(dense(s.real, s, CONTROL), m.shape)),
+    "some controls pasted": (
+        "control cells pasted",
+        lambda s: lambda m, *_: np.vstack([dense(s.train, s, CONTROL)[: len(m) // 4], m[len(m) // 4 :]]),
+    ),
+    "one profile, varied cells": (
+        "one profile for all",
+        lambda s: lambda m, _, g: pooled(s)[g.choice(len(pooled(s)), len(m))],
+    ),
+    "one profile, constant": ("one profile for all", lambda s: lambda m, *_: np.tile(pooled(s).mean(0), (len(m), 1))),
+    "constant cells": ("variance over cells", lambda s: lambda m, *_: np.tile(m.mean(0), (len(m), 1))),
+    "target spiked": ("target gene spiked", spike),
+    "real cells copied": ("copies of real cells", lambda s: source(s, "real", 0.0)),
+    "real cells with noise": ("copies of real cells", lambda s: source(s, "real", 0.05)),
+    "training cells copied": ("copies of training cells", lambda s: source(s, "train", 0.0)),
+    "training cells with noise": ("copies of training cells", lambda s: source(s, "train", 0.05)),
+    "mean of the real cells": (
+        "error below noise",
+        lambda s: lambda m, n, g: dense(s.real, s, n).mean(0) + g.normal(0, 0.1, m.shape),
+    ),
+    "totals differ": ("total counts", totals),
+    "cells scattered": ("scattered cells", lambda s: scatter),
+    "other target sum": ("scale", lambda s: lambda m, *_: np.log1p(np.expm1(m) * 5)),
+    "error hidden": ("error hidden by clipping", lambda s: lambda m, *_: m + 0.5),
+    "effects lost": ("effect size", near_zero),
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS)
+@pytest.mark.parametrize("exploit", EXPLOITS)
+def test_exploit_is_caught(screen, exploit):
+    check, make = EXPLOITS[exploit]
+    assert check in raised(screen, screen.prediction(make(screen)))
+
+
+def test_low_genes_boosted_are_caught():
+    assert "low genes significant" in raised(SCREENS["real"], SCREENS["real"].prediction(boost(SCREENS["real"])))
+
+
+def test_cell_numbers_that_follow_significance_are_caught():
+    screen = SCREENS["synthetic"]
+    honest = screen.prediction()
+    counts = de_counts(evaluate(Pair.build(honest, screen.real, screen.columns), "vcc"))
+    order = counts.sort("num_real")["perturbation"].to_list()
+    keep = np.ones(honest.n_obs, dtype=bool)
+    for rank, name in enumerate(order):
+        keep[np.flatnonzero(labels(honest, screen) == name)[6 + 2 * rank :]] = False
+    assert findings(screen, honest[keep].copy())["cell numbers"].status == "fail"
+    half = np.ones(honest.n_obs, dtype=bool)
+    half[::2] = labels(honest, screen)[::2] == CONTROL
+    assert findings(screen, honest[half].copy())["cell numbers"].status == "ok"
+
+
+def test_shifted_controls_are_caught():
+    screen = SCREENS["synthetic"]
+    prediction = screen.prediction()
+    matrix = prediction.X.toarray()
+    matrix[labels(prediction, screen) == CONTROL] += 0.3
+    prediction.X = sp.csr_matrix(matrix)
+    assert "predicted controls" in raised(screen, prediction)
+
+
+def test_evaluated_cells_among_the_training_cells_are_caught():
+    screen = SCREENS["real"]
+    both = ad.concat([screen.train, screen.real])
+    both.obs_names_make_unique()
+    leaked = type(screen)(both, screen.real, screen.held_out, screen.columns)
+    assert findings(leaked, screen.prediction())["evaluated cells in training"].status == "fail"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("make", [real_screen, synthetic_screen])
+def test_honest_predictions_raise_nothing(make, seed):
+    screen = make(seed)
+    assert raised(screen, screen.prediction()) == set()
+    assert raised(screen, additive(screen)) == set()
+
+
+def test_a_held_out_prediction_with_other_measured_controls_raises_nothing():
+    screen = SCREENS["synthetic"]
+    honest = screen.prediction()
+    controls = screen.train[labels(screen.train, screen) == CONTROL]
+    prediction = ad.concat([honest[labels(honest, screen) != CONTROL], controls])
+    prediction.obs_names_make_unique()
+    found = findings(screen, prediction)
+    assert {name for name, finding in found.items() if finding.status in ("warn", "fail")} == set()
+    assert 0.7 < found["predicted controls"].measurement < 1.4
+
+
+def rescored(screen, prediction):
+    report = score(prediction, screen.real, columns=screen.columns, train=screen.train, integrity="full", bootstrap=0)
+    return report, {row["check"]: row for row in report.integrity.iter_rows(named=True)}
+
+
+def test_full_level_gives_both_scores_of_predicted_controls():
+    screen = SCREENS["synthetic"]
+    prediction = screen.prediction()
+    offset = np.abs(np.random.default_rng(0).normal(0, 0.5, prediction.n_vars))
+    prediction.X = sp.csr_matrix(prediction.X.toarray() + offset)
+    report, found = rescored(screen, prediction)
+    row = found["score by predicted controls"]
+    assert row["status"] == "fail"
+    assert row["measurement"] > 0.02
+    assert f"{report.score:.3f} with the prediction's own" in row["sentence"]
+
+
+def test_full_level_says_when_scaling_raises_the_score():
+    screen = SCREENS["synthetic"]
+    base = dense(screen.real, screen, CONTROL).mean(axis=0)
+    _, found = rescored(screen, screen.prediction(lambda m, *_: m - 0.6 * (m.mean(0) - base)))
+    assert found["effects × 2"]["status"] == "warn"
+    _, found = rescored(screen, screen.prediction(lambda m, *_: m + 1.5 * (m.mean(0) - base)))
+    assert found["effects × 0.5"]["status"] == "warn"
+
+
+@pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS)
+def test_full_level_raises_nothing_on_honest_predictions(screen):
+    for prediction in (screen.prediction(), additive(screen)):
+        _, found = rescored(screen, prediction)
+        assert {row["status"] for row in found.values()} <= {"ok", "skipped"}
+
+
+def test_every_finding_has_a_measurement_or_a_reason():
+    for finding in findings(SCREENS["real"], SCREENS["real"].prediction()).values():
+        assert finding.sentence.endswith(".") or finding.status == "skipped"
+        assert finding.measurement is not None or finding.status == "skipped" or "too few" in finding.sentence
