@@ -1,0 +1,136 @@
+"""`steval serve`."""
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steval.cli import options
+from steval.errors import ConfigError
+
+
+def serve(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CKPT", help="The .safetensors checkpoint to serve.", show_default=False)
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port to listen on.")] = 3000,
+    controls: Annotated[
+        Path | None,
+        typer.Option("--controls", help="Control cells to start from.", show_default="the checkpoint's own"),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bf16.")] = "float32",
+    threads: options.Threads = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with the model in memory.")] = 1,
+    data_dir: options.DataDirs = None,
+    job_dir: Annotated[
+        Path | None,
+        typer.Option("--job-dir", help="Where scoring jobs are kept.", show_default="a temporary directory"),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="Hashed API keys; needed to listen beyond this machine.")
+    ] = None,
+    new_key: Annotated[
+        str | None,
+        typer.Option("--new-key", metavar="NAME", help="Make a key, add its hash to --api-key-file, print it, exit."),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anybody without a key.")] = False,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option("--cors-origin", help="Web origin that may call the service (may be repeated).")
+    ] = None,
+    shutdown_seconds: Annotated[
+        int, typer.Option("--shutdown-seconds", min=1, help="On SIGTERM, time to finish what was accepted.")
+    ] = 120,
+) -> None:
+    """Serve predictions and scores of one checkpoint over HTTP, with a page at `/`.
+
+    Example: `steval serve runs/first/checkpoints/best-val.safetensors`. Then open http://127.0.0.1:3000
+    """
+    if new_key is not None:
+        _make_key(new_key, api_key_file)
+        return
+    if checkpoint is None:
+        raise ConfigError("name the checkpoint to serve: steval serve CKPT.safetensors")
+    from steval.service.settings import ServiceSettings
+
+    values = {
+        "checkpoint": checkpoint,
+        "controls": controls,
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "workers": workers,
+        "data_dir": data_dir or [],
+        "job_dir": job_dir,
+        "api_key_file": api_key_file,
+        "no_auth": no_auth,
+        "cors_origins": cors_origin or [],
+    }
+    settings = ServiceSettings.parse(values, source="the options of steval serve")
+    settings.require_paths()
+    _require_keys(settings, host)
+    _check_checkpoint(settings)
+    command = [sys.executable, "-m", "bentoml", "serve", "steval.service.app:StevalService"]
+    command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(shutdown_seconds)]
+    _require_bentoml()
+    typer.echo(f"serving {checkpoint} on http://{host}:{port} (Ctrl-C to stop)", err=True)
+    environment = {**os.environ, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
+    sys.stderr.flush()
+    os.execve(sys.executable, command, environment)  # BentoML's supervisor takes this process over, and its signals
+
+
+def _make_key(name: str, path: Path | None) -> None:
+    from steval.service.keys import add_key
+
+    if path is None:
+        raise ConfigError("say where the new key's hash goes: steval serve --new-key NAME --api-key-file FILE")
+    key = add_key(path, name)
+    typer.echo(key)
+    typer.echo(f"this is the only time the key of {name!r} is shown; {path} holds its hash", err=True)
+
+
+def _require_keys(settings, host: str) -> None:
+    """Beyond this machine, only with keys or by the user's own word."""
+    if settings.api_key_file is not None:
+        from steval.service.keys import read_keys
+
+        read_keys(settings.api_key_file)
+        return
+    if settings.no_auth or _is_loopback(host):
+        return
+    raise ConfigError(
+        f"--host {host} can be reached from other machines, and there are no API keys. Make one with: steval serve --new-key NAME "
+        "--api-key-file keys.txt, and serve with --api-key-file keys.txt; or open the service to everybody with --no-auth"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise ConfigError(f"--host takes an IP address such as 127.0.0.1 or 0.0.0.0, got {host!r}") from None
+
+
+def _check_checkpoint(settings) -> None:
+    """Whether it can be served: read and verified whole before a worker starts."""
+    from steval.checkpoints.store import load_checkpoint
+    from steval.data.files import require_file
+
+    checkpoint = load_checkpoint(settings.checkpoint)
+    if settings.controls is not None:
+        require_file(settings.controls, "file of control cells")
+    elif checkpoint.controls is None:
+        raise ConfigError(
+            f"{settings.checkpoint} carries no control cells, so predictions have nothing to start from; give --controls FILE.h5ad"
+        )
+
+
+def _require_bentoml() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("bentoml") is None:
+        raise ConfigError("steval serve needs BentoML; install it with: pip install 'steval[serve]'")

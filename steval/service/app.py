@@ -1,0 +1,114 @@
+"""The BentoML service: a thin shell around `runtime`, `predicting` and `site`.
+
+Served by `steval serve CKPT`, by `bentoml serve` with STEVAL_CHECKPOINT set, or from a bento. The module is imported by the
+supervisor, by each worker and by `bentoml build`; torch and the checkpoint are loaded in workers alone.
+"""
+
+from typing import Any
+
+import bentoml
+from bentoml.exceptions import BentoMLConfigException
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from steval.errors import ConfigError, StevalError
+from steval.service import journal
+from steval.service.access import AccessMiddleware
+from steval.service.answers import error_answer
+from steval.service.body import BodyMiddleware
+from steval.service.observe import ObserveMiddleware
+from steval.service.schemas import PredictBody
+from steval.service.settings import ServiceSettings
+from steval.service.site import make_site
+
+NEVER = 7 * 24 * 3600.0
+"""BentoML's own time limit, out of the way: ours answers in our shape and stops the work."""
+
+try:
+    SETTINGS = ServiceSettings.from_environment()
+except StevalError as error:
+    raise BentoMLConfigException(str(error)) from error
+SITE = make_site()
+
+
+@bentoml.service(
+    name="steval",
+    workers=SETTINGS.workers,
+    traffic={"timeout": NEVER},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
+@bentoml.asgi_app(SITE, path="/")
+class StevalService:
+    """Predicted cells of one State Transition checkpoint, and scores."""
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Before any worker starts: the settings, and the checkpoint's header and digest."""
+        from steval.checkpoints.manifest import read_manifest
+        from steval.service.keys import read_keys
+        from steval.service.runtime import require_checkpoint
+
+        try:
+            read_manifest(require_checkpoint(SETTINGS))
+            if SETTINGS.api_key_file is not None:
+                read_keys(SETTINGS.api_key_file)
+        except StevalError as error:
+            raise BentoMLConfigException(str(error)) from error
+
+    def __init__(self) -> None:
+        from steval.service.predicting import PredictionService
+        from steval.service.runtime import Runtime
+
+        journal.configure()
+        self._runtime = Runtime(SETTINGS)
+        self._predictions = PredictionService(self._runtime)
+        SITE.state.runtime = self._runtime
+        self._runtime.start()
+
+    @bentoml.api(route="/predict")
+    async def predict(self, body: PredictBody, /, ctx: bentoml.Context) -> Any:
+        """Predicted mean profiles or cells of perturbations."""
+        try:
+            answer = await self._predictions.predict(body, ctx.request.headers)
+        except ConfigError as error:
+            answer = error_answer(error, 422)  # the body was well formed: it asks for what cannot be served
+        except StevalError as error:
+            answer = error_answer(error)
+        ctx.response.status_code = answer.status_code  # BentoML would set 200 where the context is a parameter
+        return answer
+
+    async def __is_ready__(self) -> bool:
+        if self._runtime.state != "ready":
+            raise HTTPException(503, detail=f"not ready: {self._runtime.reason}")
+        return True
+
+    @bentoml.on_shutdown
+    def finish(self) -> None:
+        """After the last answer: drain the batcher, stop scoring jobs, remove temporary files."""
+        self._predictions.close()
+        self._runtime.close()
+
+
+CORS: dict[str, Any] = {
+    "allow_origins": list(SETTINGS.cors_origins),
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+    "expose_headers": ["X-Request-ID", "X-Error-Code", "Retry-After"],
+    "max_age": 600,
+}
+ACCESS: dict[str, Any] = {
+    "key_file": SETTINGS.api_key_file,
+    "no_auth": SETTINGS.no_auth,
+    "origins": SETTINGS.cors_origins,
+}
+MIDDLEWARE: list[tuple[Any, dict[str, Any]]] = [
+    (ObserveMiddleware, {}),
+    *([(CORSMiddleware, CORS)] if SETTINGS.cors_origins else []),
+    (AccessMiddleware, ACCESS),
+    (BodyMiddleware, {"settings": SETTINGS}),
+]
+"""From the outermost to the innermost."""
+for middleware, options in MIDDLEWARE:
+    StevalService.add_asgi_middleware(middleware, **options)

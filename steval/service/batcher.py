@@ -1,0 +1,214 @@
+"""Micro-batcher: cell sets of many requests pass the network together; no request can fail or starve another.
+
+One thread runs the network. While it runs, sets of new requests gather; the next batch takes one set of each request in
+turn until it is full. Only where the last batch served several requests does the next one linger a few milliseconds for
+the same clients to come back. If a batch fails, its sets are run alone, so that only the bad ones fail.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+
+from steval.errors import ServiceError
+from steval.predictor.engine import PredictedSet
+from steval.predictor.sets import PlannedSet
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[list[PlannedSet]], Iterable[PredictedSet]]
+"""Predicts sets and yields them in their order."""
+Observe = Callable[[int, int, float], None]
+"""Told of each batch: sets, cells, seconds."""
+WINDOW_CELLS = 1024
+"""Cells of one request that may be computed and not yet taken: bounds what a slow client keeps in memory."""
+RETRY_AFTER = (1.0, 60.0)
+
+
+@dataclass
+class _Waiting:
+    planned: PlannedSet
+    future: "Future[PredictedSet]"
+
+
+class Ticket:
+    """An accepted request: its cells are reserved until `close`. Use with `with`."""
+
+    def __init__(self, batcher: "MicroBatcher", num_cells: int):
+        self._batcher = batcher
+        self.num_cells = num_cells
+        self.waiting: deque[_Waiting] = deque()
+        self.closed = False
+
+    def submit(self, planned: PlannedSet) -> "Future[PredictedSet]":
+        """Put one set into the queue."""
+        return self._batcher.enqueue(self, planned)
+
+    def windows(self, sets: Sequence[PlannedSet]) -> "Iterator[Future[PredictedSet]]":
+        """Futures of `sets` in order; at most `WINDOW_CELLS` cells ahead of the one that is being waited for."""
+        ahead: deque[tuple[int, Future[PredictedSet]]] = deque()
+        num_ahead, position = 0, 0
+        while ahead or position < len(sets):
+            while position < len(sets) and (not ahead or num_ahead + sets[position].num_cells <= WINDOW_CELLS):
+                planned = sets[position]
+                ahead.append((planned.num_cells, self.submit(planned)))
+                num_ahead, position = num_ahead + planned.num_cells, position + 1
+            num_cells, future = ahead.popleft()
+            num_ahead -= num_cells
+            yield future
+
+    def close(self) -> None:
+        """Give the reserved cells back and drop what is still waiting. May be called twice."""
+        if not self.closed:
+            self.closed = True
+            self._batcher.release(self)
+
+    def __enter__(self) -> "Ticket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class MicroBatcher:
+    """Runs sets in batches of at most `batch_cells` cells on a thread of its own; `max_queued_cells` bounds what is accepted."""
+
+    def __init__(
+        self, run: Run, *, batch_cells: int, max_queued_cells: int, linger: float, observe: Observe | None = None
+    ):
+        self._run = run
+        self._batch_cells = batch_cells
+        self._max_queued_cells = max_queued_cells
+        self._linger = linger
+        self._observe = observe
+        self._condition = threading.Condition()
+        self._order: deque[Ticket] = deque()
+        """Tickets with waiting sets, the one whose turn is next first."""
+        self._reserved = 0
+        self._rate: float | None = None
+        """Cells per second, smoothed."""
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="steval-batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def reserved_cells(self) -> int:
+        """Cells accepted and not yet answered."""
+        return self._reserved
+
+    def accept(self, num_cells: int) -> Ticket:
+        """Reserve room for a request; a full queue is a `ServiceError` 503 that says when to come back."""
+        with self._condition:
+            if self._stopping:
+                raise ServiceError("the service is shutting down", status=503, code="shutting_down", retry_after=5)
+            if self._reserved and self._reserved + num_cells > self._max_queued_cells:
+                raise ServiceError(
+                    f"the queue is full: {self._reserved} cells wait, {num_cells} more are over the limit of "
+                    f"{self._max_queued_cells}; come back after the time in Retry-After",
+                    status=503,
+                    code="busy",
+                    retry_after=self._expected_wait(),
+                )
+            self._reserved += num_cells
+        return Ticket(self, num_cells)
+
+    def enqueue(self, ticket: Ticket, planned: PlannedSet) -> "Future[PredictedSet]":
+        """See `Ticket.submit`."""
+        future: Future[PredictedSet] = Future()
+        with self._condition:
+            if ticket.closed:
+                raise CancelledError
+            if not ticket.waiting:
+                self._order.append(ticket)
+            ticket.waiting.append(_Waiting(planned, future))
+            self._condition.notify_all()
+        return future
+
+    def release(self, ticket: Ticket) -> None:
+        """See `Ticket.close`."""
+        with self._condition:
+            self._reserved -= ticket.num_cells
+            for waiting in ticket.waiting:
+                waiting.future.cancel()
+            ticket.waiting.clear()
+            if ticket in self._order:
+                self._order.remove(ticket)
+
+    def stop(self) -> None:
+        """Accept nothing more, finish what waits, end the thread."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        self._thread.join()
+
+    def _expected_wait(self) -> float:
+        low, high = RETRY_AFTER
+        return low if not self._rate else min(high, max(low, self._reserved / self._rate))
+
+    def _loop(self) -> None:
+        company = 1
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._order or self._stopping)
+                if not self._order:
+                    return
+                if company > 1 and not self._stopping:
+                    self._wait_for_company(company)
+                batch, company = self._take()
+            if batch:
+                self._execute(batch)
+
+    def _wait_for_company(self, company: int) -> None:
+        deadline = time.monotonic() + self._linger
+        while len(self._order) < company and (left := deadline - time.monotonic()) > 0:
+            self._condition.wait(left)
+
+    def _take(self) -> tuple[list[_Waiting], int]:
+        """The next batch, and how many requests it serves."""
+        batch: list[_Waiting] = []
+        served: set[int] = set()
+        num_cells = 0
+        while self._order:
+            ticket = self._order[0]
+            size = ticket.waiting[0].planned.num_cells
+            if batch and num_cells + size > self._batch_cells:
+                break
+            waiting = ticket.waiting.popleft()
+            self._order.popleft()
+            if ticket.waiting:
+                self._order.append(ticket)
+            if waiting.future.set_running_or_notify_cancel():
+                batch.append(waiting)
+                num_cells += size
+                served.add(id(ticket))
+        return batch, len(served)
+
+    def _execute(self, batch: list[_Waiting]) -> None:
+        started = time.perf_counter()
+        left = deque(batch)
+        try:
+            for predicted in self._run([waiting.planned for waiting in batch]):
+                left.popleft().future.set_result(predicted)
+        except Exception as error:  # noqa: BLE001 (handed to the requests it belongs to)
+            log.warning(
+                "a batch of %d sets failed (%s); its %d unfinished sets run alone", len(batch), error, len(left)
+            )
+            for waiting in left:
+                self._run_alone(waiting)
+        seconds = time.perf_counter() - started
+        num_cells = sum(waiting.planned.num_cells for waiting in batch)
+        rate = num_cells / max(seconds, 1e-9)
+        self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+        if self._observe is not None:
+            self._observe(len(batch), num_cells, seconds)
+
+    def _run_alone(self, waiting: _Waiting) -> None:
+        try:
+            (predicted,) = self._run([waiting.planned])
+        except Exception as error:  # noqa: BLE001 (handed to the request it belongs to)
+            waiting.future.set_exception(error)
+        else:
+            waiting.future.set_result(predicted)

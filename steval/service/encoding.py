@@ -1,0 +1,170 @@
+"""Answers as bytes: JSON summaries, Arrow streams, zstd.
+
+JSON numbers are the shortest decimals that read back to the same float32. An Arrow stream ends with an empty batch whose
+metadata holds the number of rows, so that a reader can tell a whole answer from one that was cut off.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import zstandard
+
+from steval.errors import ServiceError
+
+JSON = "application/json"
+ARROW = "application/vnd.apache.arrow.stream"
+H5AD = "application/x-hdf5"
+Format = Literal["json", "arrow", "h5ad"]
+MEDIA_TYPES: dict[str, Format] = {JSON: "json", ARROW: "arrow", H5AD: "h5ad"}
+ARROW_KEY = b"steval"
+END_KEY = b"end"
+ZSTD_LEVEL = 1
+
+
+def choose_format(accept: str, output: str) -> Format:
+    """The format that `Accept` prefers; JSON for means and h5ad for cells where all are as good.
+
+    Cells as JSON, or nothing that we make, is a `ServiceError` 406.
+    """
+    wanted = _preferences(accept or "*/*")
+    default: Format = "json" if output == "mean" else "h5ad"
+    order: list[Format] = [default, *(name for name in MEDIA_TYPES.values() if name != default)]
+    allowed = [name for name in order if not (name == "json" and output == "cells")]
+    best = max(allowed, key=lambda name: _quality(wanted, name))
+    if _quality(wanted, best) <= 0:
+        offered = ", ".join(media for media, name in MEDIA_TYPES.items() if name in allowed)
+        reason = (
+            "single cells are too large for JSON" if output == "cells" else "the answer cannot be made in that form"
+        )
+        raise ServiceError(
+            f"{reason}: Accept is {accept[:200]!r}; for output {output!r} it may name {offered}",
+            status=406,
+            code="not_acceptable",
+        )
+    return best
+
+
+def _preferences(accept: str) -> dict[str, float]:
+    wanted: dict[str, float] = {}
+    for part in accept.split(",")[:32]:
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.lower().startswith("q="):
+                try:
+                    quality = min(1.0, max(0.0, float(parameter[2:])))
+                except ValueError:
+                    quality = 0.0
+        wanted[media.lower()] = quality
+    return wanted
+
+
+def _quality(wanted: dict[str, float], name: Format) -> float:
+    media = next(media for media, known in MEDIA_TYPES.items() if known == name)
+    return wanted.get(media, wanted.get(media.split("/")[0] + "/*", wanted.get("*/*", 0.0)))
+
+
+def wants_zstd(accept_encoding: str) -> bool:
+    """Whether `Accept-Encoding` names zstd with a quality above zero."""
+    return _preferences(accept_encoding).get("zstd", 0.0) > 0
+
+
+def json_numbers(values: np.ndarray) -> bytes:
+    """A JSON list of float32 `[n]`, each as its shortest decimal; not-finite values are a `ServiceError`."""
+    if not np.isfinite(values).all():
+        raise ServiceError("the network gave values that are not finite", status=500, code="not_finite")
+    texts = pa.array(np.ascontiguousarray(values, dtype=np.float32)).cast(pa.string())
+    return b"[" + ",".join(texts.to_pylist()).encode() + b"]"
+
+
+def json_object(fields: dict[str, Any], raw: dict[str, bytes]) -> bytes:
+    """A JSON object of `fields` and of values that are JSON already."""
+    parts = [_text(name) + b":" + _text(value) for name, value in fields.items()]
+    parts += [_text(name) + b":" + value for name, value in raw.items()]
+    return b"{" + b",".join(parts) + b"}"
+
+
+def json_array(items: Sequence[bytes]) -> bytes:
+    """A JSON list of values that are JSON already."""
+    return b"[" + b",".join(items) + b"]"
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+class ArrowStream:
+    """Arrow IPC stream with a row for each cell (or mean profile), made batch by batch.
+
+    Columns: `perturbation`, `cell_type`, `control_cell` (where rows are cells) and `expression`, a fixed-size list of
+    float32 in the order of the genes in the schema's metadata under `steval`.
+    """
+
+    def __init__(self, num_genes: int, metadata: dict[str, Any], *, with_control_cell: bool):
+        fields = [pa.field("perturbation", pa.string()), pa.field("cell_type", pa.string())]
+        if with_control_cell:
+            fields.append(pa.field("control_cell", pa.string()))
+        fields.append(pa.field("expression", pa.list_(pa.float32(), num_genes)))
+        self._schema = pa.schema(fields, metadata={ARROW_KEY: _text(metadata)})
+        self._num_genes = num_genes
+        self._sink = _Pieces()
+        self._writer = pa.ipc.new_stream(pa.PythonFile(self._sink, mode="w"), self._schema)
+        self.num_rows = 0
+
+    def batch(self, labels: Mapping[str, Sequence[str]], expression: np.ndarray) -> bytes:
+        """The bytes of one more batch: `expression [n, num_genes]`, `labels` with n values a column."""
+        if not np.isfinite(expression).all():
+            raise ServiceError("the network gave values that are not finite", status=500, code="not_finite")
+        flat = pa.array(np.ascontiguousarray(expression, dtype=np.float32).ravel())
+        columns: list[pa.Array] = [pa.array(list(labels[field.name]), pa.string()) for field in list(self._schema)[:-1]]
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, self._num_genes))
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self.num_rows += len(expression)
+        return self._sink.take()
+
+    def end(self) -> bytes:
+        """The end marker: an empty batch that says how many rows came before."""
+        empty = self._schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=self._schema)]
+        self._writer.write_batch(empty[0], custom_metadata={END_KEY: str(self.num_rows).encode()})
+        self._writer.close()
+        return self._sink.take()
+
+
+class _Pieces:
+    """A file to write to whose content is taken piece by piece."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        return whole
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+async def compressed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`pieces` as one zstd frame; every piece can be read as soon as it has come."""
+    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj()
+    async for piece in pieces:
+        yield compressor.compress(piece) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    yield compressor.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH)
+
+
+def compress(data: bytes) -> bytes:
+    """`data` as one zstd frame."""
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data)

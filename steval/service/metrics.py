@@ -1,0 +1,88 @@
+"""Prometheus metrics with bounded labels: the route's template, never the path; known methods; the status.
+
+prometheus_client decides at its first import whether it counts over several processes, by the variable
+PROMETHEUS_MULTIPROC_DIR that BentoML sets for its workers; so it is imported when a worker starts.
+"""
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_CELLS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@functools.cache
+def service_metrics() -> "ServiceMetrics":
+    """This process's counters; made at the first call."""
+    return ServiceMetrics()
+
+
+class ServiceMetrics:
+    """The service's counters; see `service_metrics`."""
+
+    def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
+        import prometheus_client as prometheus
+
+        registry = registry or prometheus.REGISTRY
+        labels = ("method", "route", "status")
+        self._requests = prometheus.Counter(
+            "steval_requests_total", "Answered HTTP requests", labels, registry=registry
+        )
+        self._seconds = prometheus.Histogram(
+            "steval_request_seconds", "Time to the last byte", ("route",), buckets=_SECONDS, registry=registry
+        )
+        self._in_progress = prometheus.Gauge(
+            "steval_requests_in_progress", "Requests being answered", multiprocess_mode="livesum", registry=registry
+        )
+        self._cells = prometheus.Counter("steval_predicted_cells_total", "Predicted cells", registry=registry)
+        self._busy = prometheus.Counter("steval_network_seconds_total", "Time in the network", registry=registry)
+        self._batch_cells = prometheus.Histogram(
+            "steval_batch_cells", "Cells that passed the network together", buckets=_CELLS, registry=registry
+        )
+        self._queued = prometheus.Gauge(
+            "steval_queued_cells", "Cells accepted and not yet answered", multiprocess_mode="livesum", registry=registry
+        )
+        self._jobs = prometheus.Counter(
+            "steval_score_jobs_total", "Finished scoring jobs", ("state",), registry=registry
+        )
+
+    def started(self) -> None:
+        """A request has come."""
+        self._in_progress.inc()
+
+    def finished(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request has been answered; `route` is a template of ours or `other`."""
+        self._in_progress.dec()
+        self._requests.labels(method if method in METHODS else "OTHER", route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def batch(self, num_sets: int, num_cells: int, seconds: float) -> None:
+        """A batch has passed the network."""
+        self._cells.inc(num_cells)
+        self._busy.inc(seconds)
+        self._batch_cells.observe(num_cells)
+
+    def queued(self, num_cells: int) -> None:
+        """The queue's length has changed."""
+        self._queued.set(num_cells)
+
+    def job(self, state: str) -> None:
+        """A scoring job has ended."""
+        self._jobs.labels(state).inc()
+
+
+def exposition() -> tuple[bytes, str]:
+    """All metrics in Prometheus's text form, over all workers, and its media type."""
+    import prometheus_client as prometheus
+    from prometheus_client import multiprocess
+
+    if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        return prometheus.generate_latest(prometheus.REGISTRY), prometheus.CONTENT_TYPE_LATEST
+    registry = prometheus.CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return prometheus.generate_latest(registry), prometheus.CONTENT_TYPE_LATEST

@@ -1,0 +1,176 @@
+"""Request bodies and answers as pydantic models; `/openapi.json` is made from them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, PredictionRequest, request_names
+from steval.settings import Settings
+
+MOST_NAMES = 20_000
+Name = Annotated[str, StringConstraints(min_length=1, max_length=512, strict=True)]
+
+
+class PredictBody(Settings):
+    """What `POST /predict` takes; the same as the options of `steval predict`."""
+
+    perturbations: list[Name] = Field(min_length=1, max_length=MOST_NAMES)
+    """Names of the checkpoint's vocabulary, each once (see `GET /perturbations`)."""
+    cells: int = Field(default=DEFAULT_CELLS, ge=1, le=10**9, strict=True)
+    """Cells to predict for each perturbation."""
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
+    """Decides which control cells the prediction starts from; the same seed gives the same answer."""
+    cell_type: Name | None = None
+    """Needed where the controls hold several cell types (see `GET /model`)."""
+    batch: Name | None = None
+    """Start from control cells of this batch alone."""
+    output: Literal["mean", "cells"] = "mean"
+    """`mean`: a profile for each perturbation; `cells`: every predicted cell (as Arrow or h5ad)."""
+
+    def to_request(self) -> PredictionRequest:
+        """The predictor's request; a name given twice is a `ConfigError`."""
+        return request_names(
+            self.perturbations,
+            self.cells,
+            seed=self.seed,
+            cell_types=(self.cell_type,),
+            batch=self.batch,
+            output=self.output,
+        )
+
+
+class MeanProfile(Settings):
+    """One predicted perturbation."""
+
+    perturbation: str
+    cell_type: str
+    num_cells: int
+    mean: list[float]
+    """Mean over the predicted cells, float32, in the order of `genes`, on `scale`."""
+
+
+class ControlProfile(Settings):
+    """The measured control cells of a cell type."""
+
+    cell_type: str
+    num_cells: int
+    mean: list[float]
+
+
+class PredictAnswer(Settings):
+    """JSON answer of `POST /predict`."""
+
+    checkpoint: str
+    """sha256 over the checkpoint's metadata and weights."""
+    scale: str
+    target_sum: float | None
+    seed: int
+    cells: int
+    genes: list[str]
+    controls: list[ControlProfile]
+    """Empty where the controls' expression is not known."""
+    predictions: list[MeanProfile]
+
+
+class PerturbationItem(Settings):
+    """One name of the vocabulary."""
+
+    name: str
+    trained: bool
+    """False where only its features are known."""
+
+
+class PerturbationList(Settings):
+    """Answer of `GET /perturbations`."""
+
+    total: int
+    """Names in the vocabulary, the control left out."""
+    matching: int
+    """Names that match the search."""
+    perturbations: list[PerturbationItem]
+    nearest: list[str] = Field(default_factory=list)
+    """Where nothing matches: the names most like the search."""
+
+
+class ModelCard(Settings):
+    """Answer of `GET /model`."""
+
+    name: str
+    checkpoint: str
+    made_by: str
+    created: str
+    steval_version: str
+    scale: str
+    target_sum: float | None
+    num_genes: int
+    num_perturbations: int
+    control: str
+    cell_types: list[str]
+    batches: list[str]
+    num_controls: int
+    set_size: int
+    attention: str
+    parameters: int
+    dtype: str
+    device: str
+    architecture: dict[str, Any]
+    training: dict[str, Any] | None
+    has_evaluation_data: bool
+    licence: str | None
+    notes: list[str]
+    limits: dict[str, int]
+
+
+class ScoreBody(Settings):
+    """What `POST /score` takes: as JSON with paths on the server, or as form fields beside uploaded files."""
+
+    predictions: str | None = Field(default=None, max_length=4096)
+    """Path of an h5ad on the server, inside one of its data directories; none where the file is uploaded."""
+    real: str | None = Field(default=None, max_length=4096)
+    """Path of the real cells, likewise; none: uploaded, or the evaluation data that the checkpoint records."""
+    train: str | None = Field(default=None, max_length=4096)
+    """Path of the training cells for baselines, likewise; none: uploaded, or those that the checkpoint records."""
+    profile: Literal["vcc", "minimal", "full", "de", "anndata", "pds"] = "vcc"
+    metrics_only: bool = False
+    """No baselines and no integrity checks."""
+    perturbation_column: Name | None = None
+    control: Name | None = None
+    cell_type_column: Name | None = None
+    scale: Literal["counts", "lognorm"] | None = None
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+class ScoreJob(Settings):
+    """Status of a scoring job."""
+
+    id: str
+    state: JobState
+    created: str
+    started: str | None = None
+    finished: str | None = None
+    expires: str | None = None
+    """When a finished job will be removed."""
+    error: dict[str, Any] | None = None
+    """Where it failed: code, message, problems."""
+    files: list[str] = Field(default_factory=list)
+    """Where it is done: names for `GET /score/{id}/files/{name}`."""
+
+
+class ErrorDetail(Settings):
+    """What broke."""
+
+    code: str
+    message: str
+    problems: list[str] = Field(default_factory=list)
+    nearest: dict[str, list[str]] | None = None
+    """For unknown perturbations: the nearest known names of each."""
+    request_id: str | None = None
+
+
+class ErrorAnswer(Settings):
+    """Every answer that is no success."""
+
+    error: ErrorDetail

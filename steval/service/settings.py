@@ -1,0 +1,116 @@
+"""Settings of the service, read from the environment: the one place where that happens.
+
+Field `max_cells` is the variable `STEVAL_MAX_CELLS`, and so on. `steval serve` sets the variables from its options.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from steval.errors import ConfigError
+from steval.settings import Settings
+
+PREFIX = "STEVAL_"
+_PATH_LISTS = frozenset({"data_dir"})
+_NAME_LISTS = frozenset({"cors_origins"})
+
+
+class ServiceSettings(Settings):
+    """What is served, by what, to whom, and the limits."""
+
+    checkpoint: Path | None = None
+    """The `.safetensors` checkpoint; needed to serve, not to build a bento."""
+    controls: Path | None = None
+    """h5ad with control cells to start from; none: those that the checkpoint carries."""
+    device: str = "auto"
+    dtype: Literal["float32", "bf16"] = "float32"
+    threads: PositiveInt | None = None
+    """CPU threads of a worker; none: all cores divided by the workers."""
+    workers: PositiveInt = 1
+    """Processes; each holds the checkpoint in memory."""
+    data_dir: tuple[Path, ...] = ()
+    """Directories whose files `POST /score` may name, and where recorded data files are looked for."""
+    job_dir: Path | None = None
+    """Where scoring jobs are kept; none: a temporary directory that goes with the service."""
+    api_key_file: Path | None = None
+    """Hashed keys, one a line (see docs/service.md); none: no key, and only this machine is answered."""
+    no_auth: bool = False
+    """Answer anybody without a key (behind a proxy that checks)."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may call the service; empty: none but its own page."""
+    max_body_bytes: PositiveInt = 2 * 2**20
+    """Of a request other than an upload."""
+    max_upload_bytes: PositiveInt = 2 * 2**30
+    max_cells: PositiveInt = 4096
+    """Cells of one prediction request."""
+    max_json_values: PositiveInt = 2_000_000
+    """Numbers of one JSON answer; larger ones are to be asked for as Arrow or h5ad."""
+    max_queued_cells: PositiveInt = 16384
+    """Cells accepted and not yet answered, over all requests of a worker."""
+    max_requests: PositiveInt = 256
+    """Requests in progress in a worker."""
+    batch_cells: PositiveInt = 512
+    """Cells that pass the network together."""
+    linger_ms: float = Field(default=3.0, ge=0, le=1000)
+    """How long a batch may wait for company, while requests come from several clients."""
+    request_timeout: PositiveFloat = 120.0
+    """Seconds until a prediction is given up."""
+    body_timeout: PositiveFloat = 30.0
+    """Seconds for a request's body to arrive (an upload gets ten times as long)."""
+    send_timeout: PositiveFloat = 60.0
+    """Seconds that a client may take no byte of its answer."""
+    max_jobs: PositiveInt = 16
+    """Scoring jobs that wait."""
+    job_timeout: PositiveFloat = 3600.0
+    """Seconds until a scoring job is stopped."""
+    job_ttl: PositiveFloat = 24 * 3600.0
+    """Seconds that a finished job is kept."""
+    max_score_values: PositiveInt = 1_000_000_000
+    """Cells × genes of an uploaded matrix: what a scoring job may unfold in memory."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Read every `STEVAL_*` variable that names a field; raises `ConfigError` that names the variables."""
+        environment = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        for name in cls.model_fields:
+            text = environment.get(PREFIX + name.upper())
+            if text is None or text == "":
+                continue
+            if name in _PATH_LISTS:
+                values[name] = [part for part in text.split(os.pathsep) if part]
+            elif name in _NAME_LISTS:
+                values[name] = [part.strip() for part in text.split(",") if part.strip()]
+            else:
+                values[name] = text
+        settings = cls.parse(values, source=f"the environment ({PREFIX}* variables)")
+        settings.require_paths()
+        return settings
+
+    def to_environment(self) -> dict[str, str]:
+        """Variables that `from_environment` reads back; fields at their default are left out."""
+        variables = {}
+        for name, value in self:
+            if value == type(self).model_fields[name].default:
+                continue
+            if name in _PATH_LISTS:
+                text = os.pathsep.join(str(Path(part).resolve()) for part in value)
+            elif name in _NAME_LISTS:
+                text = ",".join(value)
+            else:
+                text = str(Path(value).resolve()) if isinstance(value, Path) else str(value)
+            variables[PREFIX + name.upper()] = text
+        return variables
+
+    def require_paths(self) -> None:
+        """A `ConfigError` that lists every directory or key file which is not there."""
+        problems = [f"data_dir: no such directory: {path}" for path in self.data_dir if not path.is_dir()]
+        if self.api_key_file is not None and not self.api_key_file.is_file():
+            problems.append(f"api_key_file: no such file: {self.api_key_file}")
+        if self.no_auth and self.api_key_file is not None:
+            problems.append("no_auth and api_key_file exclude each other; give one")
+        if problems:
+            raise ConfigError("the service's settings are not valid", problems)
