@@ -3,7 +3,7 @@
 Early on `d` is at most `(1 + t) / (10 + t)` at step t, so that the start is forgotten.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,7 +25,7 @@ class WeightAverage:
         torch._foreach_lerp_(list(self._average.values()), list(self._own.values()), 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> Generator[None]:
         """Within, the network has the averaged weights."""
         self._swap()
         try:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from steval.model.llama import Llama
 from steval.model.network import StateTransition
 
 
@@ -16,7 +17,7 @@ def checkpoint_activations(network: StateTransition) -> None:
 
 def _blocks(network: StateTransition) -> list[nn.Module]:
     backbone = network.transformer_backbone
-    return list(backbone.layers if hasattr(backbone, "layers") else backbone.h)
+    return list(backbone.layers if isinstance(backbone, Llama) else backbone.h)
 
 
 def _wrap(block: nn.Module) -> None:

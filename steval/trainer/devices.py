@@ -15,7 +15,7 @@ from steval.trainer.config import ComputeSettings
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes (rank 0 under torchrun, SLURM and Lightning's own launcher)."""
-    return (rank_zero_only.rank or 0) == 0
+    return (getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 def build_trainer(compute: ComputeSettings, device: str, steps: int, accumulation: int) -> L.Trainer:

@@ -7,7 +7,7 @@ Shape letters: B sets, S cells, G columns of the input, P perturbation features,
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -32,11 +32,20 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`; asynchronous from pinned memory."""
-        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The same in pinned memory."""
-        return Batch(*(None if tensor is None else tensor.pin_memory() for tensor in self))
+        return self.each(lambda tensor: tensor.pin_memory())
+
+    def each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch of every tensor moved."""
+        return Batch(
+            move(self.control_BSG),
+            move(self.target_BSG),
+            move(self.pert_BP),
+            *(None if tensor is None else move(tensor) for tensor in self[3:]),
+        )
 
 
 class BatchMaker:
@@ -161,5 +170,5 @@ class _Positions(torch.utils.data.Dataset[Batch]):
     def __init__(self, maker: BatchMaker):
         self._maker = maker
 
-    def __getitem__(self, position: int) -> Batch:
-        return self._maker(position)
+    def __getitem__(self, index: int) -> Batch:
+        return self._maker(index)

@@ -4,7 +4,7 @@ All processes run the same code and agree on every decision; only the first one 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,7 @@ class Stage:
     rank: int
     quick_eval: QuickEval | None = None
     on_step: Callable[[Progress], None] | None = None
+    on_row: Callable[[Progress, Mapping[str, float]], None] | None = None
 
 
 class PhaseFit(L.LightningModule):
@@ -159,7 +160,7 @@ class PhaseFit(L.LightningModule):
         return self.trainer.optimizers[0]
 
     @contextmanager
-    def _seeded(self, batch_idx: int) -> Iterator[None]:
+    def _seeded(self, batch_idx: int) -> Generator[None]:
         """Dropout's random numbers are a function of seed, phase, step and process, so that nothing needs to be carried over."""
         if not self._has_dropout:
             yield
@@ -191,6 +192,8 @@ class PhaseFit(L.LightningModule):
         self._tick()
         if self.stage.keeper is not None:
             self.stage.keeper.log(self.stage.progress, values)
+        if self.stage.on_row is not None:
+            self.stage.on_row(self.stage.progress, values)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self.network.state_dict().items()}

@@ -1,7 +1,7 @@
 """`last.ckpt`: everything that `--resume` needs, as tensors and plain values only, so that it loads with `weights_only`."""
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def load_state(path: Path) -> TrainerState:
     absent = sorted(TrainerState.__annotations__.keys() - state.keys())
     if absent:
         raise CheckpointError(f"{path} lacks {', '.join(absent)}")
-    return TrainerState(**state)
+    return cast(TrainerState, state)
 
 
 def _first_line(error: Exception) -> str:

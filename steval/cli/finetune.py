@@ -1,0 +1,114 @@
+"""`steval finetune`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steval.cli import options
+from steval.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from steval.trainer.config import FinetuneConfig
+    from steval.trainer.notices import Notice
+
+
+def finetune(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file, or a recipe: raw-staged, embedding-rounds, frozen-only, full, quick-cpu."
+        ),
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", "-o", help="Run directory.", show_default="runs/CONFIG")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the configuration: a.b=c (may be repeated).")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from", help="Weights to start from: a steval checkpoint, or arc-state's file or directory."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue the run in this directory, as if never stopped.")
+    ] = None,
+    from_arc_config: Annotated[
+        Path | None, typer.Option("--from-arc-config", help="Translate an arc-state config.yaml instead of CONFIG.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved configuration and do nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory.")] = False,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Go on where input, output and evaluation do not fit each other.")
+    ] = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    json: options.JsonFlag = False,
+) -> None:
+    """Fine-tune an ST model, phase by phase, into a run directory.
+
+    Example: `steval finetune raw-staged --init-from tahoe.safetensors --set 'data.files=[screen.h5ad]' --run runs/screen`
+
+    Continue a stopped run with `steval finetune --resume runs/screen`.
+    """
+    settings = None if resume and not config else _configuration(config, from_arc_config, tuple(set_ or ()))
+    if print_config:
+        if settings is None:
+            raise typer.BadParameter("--print-config needs CONFIG or --from-arc-config")
+        typer.echo(settings.to_yaml(), nl=False)
+        return
+    if resume and (run or overwrite):
+        raise typer.BadParameter("--resume names the run directory itself; leave --run and --overwrite out")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    from steval.workflows.finetune import finetune_with_evaluation
+
+    result = finetune_with_evaluation(
+        settings,
+        resume or run or Path("runs") / Path(config or str(from_arc_config)).stem,
+        init_from=init_from,
+        resume=resume is not None,
+        overwrite=overwrite,
+        device=device,
+        allow_mismatch=allow_mismatch,
+        report=None if json else _print_notice,
+    )
+    if json:
+        best = {"path": str(result.best), **result.best_record}
+        print_json({"run": str(result.run_dir), "finished": result.finished, "step": result.step, "best": best})
+    else:
+        typer.echo(f"best checkpoint: {result.best} ({_said(result.best_record)})")
+    if not result.finished:
+        typer.echo(f"stopped at step {result.step}; continue with: steval finetune --resume {result.run_dir}", err=True)
+        raise typer.Exit(130)
+
+
+def _configuration(config: str | None, arc_config: Path | None, overrides: tuple[str, ...]) -> "FinetuneConfig":
+    from steval.settings import apply_overrides
+    from steval.trainer.config import FinetuneConfig
+    from steval.trainer.recipes import config_path
+
+    if (config is None) == (arc_config is None):
+        raise typer.BadParameter("give CONFIG (a YAML file or a recipe), or --from-arc-config, or --resume RUN")
+    if config is not None:
+        return FinetuneConfig.load(config_path(config), overrides)
+    from steval.trainer.arc_config import translate
+
+    translation = translate(arc_config)
+    for line in translation.lines():
+        typer.echo(line, err=True)
+    return FinetuneConfig.parse(apply_overrides(translation.values, overrides), str(arc_config))
+
+
+def _print_notice(notice: "Notice") -> None:
+    print_table(notice.title, notice.columns, notice.rows)
+
+
+def _said(record: dict[str, object]) -> str:
+    value = record.get("value")
+    shown = f"{value:.6g}" if isinstance(value, float) else "none"
+    return f"{record.get('metric')} {shown} at step {record.get('step')}, phase {record.get('phase')}"

@@ -1,0 +1,296 @@
+"""A run while it goes: everything opened and checked, then fitted phase by phase; all writing goes through its keeper."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from steval.checkpoints.manifest import TrainingRecord
+from steval.checkpoints.store import load_checkpoint
+from steval.data.cellsets import CellSetSampler
+from steval.data.reference import Part
+from steval.data.training_cells import TrainingCells
+from steval.errors import ConfigError
+from steval.logs import progress_bar
+from steval.model.config import ModelConfig
+from steval.model.network import StateTransition
+from steval.trainer.checkpointing import checkpoint_activations
+from steval.trainer.config import FinetuneConfig
+from steval.trainer.devices import build_trainer, is_first_process
+from steval.trainer.feeding import BatchMaker, open_feed
+from steval.trainer.fit import PhaseFit, Stage
+from steval.trainer.keeper import Keeper, QuickEval, Warmup
+from steval.trainer.metrics import cut_back, open_sinks
+from steval.trainer.network_plan import describe_network, plan_network
+from steval.trainer.notices import Notice, Report
+from steval.trainer.objective import Objective, idle_parameters
+from steval.trainer.optimiser import freeze, parameter_sets
+from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
+from steval.trainer.progress import Progress
+from steval.trainer.rundir import RunDirectory
+from steval.trainer.sources import Base, build_manifest, default_controls, initial_weights, open_cells
+from steval.trainer.state import TrainerState, load_state
+from steval.trainer.stopping import StopSignal
+from steval.trainer.validation import Validator
+from steval.trainer.versions import package_versions
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[Progress], None]
+"""Told after each optimiser step."""
+
+
+@dataclass
+class Session:
+    """Everything opened and checked; nothing written before `start`."""
+
+    config: FinetuneConfig
+    directory: RunDirectory
+    base: Base | None
+    cells: TrainingCells
+    model: ModelConfig
+    weights: dict[str, Tensor]
+    progress: Progress
+    state: TrainerState | None
+    """What to take up; None at the start."""
+    report: Report
+    record: dict[str, Any]
+    keeper: Keeper | None = None
+
+    @classmethod
+    def open(
+        cls, config: FinetuneConfig, directory: RunDirectory, init_from: Path | None, *, resume: bool, allow_mismatch: bool,
+        report: Report | None,
+    ) -> "Session":  # fmt: skip
+        """Open data and weights, plan the network, tell the preflight table."""
+        tell = _telling(report)
+        base = Base.read(init_from) if init_from else None
+        cells = open_cells(config.data, base)
+        model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
+        found = guard_representation(cells, model, base, allow_mismatch=allow_mismatch)
+        config = config.model_copy(update={"network": describe_network(model, config.network)})
+        validator = Validator(BatchMaker(_sampler(cells, config, "val"), torch.from_numpy(cells.features)), 0, 1)
+        num_batches = _sampler(cells, config, "train").num_batches()
+        preflight = preflight_notice(config, cells, model, validator, num_batches, base, found)
+        tell(preflight)
+        record: dict[str, Any] = {
+            "config_digest": config.digest(),
+            "init_from": str(Path(init_from).resolve()) if init_from else None,
+            "allow_mismatch": allow_mismatch,
+            "model": model.as_dict(),
+            "preflight": {str(label): str(text) for label, text in preflight.rows},
+            "warnings": list(preflight.warnings),
+            "versions": package_versions(),
+        }
+        state = load_state(directory.state_path) if resume and directory.state_path.exists() else None
+        if state is not None:
+            _require_same_run(state, config, directory)
+            return cls(
+                config, directory, base, cells, model, state["weights"], Progress.restore(state), state, tell, record
+            )
+        weights, transplant = initial_weights(model, cells, base, config.seed)
+        if transplant is not None:
+            first, *rest = transplant.lines()
+            tell(Notice(f"Transplant: {first}", ("tensor",), tuple((line,) for line in rest)))
+            record["transplant"] = transplant.as_dict()
+        return cls(config, directory, base, cells, model, weights, Progress(), None, tell, record)
+
+    def start(self, leader: bool, warmup: Warmup | None) -> None:
+        """Write the directory's first files, or cut its metrics back to the state that is taken up."""
+        if not leader:
+            return
+        self.directory.create()
+        self.directory.write_config(self.config.to_yaml())
+        self.directory.update_record(
+            {**self.record, "status": "running", "phases": {}} if self.state is None else {"status": "running"}
+        )
+        names = [phase.name for phase in self.config.phases]
+        if self.state is None:
+            self.directory.metrics_path.unlink(missing_ok=True)
+        cut_back(self.directory.metrics_path, names, self.progress.phase, self.progress.phase_step)
+        notes = self.base.source.notes if self.base else ()
+        self.keeper = Keeper(
+            self.directory,
+            build_manifest(self.cells, self.model, self.config.data, self.base, tuple(notes)),
+            torch.from_numpy(self.cells.features),
+            default_controls(self.cells, self.config.seed),
+            TrainingRecord(
+                config_digest=self.config.digest(),
+                config=self.config.as_dict(),
+                seed=self.config.seed,
+                versions=self.record["versions"],
+                initial_weights=self.base.source.name if self.base else None,
+            ),
+            open_sinks(
+                self.config.loggers,
+                self.directory,
+                project=self.config.wandb_project,
+                settings=self.config.as_dict(),
+                purge_step=self.progress.step if self.state else None,
+            ),
+            warmup=warmup,
+        )
+
+    def fit_phases(self, device: str, stop: StopSignal, quick_eval: QuickEval | None, on_step: OnStep | None) -> bool:
+        """Run the phases that remain; whether all were finished."""
+        network = StateTransition(self.model)
+        network.load_state_dict(self.weights)
+        self.weights = {}
+        if self.config.compute.activation_checkpointing:
+            checkpoint_activations(network)
+        first = self.progress.phase
+        if self.state is not None and self.progress.phase_step == self.config.phases[first].steps:
+            first, self.state = first + 1, None
+        for number in range(first, len(self.config.phases)):
+            if self.state is None:
+                self._enter_phase(number, network)
+            self._fit_phase(number, network, device, stop, quick_eval, on_step)
+            self.state = None
+            if self.progress.phase_step < self.config.phases[number].steps:
+                return False
+        return True
+
+    def finish(self) -> None:
+        """Close metrics and write how it ended."""
+        if self.keeper is None:
+            return
+        self.keeper.close()
+        done = self.progress.step == self.config.total_steps
+        self.directory.update_record(
+            {
+                "status": "finished" if done else "stopped",
+                "step": self.progress.step,
+                "best": self.progress.best,
+                "phase_records": self.progress.phases,
+                "training_seconds": round(self.progress.seconds, 3),
+            }
+        )
+
+    def _enter_phase(self, number: int, network: StateTransition) -> None:
+        """Weights that the phase starts from: the best so far, or those there are."""
+        if (
+            number
+            and self.config.phases[number].start == "best"
+            and self.directory.best_path.exists()
+            and is_first_process()
+        ):
+            network.load_state_dict(dict(load_checkpoint(self.directory.best_path).weights))
+        self.progress.begin_phase(number, self.config.phases[number].name)
+
+    def _fit_phase(
+        self, number: int, network: StateTransition, device: str, stop: StopSignal, quick_eval: QuickEval | None,
+        on_step: OnStep | None,
+    ) -> None:  # fmt: skip
+        config, phase = self.config, self.config.phases[number]
+        freeze(network, phase, idle_parameters(config.loss, self.model))
+        sets = parameter_sets(network, phase, config.optimiser.weight_decay)
+        notice = phase_notice(phase, number, len(config.phases), network, sets)
+        self.report(notice)
+        if self.keeper is not None:
+            shown = {
+                "title": notice.title,
+                "parts": [dict(zip(notice.columns, row, strict=True)) for row in notice.rows],
+            }
+            phases = self.directory.read_record().get("phases", {})
+            self.directory.update_record({"phases": {**phases, phase.name: shown}})
+        remaining = phase.steps - self.progress.phase_step
+        trainer = build_trainer(config.compute, device, remaining, config.sets.accumulation)
+        rank, world = trainer.global_rank, trainer.world_size
+        features = torch.from_numpy(self.cells.features)
+        stage = Stage(
+            config=config,
+            network=network,
+            validator=Validator(BatchMaker(_sampler(self.cells, config, "val"), features), rank, world),
+            progress=self.progress,
+            keeper=self.keeper,
+            stop=stop,
+            rank=rank,
+            quick_eval=quick_eval,
+            on_step=on_step,
+        )
+        bar = _Bar(phase.name, phase.steps, self.progress.phase_step, on_step) if self.keeper is not None else None
+        if bar is not None:
+            stage.on_step, stage.on_row = bar.step, bar.row
+        objective = Objective(config.loss, self.model, phase.decoder_weight)
+        fit = PhaseFit(stage, phase, sets, objective, self.state)
+        maker = BatchMaker(_sampler(self.cells, config, "train", world), features, (rank, world))
+        start = self.progress.step * config.sets.accumulation
+        positions = range(start, start + remaining * config.sets.accumulation)
+        feed = open_feed(maker, positions, config.compute.workers, pin=trainer.strategy.root_device.type == "cuda")
+        try:
+            trainer.fit(fit, train_dataloaders=feed)
+        finally:
+            if bar is not None:
+                bar.close()
+        network.to("cpu")
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+        logger.debug("phase %s: %.1f s waiting for batches", phase.name, feed.waited)
+
+
+class _Bar:
+    """A phase's progress on stderr, with the latest losses."""
+
+    def __init__(self, name: str, steps: int, done: int, on_step: OnStep | None):
+        self._bar = progress_bar(steps, name, "step")
+        self._bar.update(done)
+        self._on_step = on_step
+
+    def step(self, progress: Progress) -> None:
+        """After each optimiser step."""
+        self._bar.update(1)
+        if self._on_step is not None:
+            self._on_step(progress)
+
+    def row(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """After each row of metrics."""
+        shown = {name: values[name] for name in ("train/total", "val/gene", "val/embedding") if name in values}
+        best = {"best": progress.best["value"]} if progress.best else {}
+        self._bar.set_postfix({**shown, **best}, refresh=False)
+
+    def close(self) -> None:
+        """Leave the bar where it is."""
+        self._bar.close()
+
+
+def _require_same_run(state: TrainerState, config: FinetuneConfig, directory: RunDirectory) -> None:
+    if state["config_digest"] != config.digest():
+        raise ConfigError(
+            f"{directory.config_path} or the data have changed since {directory.state_path.name} was written; a resumed run "
+            "must be the same run. Restore them, or start another run with --init-from the best checkpoint"
+        )
+
+
+def _sampler(cells: TrainingCells, config: FinetuneConfig, part: Part, world_size: int = 1) -> CellSetSampler:
+    """Sets of a part; in training `per_batch` sets for each of the processes."""
+    sets = config.sets
+    return CellSetSampler(
+        cells,
+        part,
+        set_size=sets.size,
+        sets_per_batch=sets.per_batch * world_size,
+        seed=config.seed,
+        mapping=sets.mapping,
+        sampling=sets.sampling,
+        controls_as_targets=sets.controls_as_targets,
+        max_sets_per_group=config.checks.validation_sets,
+    )
+
+
+def _telling(report: Report | None) -> Report:
+    def tell(notice: Notice) -> None:
+        if not is_first_process():
+            return
+        for line in notice.lines():
+            logger.debug(line)
+        for text in notice.warnings:
+            logger.warning("warning: %s", text)
+        if report is not None:
+            report(notice)
+
+    return tell
