@@ -12,7 +12,7 @@ from steval import __version__
 from steval.errors import StevalError
 from steval.logs import configure
 
-COMMANDS = ("demo", "prepare", "predict", "score", "serve", "inspect", "convert")
+COMMANDS = ("demo", "prepare", "finetune", "predict", "score", "serve", "inspect", "convert")
 """In the order of `--help`; each is a function in the module of its name."""
 
 
