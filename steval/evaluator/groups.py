@@ -1,0 +1,64 @@
+"""The cells of one perturbation turned gene-major in one reading: what ranks, means and distances are computed from."""
+
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+import scipy.sparse as sp
+
+from steval.data.scale import LARGEST_LOGNORM
+from steval.errors import EvaluationError
+from steval.evaluator.cells import CellSide
+from steval.evaluator.rank_kernels import add_cells, back_transform, count_values
+
+
+@dataclass(frozen=True)
+class Group:
+    """One perturbation's cells, gene-major. Lognorm; float32, or float64 where the file holds that."""
+
+    name: str
+    num_cells: int
+    starts: np.ndarray
+    """`[G + 1]`: the non-zeros of gene g are `values[starts[g]:starts[g + 1]]`, in cell order."""
+    values: np.ndarray
+    mean: np.ndarray
+    """Mean expression `[G]` float64, lognorm."""
+    natural_mean: np.ndarray
+    """expm1 of the mean `[G]`, added up in the data's own precision as scipy and numpy do: pdex's `target_mean`."""
+    matrix: sp.csr_matrix | None
+    """The cells as CSR `[n, G]`, where asked for."""
+
+
+def read_group(side: CellSide, name: str, lock: Lock, keep_matrix: bool = False) -> Group:
+    """Read the cells of `name` and turn them; values that cannot be lognorm are an `EvaluationError`."""
+    with lock:
+        pieces = list(side.pieces(name))
+    dtype = np.result_type(*(piece.dtype for piece in pieces))
+    num_genes = pieces[0].shape[1]
+    num_cells = len(side.groups[name])
+    counts = np.zeros(num_genes, dtype=np.int64)
+    for piece in pieces:
+        count_values(piece.indices, piece.data, counts)
+    starts = np.zeros(num_genes + 1, dtype=np.int64)
+    np.cumsum(counts, out=starts[1:])
+    values = np.empty(starts[-1], dtype=dtype)
+    sums, scaled = np.zeros(num_genes), np.zeros(num_genes, dtype=dtype)
+    factor = dtype.type(1.0 if side.dense else 1.0 / num_cells)
+    next_place = starts[:-1].copy()
+    matrix = sp.csr_matrix(sp.vstack(pieces, format="csr")) if keep_matrix else None
+    for position, piece in enumerate(pieces):
+        bounds = add_cells(piece.indptr, piece.indices, piece.data, factor, next_place, values, sums, scaled)
+        _require_lognorm(side.name, name, *bounds)
+        pieces[position] = None  # type: ignore[call-overload]
+    mean = scaled / dtype.type(num_cells) if side.dense else scaled
+    return Group(name, num_cells, starts, values, sums / num_cells, back_transform(mean), matrix)
+
+
+def _require_lognorm(side: str, group: str, smallest: float, largest: float, finite: bool) -> None:
+    if finite and smallest >= 0 and largest < LARGEST_LOGNORM:
+        return
+    found = "NaN or infinite values" if not finite else f"values from {smallest:.4g} to {largest:.4g}"
+    raise EvaluationError(
+        f"the {side} cells of {group} hold {found}; lognorm values lie from 0 to under {LARGEST_LOGNORM:g}. Counts are made "
+        "lognorm by steval prepare; scaled or residual data cannot be scored"
+    )
