@@ -1,0 +1,135 @@
+"""A run that is stopped or killed and resumed ends as one that never stopped: weights to the bit, rows, best checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import assert_same_run, run, tiny_config
+
+from steval.checkpoints.store import load_checkpoint
+from steval.errors import CheckpointError, ConfigError
+from steval.trainer.progress import Progress
+from steval.trainer.state import STATE_FORMAT, load_state
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, screen_path: Path) -> Path:
+    """The uninterrupted run, with dropout and averaged weights."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert run(tiny_config(screen_path, average_weights=0.9), run_dir).finished
+    return run_dir
+
+
+def stop_at(step: int):
+    """Ctrl-C after optimiser step `step`."""
+
+    def on_step(progress: Progress) -> None:
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+SCENARIOS = [
+    pytest.param({"step": 1}, id="before the first saved state"),
+    pytest.param({"step": 5}, id="middle of the first phase"),
+    pytest.param({"step": 7}, id="end of the first phase"),
+    pytest.param({"step": 8}, id="start of the second phase"),
+    pytest.param({"step": 13}, id="middle of the second phase"),
+    pytest.param({"step": 16}, id="after the last step"),
+    pytest.param({"file": "last.ckpt", "number": 1}, id="while writing the first state"),
+    pytest.param({"file": "last.ckpt", "number": 4}, id="while writing a later state"),
+    pytest.param({"file": "best-val.safetensors", "number": 1}, id="while writing the first best checkpoint"),
+    pytest.param({"file": "best-val.safetensors", "number": 3}, id="while writing a later best checkpoint"),
+]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, screen_path: Path) -> dict[str, Path]:
+    """Run directories of processes killed with SIGKILL, by scenario."""
+    root = tmp_path_factory.mktemp("killed")
+    scenarios = [parameter.values[0] for parameter in SCENARIOS]
+    places = {json.dumps(scenario): root / str(number) for number, scenario in enumerate(scenarios)}
+    job = {
+        "threads": torch.get_num_threads(),
+        "config": tiny_config(screen_path, average_weights=0.9).as_dict(),
+        "scenarios": [scenario | {"run_dir": str(places[json.dumps(scenario)])} for scenario in scenarios],
+    }
+    (root / "job.json").write_text(json.dumps(job))
+    script = Path(__file__).with_name("killing.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(root / "job.json")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return places
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_killed_run_resumes_to_the_same_end(scenario: dict, killed: dict[str, Path], whole: Path) -> None:
+    run_dir = killed[json.dumps(scenario)]
+    for path in run_dir.glob("checkpoints/*.safetensors"):
+        load_checkpoint(path)
+    assert run(None, run_dir, resume=True).finished
+    assert_same_run(whole, run_dir)
+    assert not list(run_dir.rglob("*.part"))
+    best, expected = (load_checkpoint(path / "checkpoints" / "best-val.safetensors") for path in (run_dir, whole))
+    assert best.manifest.tensors == expected.manifest.tensors
+
+
+@pytest.mark.parametrize("step", [2, 7, 11])
+def test_ctrl_c_stops_after_the_step_and_resumes(step: int, whole: Path, tmp_path: Path, screen_path: Path) -> None:
+    config = tiny_config(screen_path, average_weights=0.9)
+    stopped = run(config, tmp_path / "run", on_step=stop_at(step))
+    assert not stopped.finished
+    assert stopped.step in (step, step + 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(None, tmp_path / "run", resume=True).finished
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_finished_run_resumes_to_itself(whole: Path) -> None:
+    before = (whole / "checkpoints" / "last.ckpt").read_bytes()
+    assert run(None, whole, resume=True).finished
+    assert (whole / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_the_state_is_plain_data(whole: Path) -> None:
+    state = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["format"] == STATE_FORMAT
+    assert state["step"] == 16
+
+
+def test_a_run_directory_is_never_taken_silently(whole: Path, screen_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume, replace it with --overwrite"):
+        run(tiny_config(screen_path), whole)
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        run(None, tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="differs from the one"):
+        run(tiny_config(screen_path, "seed=1", average_weights=0.9), whole, resume=True)
+    with pytest.raises(ConfigError, match="leave --init-from out"):
+        run(None, whole, resume=True, init_from=whole / "checkpoints" / "best-val.safetensors")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"not empty.*thesis\.txt"):
+        run(tiny_config(screen_path), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_state_that_is_a_program_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    class Program:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    torch.save({"format": STATE_FORMAT, "weights": Program()}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be read as a trainer state"):
+        load_state(tmp_path / "last.ckpt")
+    assert not marker.exists()
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="no trainer state of this steval"):
+        load_state(tmp_path / "last.ckpt")
