@@ -115,6 +115,10 @@ def _parts(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     hyper, stored = content["hyper_parameters"], content["state_dict"]
     if not isinstance(hyper, Mapping) or not isinstance(stored, Mapping):
         raise CheckpointError(f"{path}: state_dict and hyper_parameters must be mappings")
+    if not isinstance(hyper.get("transformer_backbone_kwargs"), Mapping):
+        raise CheckpointError(
+            f"{path}: its transformer_backbone_kwargs cannot be read; is it a State Transition model?"
+        )
     return dict(hyper), dict(stored)
 
 

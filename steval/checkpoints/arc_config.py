@@ -70,8 +70,8 @@ def choose_attention(hyper: Mapping[str, Any], override: str | None = None) -> R
 
 def model_config(hyper: Mapping[str, Any], weights: Mapping[str, Tensor], attention: Attention) -> ModelConfig:
     """The configuration of the network that `weights` belong to. Raises `CheckpointError` with every problem found."""
-    refuse_unsupported(hyper, weights)
     try:
+        refuse_unsupported(hyper, weights)
         values = _values(hyper, weights)
         return ModelConfig.parse({**values, "attention": attention}, source="the hyper-parameters of the checkpoint")
     except KeyError as error:

@@ -1,7 +1,7 @@
 """arc-state model → one steval checkpoint: what the files say is kept, what they do not say is asked for, never guessed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from steval.checkpoints.store import Checkpoint, ControlSet, save_checkpoint
 from steval.checkpoints.transplant import one_hot_columns
 from steval.data.genes import read_genes, require_unique
 from steval.errors import CheckpointError, ConfigError
-from steval.model.config import ModelConfig
+from steval.model.config import Attention, ModelConfig
 from steval.settings import Settings
 
 _HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "feature_name", "index"})
@@ -77,15 +77,22 @@ class Conversion:
     manifest: Manifest
     features: Tensor
 
-    def as_checkpoint(self, attention: str | None = None) -> Checkpoint:
-        """The same as an unsaved checkpoint, under `attention` where given (for `--probe`)."""
-        config = ModelConfig.parse(
-            {**self.manifest.model.as_dict(), "attention": attention or self.model.config.attention}
-        )
-        manifest = self.manifest.model_copy(update={"model": config})
+    def as_checkpoint(self) -> Checkpoint:
+        """The same as an unsaved checkpoint."""
         return Checkpoint(
-            self.model.checkpoint_path, manifest, self.model.weights, self.features, None, digest="unsaved"
+            self.model.checkpoint_path, self.manifest, self.model.weights, self.features, None, digest="unsaved"
         )
+
+    def with_attention(self, attention: Attention, reason: str) -> "Conversion":
+        """The same under another regime, with the reason in place of the first one's."""
+        model = ModelConfig.parse({**self.manifest.model.as_dict(), "attention": attention})
+        notes = [note for note in self.manifest.notes if not note.startswith("attention ")]
+        notes.append(f"attention {attention}: {reason}")
+        return replace(self, manifest=self.manifest.model_copy(update={"model": model, "notes": tuple(notes)}))
+
+    def with_names(self, cell_types: tuple[str, ...], batches: tuple[str, ...]) -> "Conversion":
+        """The same with these cell type and batch names (of a default control set)."""
+        return replace(self, manifest=self.manifest.model_copy(update={"cell_types": cell_types, "batches": batches}))
 
     def write(self, out: Path, controls: ControlSet | None = None) -> ConversionReport:
         """Write the checkpoint atomically."""

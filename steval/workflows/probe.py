@@ -1,5 +1,7 @@
 """Which attention regime does a checkpoint belong to? The one under which it predicts the user's own cells best."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +17,13 @@ from steval.errors import DataError
 from steval.logs import progress
 from steval.model.config import Attention, ModelConfig
 from steval.model.loss_settings import LossSettings
-from steval.model.losses import build_loss
+from steval.model.losses import SetLoss, build_loss
 from steval.model.network import StateTransition
 from steval.predictor.controls import ControlPool, cell_controls
 
 MAX_PERTURBATIONS = 24
-SETS_PER_PERTURBATION = 2
+MAX_CELLS = 1024
+"""Cells per perturbation and cell type: the loss of few cells rewards regimes that predict less spread."""
 MIN_SET_SIZE = 4
 """Cells below which a set says nothing about attention."""
 
@@ -41,6 +44,8 @@ class ProbeReport:
     losses: dict[Attention, float]
     num_sets: int
     num_perturbations: int
+    is_clear: bool
+    """Whether the lowest loss is below the next by more than two standard errors of their paired differences."""
 
     @property
     def best(self) -> Attention:
@@ -50,32 +55,51 @@ class ProbeReport:
     def describe(self) -> str:
         """One line with all numbers."""
         numbers = ", ".join(f"{regime} {loss:.6g}" for regime, loss in self.losses.items())
-        return f"energy loss on {self.num_sets} cell sets of {self.num_perturbations} perturbations: {numbers}"
+        doubt = "" if self.is_clear else "; the difference is within the noise of these cells, more of them would tell"
+        return f"energy loss on {self.num_sets} cell sets of {self.num_perturbations} perturbations: {numbers}{doubt}"
 
 
 @dataclass(frozen=True)
-class _ProbedSet:
+class _ProbedCells:
+    """Cells of one perturbation and cell type: B control sets of S cells, and as many measured perturbed cells."""
+
     perturbation: str
-    control_SG: Tensor
-    target_SD: Tensor
-    batch_S: Tensor | None
+    control_BSG: Tensor
+    target_ND: Tensor
+    batch_BS: Tensor | None
 
 
 def probe_regimes(checkpoint: Checkpoint, path: Path, cells: CellOptions | None = None) -> ProbeReport:
     """Validation loss of `checkpoint` on real cell sets of an h5ad file, under each regime that its backbone can have.
 
-    The file holds control and perturbed cells; up to 24 of the perturbations that the checkpoint knows are drawn, two
-    sets of its set size each, controls of the same cell type. Raises `DataError` where no set can be made.
+    The file holds control and perturbed cells. Up to 24 of the perturbations that the checkpoint knows are drawn, each
+    predicted from control cells of the same cell type in sets of the checkpoint's size, and all predicted cells of one
+    are compared with as many measured ones. Raises `DataError` where no set can be made.
     """
     cells = cells or CellOptions()
-    sets = _draw_sets(checkpoint, path, cells)
     loss = build_loss(LossSettings(kind="energy"))
-    losses: dict[Attention, float] = {}
-    for regime in regimes_of(checkpoint.manifest.model):
-        network = checkpoint.network(regime)
-        values = [_loss_of(network, checkpoint, one, loss) for one in progress(sets, f"loss, {regime}", "set")]
-        losses[regime] = float(np.mean(values))
-    return ProbeReport(losses, len(sets), len({one.perturbation for one in sets}))
+    networks = {regime: checkpoint.network(regime) for regime in regimes_of(checkpoint.manifest.model)}
+    values: dict[Attention, list[float]] = {regime: [] for regime in networks}
+    num_sets, names = 0, set()
+    for group in progress(_groups(checkpoint, path, cells), "loss under each regime", "group"):
+        num_sets += len(group.control_BSG)
+        names.add(group.perturbation)
+        for regime, network in networks.items():
+            values[regime].append(_loss_of(network, checkpoint, group, loss))
+    return ProbeReport(
+        losses={regime: float(np.mean(found)) for regime, found in values.items()},
+        num_sets=num_sets,
+        num_perturbations=len(names),
+        is_clear=_is_clear([np.array(found) for found in values.values()]),
+    )
+
+
+def _is_clear(values: list[np.ndarray]) -> bool:
+    best, second = sorted(values, key=lambda found: found.mean())[:2]
+    difference = second - best
+    if len(difference) < 2:
+        return False
+    return bool(difference.mean() > 2 * difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 def regimes_of(model: ModelConfig) -> tuple[Attention, ...]:
@@ -86,49 +110,44 @@ def regimes_of(model: ModelConfig) -> tuple[Attention, ...]:
 
 
 @torch.no_grad()
-def _loss_of(network: StateTransition, checkpoint: Checkpoint, one: _ProbedSet, loss) -> float:
-    prediction = network(
-        one.control_SG[None],
-        checkpoint.feature_rows([one.perturbation]),
-        None if one.batch_S is None else one.batch_S[None],
-    )
-    return float(loss(prediction.output_BSG, one.target_SD[None]).mean())
+def _loss_of(network: StateTransition, checkpoint: Checkpoint, group: _ProbedCells, loss: SetLoss) -> float:
+    features = checkpoint.feature_rows([group.perturbation])
+    predicted = [
+        network(
+            group.control_BSG[index, None], features, None if group.batch_BS is None else group.batch_BS[index, None]
+        ).output_BSG
+        for index in range(len(group.control_BSG))
+    ]
+    return float(loss(torch.cat(predicted, dim=1), group.target_ND[None]).mean())
 
 
-def _draw_sets(checkpoint: Checkpoint, path: Path, cells: CellOptions) -> list[_ProbedSet]:
+def _groups(checkpoint: Checkpoint, path: Path, cells: CellOptions) -> Iterator[_ProbedCells]:
+    """One group at a time: at 18,080 genes all of them together would be gigabytes."""
     manifest = checkpoint.manifest
     rng = np.random.default_rng(cells.seed)
+    num_groups = 0
     with CellFile.open(path) as data:
         columns = resolve_columns(data.obs, data.record, cells.columns, manifest.columns, source=data.name)
         labels = data.obs[columns.perturbation].astype(str).to_numpy()
-        known = set(manifest.perturbation_names) - {manifest.control, columns.control}
-        found = sorted(set(labels) & known)
+        found = sorted(set(labels) & (set(manifest.perturbation_names) - {manifest.control, columns.control}))
         pool = _every_cell(data, checkpoint, cells, columns.perturbation, columns.control)
-        drawn = sorted(rng.choice(found, size=min(len(found), MAX_PERTURBATIONS), replace=False)) if found else []
-        sets = []
-        for name in drawn:
-            for cell_type in pool.cell_type_names:
-                of_type = pool.cell_types == cell_type
-                targets = np.flatnonzero((labels == name) & of_type)
-                controls = np.flatnonzero((labels == columns.control) & of_type)
-                size = min(manifest.model.cell_set_size, len(targets), len(controls))
-                if size >= MIN_SET_SIZE:
-                    sets += [
-                        _make_set(str(name), checkpoint, pool, *_pick(rng, controls, targets, size))
-                        for _ in range(SETS_PER_PERTURBATION)
-                    ]
-    if not sets:
+        drawn = rng.choice(found, size=min(len(found), MAX_PERTURBATIONS), replace=False) if found else []
+        for name, cell_type in itertools.product(sorted(map(str, drawn)), pool.cell_type_names):
+            of_type = pool.cell_types == cell_type
+            targets = np.flatnonzero((labels == name) & of_type)
+            controls = np.flatnonzero((labels == columns.control) & of_type)
+            available = min(len(targets), len(controls))
+            if available >= MIN_SET_SIZE:
+                size = min(manifest.model.cell_set_size, available)
+                num_cells = size * max(1, min(available, MAX_CELLS) // size)
+                chosen = [rng.choice(rows, num_cells, replace=False) for rows in (controls, targets)]
+                num_groups += 1
+                yield _gather(name, checkpoint, pool, *chosen, size)
+    if not num_groups:
         raise DataError(
             f"{path} has no cell set to probe with: of its perturbations the checkpoint knows {len(found)}, and a set needs "
             f"{MIN_SET_SIZE} perturbed and {MIN_SET_SIZE} control cells of one cell type"
         )
-    return sets
-
-
-def _pick(
-    rng: np.random.Generator, controls: np.ndarray, targets: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    return rng.choice(controls, size, replace=False), rng.choice(targets, size, replace=False)
 
 
 def _every_cell(data: CellFile, checkpoint: Checkpoint, cells: CellOptions, column: str, control: str) -> ControlPool:
@@ -138,16 +157,17 @@ def _every_cell(data: CellFile, checkpoint: Checkpoint, cells: CellOptions, colu
     return cell_controls(everything, checkpoint.manifest, columns=cells.columns, scale=cells.scale)
 
 
-def _make_set(
-    name: str, checkpoint: Checkpoint, pool: ControlPool, controls: np.ndarray, targets: np.ndarray
-) -> _ProbedSet:
+def _gather(
+    name: str, checkpoint: Checkpoint, pool: ControlPool, controls: np.ndarray, targets: np.ndarray, size: int
+) -> _ProbedCells:
     model = checkpoint.manifest.model
     measured = pool.inputs(targets) if model.output_dim == model.input_dim else pool.measured(targets)
-    return _ProbedSet(
+    batch_N = _batch_codes(checkpoint, pool.batches[controls]) if model.batch_encoder else None
+    return _ProbedCells(
         name,
-        torch.from_numpy(pool.inputs(controls).toarray()),
+        torch.from_numpy(pool.inputs(controls).toarray()).unflatten(0, (-1, size)),
         torch.from_numpy(measured.toarray()),
-        _batch_codes(checkpoint, pool.batches[controls]) if model.batch_encoder else None,
+        None if batch_N is None else batch_N.unflatten(0, (-1, size)),
     )
 
 

@@ -1,0 +1,98 @@
+"""`steval inspect`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steval.cli import options
+from steval.cli.output import print_json, print_table
+
+SHOWN_NAMES = 8
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="CKPT", help="A .safetensors checkpoint, an arc-state run or .ckpt.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all weights and check digests, shapes and values.")
+    ] = False,
+    json: options.JsonFlag = False,
+) -> None:
+    """Say what a checkpoint holds: network, attention, genes, perturbations, training record, licence. Runs nothing of it.
+
+    Example: `steval inspect model.safetensors --verify`
+    """
+    from steval.checkpoints.inspection import inspect_checkpoint
+
+    found = inspect_checkpoint(path, verify=verify)
+    if json:
+        print_json(found)
+        return
+    print_table(str(path), ("what", "value"), _rows(found))
+    print_table(
+        f"Parameters: {found['parameters']['total']:,}",
+        ("module", "parameters"),
+        [(module, f"{count:,}") for module, count in found["parameters"]["by_module"].items()],
+    )
+    for note in found["notes"]:
+        typer.echo(f"Note: {note}")
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    model, perturbations, training = found["model"], found["perturbations"], found["training"] or {}
+    backbone = model["backbone"]
+    rows = [
+        ("format", found["format"] + (" (verified)" if found["verified"] else "")),
+        ("made by", found.get("made_by")),
+        ("licence", found["licence"] or "not recorded"),
+        (
+            "backbone",
+            f"{backbone['kind']}, {backbone['num_layers']} blocks, hidden {backbone['hidden_size']}, "
+            f"{backbone['num_heads']} heads",
+        ),
+        ("attention", found["attention"] + (", each cell to itself alone (mask_attn)" if model["mask_attn"] else "")),
+        ("input", f"{model['input_key'] or 'X'}, {model['input_dim']} columns; sets of {model['cell_set_size']} cells"),
+        ("output", f"{model['output_space']}, {model['output_dim']} columns" + _decoder(model)),
+        ("scale", _scale(found)),
+        ("input genes", _names(found["genes"]["input"])),
+        ("output genes", _names(found["genes"]["output"])),
+        ("control", perturbations["control"]),
+        ("perturbations", _names(perturbations["trained"])),
+        ("untrained perturbations", _names(perturbations["untrained"])),
+        ("cell types", _names(found["cell_types"])),
+        ("batches", _names(found["batches"])),
+        ("default controls", ", ".join(f"{name}: {n}" for name, n in found["controls"].items()) or None),
+        ("trained steps", training.get("step")),
+        ("phases", ", ".join(phase["name"] for phase in training.get("phases", [])) or None),
+        (
+            "validation",
+            ", ".join(f"{name} {loss:.6g}" for name, loss in training.get("validation", {}).items()) or None,
+        ),
+        ("started from", training.get("initial_weights")),
+        ("training data", _files(found["training_data"])),
+        ("evaluation data", _files(found["evaluation"])),
+    ]
+    return [(what, value) for what, value in rows if value is not None]
+
+
+def _decoder(model: dict[str, Any]) -> str:
+    decoder = model["gene_decoder"]
+    return f"; gene decoder to {decoder['gene_dim']} genes" if decoder else ""
+
+
+def _scale(found: dict[str, Any]) -> str:
+    if found["scale"] is None:
+        return "not recorded"
+    if found["scale"] != "lognorm":
+        return found["scale"]
+    return f"lognorm, target_sum {found['target_sum']:g}" if found["target_sum"] else "lognorm, target_sum unknown"
+
+
+def _names(names: list[str] | None) -> str | None:
+    if not names:
+        return None
+    return f"{len(names)}: {', '.join(names[:SHOWN_NAMES])}" + (", …" if len(names) > SHOWN_NAMES else "")
+
+
+def _files(reference: dict[str, Any] | None) -> str | None:
+    return None if reference is None else ", ".join(str(file.get("path")) for file in reference.get("files", []))
