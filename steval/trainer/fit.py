@@ -185,6 +185,7 @@ class PhaseFit(L.LightningModule):
 
     def _logged(self) -> dict[str, float]:
         self._window.require_finite(self.stage.progress.step)
+        self._window.share()
         values = self._window.flush()
         return values | {f"lr/{label}": rate for label, rate in current_rates(self._optimiser).items()}
 
@@ -258,6 +259,7 @@ class PhaseFit(L.LightningModule):
 
     def _save_state(self) -> None:
         self._window.require_finite(self.stage.progress.step)
+        self._window.share()
         self._tick()
         if self.stage.keeper is None:
             return

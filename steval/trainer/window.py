@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from steval.errors import StevalError
@@ -35,6 +36,16 @@ class Window:
     def restore(self, rows: Sequence[Tensor], device: torch.device) -> None:
         """Take up the rows of a saved state."""
         self._rows = [row.to(device) for row in rows]
+
+    def share(self) -> None:
+        """Average the losses over all processes (gradient norms are equal already); a second time changes nothing."""
+        if not self._rows or not (dist.is_available() and dist.is_initialized()):
+            return
+        table = torch.stack(self._rows)
+        losses = table[:, : len(self._loss_names)].contiguous()
+        dist.all_reduce(losses)
+        table[:, : len(self._loss_names)] = losses / dist.get_world_size()
+        self._rows = list(table)
 
     @property
     def latest_is_finite(self) -> bool:

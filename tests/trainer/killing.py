@@ -1,6 +1,7 @@
 """A process that fine-tunes in forked children which kill themselves with SIGKILL where they are told; run by test_resume.py.
 
-One process imports everything once; argument: a JSON file with `threads`, `config` and `scenarios` (`run_dir`, and `step` or `file`).
+One process imports everything once; argument: a JSON file with `threads`, `config` and `scenarios` (`run_dir`, and
+`step` or `file` with `number`).
 """
 
 import json

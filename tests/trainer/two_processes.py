@@ -1,0 +1,13 @@
+"""One of several processes under `torch.distributed.run`; arguments: configuration, run directory. Run by test_several_processes.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from steval.trainer.config import FinetuneConfig
+from steval.trainer.run import finetune
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    finetune(FinetuneConfig.load(Path(sys.argv[1])), Path(sys.argv[2]), device="cpu")
