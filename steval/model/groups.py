@@ -57,7 +57,8 @@ def parameter_group(name: str, num_layers: int, top_blocks: int) -> ParameterGro
 
 def is_unused(name: str, config: ModelConfig) -> bool:
     """Whether arc-state stores a parameter of this name that no computation reads, so that ours does not have it:
-    the backbone's vocabulary and position tables, and a down-then-up that the configuration leaves idle."""
+    the backbone's vocabulary tables, a down-then-up that the configuration leaves idle, and GPT-2's position table, which
+    upstream keeps at zero and adds (a file in which it is not zero is no ST network)."""
     if name.startswith("final_down_then_up."):
         return not config.has_bottleneck
     return bool(_UNUSED_TABLE.match(name))
