@@ -12,12 +12,19 @@ T = TypeVar("T")
 
 def configure(level: int = logging.INFO) -> None:
     """Send steval's log lines to stderr; called by the command line and the service only."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _CurrentStderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("steval")
     logger.handlers = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+class _CurrentStderr(logging.Handler):
+    """Writes to whatever stderr is at the time, also after it was replaced, and never across a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def progress_bar(total: int | None, description: str, unit: str) -> "tqdm[None]":

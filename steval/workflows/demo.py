@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG_PATH = Path(__file__).with_name("demo.yaml")
-SYNTHETIC_OVERRIDES = ("phases.0.steps=100", "phases.1.steps=200", "sets.per_batch=4", "checks.validate_every=50")
+SYNTHETIC_OVERRIDES = ("phases.0.steps=60", "phases.1.steps=140", "sets.per_batch=4", "checks.validate_every=40")
 HELD_OUT = CellSplit(val=0.1, test=0.4, seed=0)
 """Its test cells are the evaluation data; all others are fine-tuned on, with a split of their own."""
 
@@ -72,11 +72,11 @@ def run_demo(
     announce("3/4 predict: the held-out cells' perturbations")
     preds = directory / "preds.h5ad"
     with CellFile.open(directory / "data" / "evaluation.h5ad") as evaluation:
-        predict_as_in(run.best_path, evaluation, Columns.parse(evaluation.record["columns"]), preds, device=device)
+        predict_as_in(run.best, evaluation, Columns.parse(evaluation.record["columns"]), preds, device=device)
     announce("4/4 score: cell-eval's metrics against the held-out cells, beside simple models")
-    report, score_dir = score_predictions(ScoreRequest(preds=preds, checkpoint=run.best_path))
+    report, score_dir = score_predictions(ScoreRequest(preds=preds, checkpoint=run.best))
     recovered = None if effects is None else _recovery(preds, effects)
-    return DemoResult(directory, run.best_path, preds, score_dir, report, recovered)
+    return DemoResult(directory, run.best, preds, score_dir, report, recovered)
 
 
 def _write_data(directory: Path, synthetic: bool) -> "pd.DataFrame | None":
