@@ -1,4 +1,4 @@
-"""Sparse rows to dense float32 at memory speed: the inner loops of the training loader, compiled once and cached.
+"""The inner loops of the training loader, compiled once and cached: sparse rows to dense float32, and marks of rows.
 
 All kernels release the interpreter lock, so that batches can be made by threads beside the training step.
 """
@@ -59,3 +59,38 @@ def scatter_counts(out, numbers, starts, lengths, data, columns, position, targe
                 row[column] = table[whole]
             else:
                 row[column] = math.log1p(value * factor)
+
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@njit(cache=True, nogil=True)
+def mark_sparse(starts, stops, bits, columns):  # type: ignore[no-untyped-def]
+    """64-bit mark and number of non-zero values of each row; `bits` are the float32 values as uint32, columns ascend."""
+    marks = np.zeros(len(starts), dtype=np.uint64)
+    counts = np.zeros(len(starts), dtype=np.int64)
+    for i in range(len(starts)):
+        mark = np.uint64(0)
+        for k in range(starts[i], stops[i]):
+            if bits[k] != 0:
+                mark = (mark ^ ((np.uint64(columns[k]) << np.uint64(32)) | np.uint64(bits[k]))) * _MIX
+                mark ^= mark >> np.uint64(29)
+                counts[i] += 1
+        marks[i] = mark
+    return marks, counts
+
+
+@njit(cache=True, nogil=True)
+def mark_dense(bits):  # type: ignore[no-untyped-def]
+    """As `mark_sparse` for dense rows `[n, G]`; the same profile has the same mark."""
+    marks = np.zeros(len(bits), dtype=np.uint64)
+    counts = np.zeros(len(bits), dtype=np.int64)
+    for i in range(len(bits)):
+        mark = np.uint64(0)
+        for k in range(bits.shape[1]):
+            if bits[i, k] != 0:
+                mark = (mark ^ ((np.uint64(k) << np.uint64(32)) | np.uint64(bits[i, k]))) * _MIX
+                mark ^= mark >> np.uint64(29)
+                counts[i] += 1
+        marks[i] = mark
+    return marks, counts

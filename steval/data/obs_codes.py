@@ -1,6 +1,6 @@
 """`obs` columns of an h5ad as integer codes, read without holding a string per cell in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,20 @@ def num_rows(obs: h5py.Group | h5py.Dataset) -> int:
         return int(obs.shape[0])
     index = obs[obs.attrs["_index"]]
     return int(index.shape[0]) if isinstance(index, h5py.Dataset) else len(ad.io.read_elem(index))
+
+
+def row_names(obs: h5py.Group | h5py.Dataset) -> Iterator[np.ndarray]:
+    """Names of the cells, as blocks of text."""
+    if isinstance(obs, h5py.Dataset):
+        yield ad.io.read_elem(obs).index.to_numpy().astype(object)
+        return
+    index = obs[obs.attrs["_index"]]
+    if not isinstance(index, h5py.Dataset):
+        yield np.asarray(ad.io.read_elem(index)).astype(str).astype(object)
+        return
+    text = index.asstr() if h5py.check_string_dtype(index.dtype) else index
+    for start in range(0, index.shape[0], BLOCK_ROWS):
+        yield np.asarray(text[start : start + BLOCK_ROWS]).astype(str).astype(object)
 
 
 def read_coded(obs: h5py.Group | h5py.Dataset, name: str, source: str) -> CodedColumn:

@@ -26,6 +26,7 @@ SMALL_BYTES = 256 * 2**20
 BYTES_PER_VALUE = 8
 """Of a value in sparse memory: float32 and a column number."""
 LOAD_ROWS = 4096
+MARK_ROWS = 256
 
 Place = Literal["dense memory", "sparse memory", "disk"]
 
@@ -104,6 +105,26 @@ class RowStore:
             self._gather_from_disk(indices, out)
         out[indices < 0] = 0
         return out
+
+    def marks(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """64-bit mark of the whole expression of each cell, uint64 `[n]`, and its number of expressed genes `[n]`."""
+        self.load()
+        if self._sparse is not None:
+            matrix = self._sparse
+            starts, stops = matrix.indptr[indices], matrix.indptr[indices + 1]
+            return densify.mark_sparse(starts, stops, matrix.data.view(np.uint32), matrix.indices)
+        if not len(indices):
+            return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+        blocks = [
+            densify.mark_dense(self.gather(indices[start : start + MARK_ROWS]).view(np.uint32))
+            for start in range(0, len(indices), MARK_ROWS)
+        ]
+        return np.concatenate([marks for marks, _ in blocks]), np.concatenate([counts for _, counts in blocks])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """File number and row of a cell."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, index - int(self._starts[number])
 
     def close(self) -> None:
         """Close the files that this process opened."""

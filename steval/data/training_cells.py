@@ -18,6 +18,7 @@ from steval.data.obsm_store import ObsmStore
 from steval.data.reference import DataReference, FileReference, Part
 from steval.data.row_store import RowStore, SourceFile
 from steval.data.scale import Scale
+from steval.data.split_audit import SplitAudit, audit_split
 from steval.data.splits import (
     PARTS,
     SHARED_CONTROL,
@@ -95,6 +96,8 @@ class TrainingCells:
     """int8 `[N]`: 0 train, 1 val, 2 test, 3 control shared by all parts, -1 of no part."""
     features: np.ndarray
     """Perturbation features, float32 `[P, pert_dim]`, rows in the order of `perturbations`."""
+    audit: SplitAudit
+    """The proof that no perturbed cell is in two parts."""
     store: RowStore
     input_store: "RowStore | ObsmStore | None"
     """Where the input comes from; none: from `store`."""
@@ -115,7 +118,7 @@ class TrainingCells:
         vocabulary: Vocabulary | None = None,
         base_dir: Path | None = None,
     ) -> Self:
-        """Open and check all files; nothing but `obs` codes, a sample of X for its scale and CSR row pointers is read.
+        """Open, check and audit all files. Data within `memory_gb` is loaded; of larger data only labels and a sample of X are.
 
         `genes` is the contract (default: the genes of the first file), `input_genes` that of an `X_hvg` input.
         `perturbation_features` (name → vector) takes the place of `settings.features`. Relative paths are taken from
@@ -138,13 +141,15 @@ class TrainingCells:
         cell_types, cell_type_codes = _merged([f.cell_type for f in files], vocabulary.cell_types)
         batches, batch_codes = _merged([f.batch for f in files], vocabulary.batches)
         columns = files[0].columns
+        parts, perturbed = _parts(files, split), perturbation_codes != perturbations.index(columns.control)
+        audit = audit_split(paths, parts, perturbed, (perturbation_codes, cell_type_codes, batch_codes), store)
         return cls(
             paths=tuple(paths), columns=columns, genes=contract, input_genes=input_contract, input_key=settings.input_key,
             target_sum=target_sum, split=split, perturbations=perturbations, cell_types=cell_types, batches=batches,
             perturbation_codes=perturbation_codes, cell_type_codes=cell_type_codes, batch_codes=batch_codes,
-            part_codes=_parts(files, split),
+            part_codes=parts,
             features=_features(perturbations, columns.control, settings.features, perturbation_features),
-            store=store, input_store=input_store, notes=(*found, *notes),
+            audit=audit, store=store, input_store=input_store, notes=(*found, *notes),
         )  # fmt: skip
 
     @property
@@ -233,6 +238,7 @@ class TrainingCells:
                 f"{len(self.part(name)):,} cells of {len(self.part_perturbations(name)):,} perturbations, "
                 f"{len(self.controls(name)):,} control cells"
             )
+        rows["audit"] = self.audit.describe()
         return rows | {f"note {number}": note for number, note in enumerate(self.notes, start=1)}
 
 
