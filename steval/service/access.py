@@ -14,8 +14,8 @@ from steval.errors import ServiceError
 from steval.service.answers import error_answer
 from steval.service.keys import KeyRing, read_keys
 
-PUBLIC = frozenset({"/", "/livez", "/readyz", "/healthz"})
-"""Health, and the page, which holds no data."""
+PUBLIC = frozenset({"/", "/livez", "/readyz", "/healthz", "/openapi.json"})
+"""Health, the page and the description, which hold no data."""
 PUBLIC_PREFIX = "/page/"
 _LOCAL_NAMES = frozenset({"localhost", "testserver"})
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")

@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import shutil
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import numpy as np
 from steval import __version__
 from steval.errors import ConfigError, ServiceError, StevalError
 from steval.service.encoding import json_numbers, json_object
+from steval.service.job_runner import JobRunner
+from steval.service.jobs import JobStore, default_job_dir
 from steval.service.metrics import ServiceMetrics, service_metrics
 from steval.service.schemas import ModelCard
 from steval.service.settings import ServiceSettings
@@ -164,6 +167,8 @@ class Runtime:
         self.reason = "the checkpoint is being loaded"
         self._model: Model | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="steval-service-")
+        self.jobs = JobStore(settings.job_dir or default_job_dir(), max_jobs=settings.max_jobs, ttl=settings.job_ttl)
+        self.runner = JobRunner(self.jobs, settings, self.metrics)
         self._loader = threading.Thread(target=self._load, name="steval-loader", daemon=True)
 
     @property
@@ -194,7 +199,10 @@ class Runtime:
         self.state, self.reason = "stopping", "the service is shutting down"
         if self._model is not None:
             self._model.close()
+        self.runner.stop()
         self._scratch.cleanup()
+        if self.settings.job_dir is None and self.settings.workers == 1:
+            shutil.rmtree(self.jobs.directory, ignore_errors=True)
 
     def _load(self) -> None:
         try:

@@ -68,6 +68,8 @@ class ServiceSettings(Settings):
     """Seconds until a scoring job is stopped."""
     job_ttl: PositiveFloat = 24 * 3600.0
     """Seconds that a finished job is kept."""
+    max_job_bytes: PositiveInt = 32 * 2**30
+    """Address space of a scoring job."""
     max_score_values: PositiveInt = 1_000_000_000
     """Cells × genes of an uploaded matrix: what a scoring job may unfold in memory."""
 

@@ -1,0 +1,285 @@
+"""A client of the service, for Python and for `steval predict --url`.
+
+    with ServiceClient("http://127.0.0.1:3000") as service:
+        means = service.predict_means(["STAT1"], cells=200, seed=1)
+
+Errors of the service come back as steval's own: `ConfigError` (400, 401, 403, 406), `DataError` (404, 413, 415, 422) with the
+service's words, `ServiceError` for the rest. Where the service is busy, requests are repeated as `Retry-After` says.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+import pyarrow as pa
+
+from steval.data.files import atomic_path, require_file
+from steval.errors import ConfigError, DataError, ServiceError, StevalError
+from steval.service.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
+
+DEFAULT_TIMEOUT = 600.0
+PATIENCE = 60.0
+"""Seconds that a busy service is asked again."""
+POLL_SECONDS = 1.0
+_CONFIG_STATUS = frozenset({400, 401, 403, 406})
+_DATA_STATUS = frozenset({404, 413, 415, 422})
+
+
+@dataclass(frozen=True)
+class PredictedMeans:
+    """Mean profiles: `means [P, G]` float32 in the order of `perturbations` and `genes`; `facts` has scale, seed, digest."""
+
+    genes: list[str]
+    perturbations: list[str]
+    means: np.ndarray
+    controls: dict[str, np.ndarray]
+    """Measured mean of the controls by cell type, `[G]` float32."""
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PredictedCells:
+    """Predicted cells: `cells [n, G]` float32 with a label for each row."""
+
+    genes: list[str]
+    cells: np.ndarray
+    perturbations: list[str]
+    cell_types: list[str]
+    control_cells: list[str]
+    facts: dict[str, Any]
+
+
+class ServiceClient:
+    """Calls a running service at `url`; a context manager."""
+
+    def __init__(
+        self, url: str, api_key: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, patience: float = PATIENCE
+    ):
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"{url!r} is not the address of a service, such as http://127.0.0.1:3000") from error
+        self.url = url
+        self._patience = patience
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def model(self) -> dict[str, Any]:
+        """The model card."""
+        return self._call("GET", "/model").json()
+
+    def perturbations(self, search: str = "", limit: int = 1000, offset: int = 0) -> dict[str, Any]:
+        """Names that match, see `GET /perturbations`."""
+        return self._call("GET", "/perturbations", params={"search": search, "limit": limit, "offset": offset}).json()
+
+    def predict_means(
+        self,
+        perturbations: Sequence[str],
+        cells: int = 100,
+        *,
+        seed: int = 0,
+        cell_type: str | None = None,
+        batch: str | None = None,
+    ) -> PredictedMeans:
+        """A mean profile for each perturbation; the same as `steval predict --output mean` with these options."""
+        body = _body(perturbations, cells, seed, cell_type, batch, "mean")
+        answer = self._call("POST", "/predict", json=body, headers={"Accept": JSON}).json()
+        predictions = answer.pop("predictions")
+        controls = {one["cell_type"]: np.array(one["mean"], dtype=np.float32) for one in answer.pop("controls")}
+        return PredictedMeans(
+            genes=answer.pop("genes"),
+            perturbations=[one["perturbation"] for one in predictions],
+            means=np.array([one["mean"] for one in predictions], dtype=np.float32),
+            controls=controls,
+            facts=answer,
+        )
+
+    def predict_cells(
+        self,
+        perturbations: Sequence[str],
+        cells: int = 100,
+        *,
+        seed: int = 0,
+        cell_type: str | None = None,
+        batch: str | None = None,
+    ) -> PredictedCells:
+        """Every predicted cell; an answer that was cut off is a `ServiceError`."""
+        body = _body(perturbations, cells, seed, cell_type, batch, "cells")
+        table = _whole_table(self._call("POST", "/predict", json=body, headers={"Accept": ARROW}).content)
+        facts = json.loads(table.schema.metadata[ARROW_KEY])
+        genes = facts.pop("genes")
+        expression = table["expression"].combine_chunks()
+        return PredictedCells(
+            genes=genes,
+            cells=expression.flatten().to_numpy(zero_copy_only=False).reshape(len(table), len(genes)),
+            perturbations=table["perturbation"].to_pylist(),
+            cell_types=table["cell_type"].to_pylist(),
+            control_cells=table["control_cell"].to_pylist(),
+            facts=facts,
+        )
+
+    def save_predictions(
+        self,
+        path: Path,
+        perturbations: Sequence[str],
+        cells: int = 100,
+        *,
+        seed: int = 0,
+        cell_type: str | None = None,
+        batch: str | None = None,
+        output: str = "cells",
+    ) -> Path:
+        """The h5ad that `steval predict` would write with these options; nothing is under `path` until it is whole."""
+        body = _body(perturbations, cells, seed, cell_type, batch, output)
+        content = self._call("POST", "/predict", json=body, headers={"Accept": H5AD}).content
+        with atomic_path(path) as partial:
+            partial.write_bytes(content)
+        return Path(path)
+
+    def submit_score(
+        self,
+        predictions: Path | str,
+        real: Path | str | None = None,
+        train: Path | str | None = None,
+        *,
+        on_server: bool = False,
+        **options: Any,
+    ) -> str:
+        """Submit a scoring job and return its id. Files are uploaded, or with `on_server` named in the service's data
+        directories; `options` are the fields of `schemas.ScoreBody`."""
+        given = {"predictions": predictions, "real": real, "train": train}
+        files = {role: Path(path) for role, path in given.items() if path is not None}
+        if on_server:
+            body = {role: str(path) for role, path in files.items()} | options
+            return self._call("POST", "/score", json=body).json()["id"]
+        with ExitStack() as stack:
+            handles = {
+                role: (f"{role}.h5ad", stack.enter_context(require_file(path).open("rb")), H5AD)
+                for role, path in files.items()
+            }
+            fields = {name: _form_value(value) for name, value in options.items() if value is not None}
+            return self._send("POST", "/score", files=handles, data=fields).json()["id"]
+
+    def score_job(self, job_id: str) -> dict[str, Any]:
+        """Status of a scoring job, see `schemas.ScoreJob`."""
+        return self._call("GET", f"/score/{job_id}").json()
+
+    def wait_for_score(self, job_id: str, timeout: float = 3600.0) -> dict[str, Any]:
+        """The result (`score.json`) of a job when it is done; a job that failed raises what it failed with."""
+        deadline = time.monotonic() + timeout
+        while (job := self.score_job(job_id))["state"] in ("queued", "running"):
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"the scoring job {job_id} is still {job['state']} after {timeout:g} s", status=504, code="timeout"
+                )
+            time.sleep(POLL_SECONDS)
+        if job["state"] == "failed":
+            raise DataError(job["error"]["message"], job["error"].get("problems", ()))
+        return self._call("GET", f"/score/{job_id}/result").json()
+
+    def save_score_file(self, job_id: str, name: str, path: Path) -> Path:
+        """Download one file of the score directory."""
+        content = self._call("GET", f"/score/{job_id}/files/{name}").content
+        with atomic_path(path) as partial:
+            partial.write_bytes(content)
+        return Path(path)
+
+    def remove_score(self, job_id: str) -> None:
+        """Cancel a job, or remove one that has ended."""
+        self._call("DELETE", f"/score/{job_id}")
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """As `_send`, again while the service is busy."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return self._send(method, path, **options)
+            except ServiceError as error:
+                wait = error.retry_after
+                if error.http_status not in (429, 503) or wait is None or time.monotonic() + wait > deadline:
+                    raise
+                time.sleep(wait)
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"no answer from the service at {self.url}: {error or type(error).__name__}",
+                status=502,
+                code="unreachable",
+            ) from error
+        if response.is_error:
+            raise _error(response)
+        return response
+
+
+def _body(
+    perturbations: Sequence[str], cells: int, seed: int, cell_type: str | None, batch: str | None, output: str
+) -> dict[str, Any]:
+    values: dict[str, Any] = {"perturbations": list(perturbations), "cells": cells, "seed": seed, "output": output}
+    return values | {name: value for name, value in (("cell_type", cell_type), ("batch", batch)) if value is not None}
+
+
+def _form_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _whole_table(content: bytes) -> pa.Table:
+    """The rows of an Arrow stream whose end marker is there and agrees."""
+    cut_off = ServiceError("the service's answer was cut off before its end; ask again", status=502, code="cut_off")
+    batches, num_rows, marker = [], 0, None
+    try:
+        reader = pa.ipc.open_stream(content)
+        while True:
+            try:
+                batch, metadata = reader.read_next_batch_with_custom_metadata()
+            except StopIteration:
+                break
+            end = dict(metadata or {}).get(END_KEY)
+            marker = None if end is None else int(end)
+            num_rows += batch.num_rows
+            batches.append(batch)
+        schema = reader.schema
+    except pa.ArrowInvalid as error:
+        raise cut_off from error
+    if marker != num_rows:
+        raise cut_off
+    return pa.Table.from_batches(batches, schema)
+
+
+def _error(response: httpx.Response) -> StevalError:
+    try:
+        detail: Mapping[str, Any] = response.json()["error"]
+        message, problems, code = str(detail["message"]), list(detail.get("problems", ())), str(detail["code"])
+    except (ValueError, KeyError, TypeError):
+        message, problems, code = f"the service answered {response.status_code}", [], "error"
+    if response.status_code in _CONFIG_STATUS:
+        return ConfigError(message, problems)
+    if response.status_code in _DATA_STATUS:
+        return DataError(message, problems)
+    after = response.headers.get("retry-after", "")
+    return ServiceError(
+        "\n".join([message, *problems]),
+        status=response.status_code,
+        code=code,
+        retry_after=float(after) if after.isdigit() else None,
+    )

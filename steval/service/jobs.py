@@ -1,0 +1,191 @@
+"""Scoring jobs on disk, so that every worker can tell a job's state and a restart loses none.
+
+JOBS/ID/job.json      status (schemas.ScoreJob), replaced atomically
+        request.json  schemas.ScoreBody and where its files are
+        inputs/       uploaded files under names of ours
+        score/        the score directory, once it is done
+        lock          held (flock) by the worker that runs the job; the system lets go of it when that process dies
+        cancel        present where cancelling was asked for
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Generator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from steval.data.files import atomic_path
+from steval.errors import ServiceError
+from steval.service.schemas import ScoreJob
+
+INPUTS = "inputs"
+SCORE = "score"
+LOG = "log.txt"
+ENDED = frozenset({"done", "failed", "cancelled"})
+ABANDONED_SECONDS = 3600.0
+"""After which an upload without a status, and without its request, is removed."""
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class JobStore:
+    """The jobs below one directory."""
+
+    def __init__(self, directory: Path, *, max_jobs: int, ttl: float):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory = directory
+        self._max_jobs = max_jobs
+        self._ttl = ttl
+
+    def reserve(self) -> str:
+        """A new job's id and directory, to be filled and submitted; a full store is a `ServiceError` 503."""
+        waiting = sum(1 for job_id in self.ids() if (job := self.read(job_id)) is None or job.state == "queued")
+        if waiting >= self._max_jobs:
+            raise ServiceError(
+                f"{waiting} scoring jobs wait already, the most that are allowed; come back later",
+                status=503,
+                code="busy",
+                retry_after=30,
+            )
+        job_id = secrets.token_hex(16)
+        (self.directory / job_id / INPUTS).mkdir(parents=True, mode=0o700)
+        return job_id
+
+    def submit(self, job_id: str, request: dict[str, Any]) -> ScoreJob:
+        """Put a filled job into the queue."""
+        with atomic_path(self.path(job_id) / "request.json") as partial:
+            partial.write_text(json.dumps(request), encoding="utf-8")
+        job = ScoreJob(id=job_id, state="queued", created=_now())
+        self.write(job)
+        return job
+
+    def path(self, job_id: str) -> Path:
+        """The directory of a job, whose id is checked to be one of ours."""
+        if not _ID.fullmatch(job_id):
+            raise _unknown(job_id)
+        return self.directory / job_id
+
+    def read(self, job_id: str) -> ScoreJob | None:
+        """Status of a job; None where there is none (or not yet)."""
+        try:
+            return ScoreJob.model_validate_json((self.path(job_id) / "job.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def require(self, job_id: str) -> ScoreJob:
+        """Status of a job, or a `ServiceError` 404."""
+        job = self.read(job_id)
+        if job is None:
+            raise _unknown(job_id)
+        return job
+
+    def write(self, job: ScoreJob) -> None:
+        """Replace a job's status; a job that was removed meanwhile stays removed."""
+        directory = self.path(job.id)
+        if directory.is_dir():
+            with atomic_path(directory / "job.json") as partial:
+                partial.write_text(job.model_dump_json(), encoding="utf-8")
+
+    def request(self, job_id: str) -> dict[str, Any]:
+        """What was submitted."""
+        return json.loads((self.path(job_id) / "request.json").read_text(encoding="utf-8"))
+
+    def ids(self) -> list[str]:
+        """All jobs, also those that are still being uploaded."""
+        return [path.name for path in self.directory.iterdir() if _ID.fullmatch(path.name)]
+
+    def runnable(self) -> list[ScoreJob]:
+        """Queued jobs, and running ones whose worker may have died, oldest first; a lock tells (see `claim`)."""
+        jobs = [job for job_id in self.ids() if (job := self.read(job_id)) is not None]
+        return sorted(
+            (job for job in jobs if job.state in ("queued", "running")), key=lambda job: (job.created, job.id)
+        )
+
+    @contextlib.contextmanager
+    def claim(self, job_id: str) -> Generator[bool, None, None]:
+        """Whether this process now holds the job; while it does no other worker runs it."""
+        try:
+            handle = (self.path(job_id) / "lock").open("w")
+        except FileNotFoundError:
+            yield False
+            return
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def ask_to_cancel(self, job_id: str) -> None:
+        """Leave word for the worker that runs the job."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.path(job_id) / "cancel").touch()
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether cancelling was asked for."""
+        return (self.path(job_id) / "cancel").exists()
+
+    def finish(self, job: ScoreJob, **changes: Any) -> ScoreJob:
+        """Write the final state; inputs are removed, the result is kept for the time to live."""
+        expires = datetime.now(UTC) + timedelta(seconds=self._ttl)
+        ended = job.model_copy(update={"finished": _now(), "expires": expires.isoformat(timespec="seconds"), **changes})
+        self.write(ended)
+        shutil.rmtree(self.path(job.id) / INPUTS, ignore_errors=True)
+        return ended
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job and its files."""
+        shutil.rmtree(self.path(job_id), ignore_errors=True)
+
+    def clean(self) -> int:
+        """Remove what has expired and uploads that were given up; returns how many."""
+        removed = 0
+        for job_id in self.ids():
+            job = self.read(job_id)
+            if job is None:
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - self.path(job_id).stat().st_mtime > ABANDONED_SECONDS:
+                        self.remove(job_id)
+                        removed += 1
+            elif job.expires is not None and datetime.fromisoformat(job.expires) < datetime.now(UTC):
+                self.remove(job_id)
+                removed += 1
+        return removed
+
+    def files(self, job_id: str) -> list[str]:
+        """Names of the files of a score directory."""
+        directory = self.path(job_id) / SCORE
+        return sorted(path.name for path in directory.iterdir() if path.is_file()) if directory.is_dir() else []
+
+
+def started(job: ScoreJob) -> ScoreJob:
+    """The job as it begins to run."""
+    return job.model_copy(update={"state": "running", "started": _now()})
+
+
+def default_job_dir() -> Path:
+    """A private directory that the workers of one supervisor share."""
+    import tempfile
+
+    directory = Path(tempfile.gettempdir()) / f"steval-jobs-{os.getuid()}-{os.getppid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+        raise ServiceError(f"{directory} belongs to another user", status=500, code="internal_error")
+    return directory
+
+
+def _unknown(job_id: str) -> ServiceError:
+    return ServiceError(
+        f"there is no scoring job {job_id[:64]!r}; it may have expired or been removed", status=404, code="unknown_job"
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
