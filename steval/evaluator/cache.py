@@ -35,7 +35,24 @@ def cached_scan(
     needs: Needs,
     threads: int,
 ) -> tuple[SideTables, bool]:
-    """`scan` through the cache: the tables, and whether they came from `directory` (None: no cache)."""
+    """`scan` through what `side` has computed already and the cache: the tables, and whether they came from `directory`."""
+    for wanted in _sufficient(needs):
+        if (control, genes, wanted) in side.computed:
+            return side.computed[control, genes, wanted], False
+    tables, found = _read(directory, side, column, control, genes, needs, threads)
+    side.computed[control, genes, needs] = tables
+    return tables, found
+
+
+def _read(
+    directory: Path | None,
+    side: CellSide,
+    column: str,
+    control: str,
+    genes: tuple[str, ...],
+    needs: Needs,
+    threads: int,
+) -> tuple[SideTables, bool]:
     if directory is None:
         return scan(side, control, genes, needs, threads), False
     content = {"content": side.digest(), "subset": side.subset, "column": column, "control": control}

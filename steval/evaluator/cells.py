@@ -14,6 +14,7 @@ from steval.data.cellfile import CellFile
 from steval.data.files import sha256_file
 from steval.data.genes import GeneAlignment
 from steval.errors import EvaluationError
+from steval.evaluator.file_rows import quick_rows
 
 CellSource = Any
 """What is accepted as cells: a path to an h5ad, an `anndata.AnnData`, or an open `CellFile`."""
@@ -22,28 +23,45 @@ PIECE_CELLS = 128
 """Cells read from a file at a time: bounds what a scattered group pulls in beside itself."""
 
 
-def open_cells(source: CellSource, name: str) -> tuple[CellFile, bool]:
-    """A `CellFile` on `source`, and whether its X is stored dense (pdex rounds means of dense matrices differently)."""
-    if isinstance(source, CellFile):
-        return source, _dense_on_disk(Path(source.name))
+def open_cells(source: CellSource, name: str, label_column: str | None = None) -> tuple[CellFile, bool]:
+    """A `CellFile` on `source`, and whether its X is stored dense (pdex rounds means of dense matrices differently).
+
+    Files are read quickly by groups of equal labels in the obs column `label_column`.
+    """
     if isinstance(source, str | Path):
-        cells = CellFile.open(Path(source))
-        return cells, _dense_on_disk(Path(source))
+        source = CellFile.open(Path(source))
+    if isinstance(source, CellFile):
+        path = Path(source.name)
+        if not path.is_file():
+            return source, False
+        known = label_column is not None and label_column in source.obs
+        labels = source.obs[label_column].astype("category").cat.codes if known else []
+        return quick_rows(path, source, np.asarray(labels)), _dense_on_disk(path)
     if not hasattr(source, "obs") or not hasattr(source, "X"):
         raise EvaluationError(
             f"{name}: cells are given as a path to an h5ad file, an AnnData or a CellFile; got {type(source).__name__}"
         )
     matrix = source.X
     dense = matrix is not None and not sp.issparse(matrix)
-    if matrix is not None and matrix.dtype == np.float16:
-        source = source.copy()
-        source.X = matrix.astype(np.float32)
-    return CellFile.wrap(source, name), dense
+    return CellFile.wrap(_readable(source), name), dense
+
+
+def _readable(adata: Any) -> Any:
+    """`adata` as `CellFile.wrap` can take it without changing it: no float16, rows in canonical form of their own."""
+    import anndata as ad
+
+    matrix = adata.X
+    if matrix is None:
+        return adata
+    if not sp.issparse(matrix):
+        matrix = np.asarray(matrix)
+        matrix = sp.csr_matrix(matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix)
+    elif not (matrix.format == "csr" and matrix.has_canonical_format):
+        matrix = sp.csr_matrix(matrix, copy=True)
+    return ad.AnnData(matrix, obs=adata.obs, var=adata.var[[]], obsm=dict(adata.obsm), uns=dict(adata.uns))
 
 
 def _dense_on_disk(path: Path) -> bool:
-    if not path.is_file():
-        return False
     import h5py
 
     with h5py.File(path, "r") as handle:
@@ -64,6 +82,8 @@ class CellSide:
     subset: str = ""
     """What the rows were restricted to (a cell type); part of the cache key."""
     _digest: list[str] = field(default_factory=list, repr=False, compare=False)
+    computed: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was computed of this side already, by what was needed: scoring several predictions reads the real side once."""
 
     @property
     def num_cells(self) -> int:
@@ -94,11 +114,11 @@ class CellSide:
         """The same side with only the rows where the mask `keep [num rows of the file]` holds."""
         groups = {name: rows[keep[rows]] for name, rows in self.groups.items()}
         present = {name: rows for name, rows in groups.items() if len(rows)}
-        return replace(self, groups=present, subset=subset, _digest=self._digest)
+        return replace(self, groups=present, subset=subset, _digest=self._digest, computed={})
 
     def regrouped(self, groups: dict[str, np.ndarray], subset: str) -> "CellSide":
         """The same file with other row numbers for each group; `subset` must name the choice of rows uniquely."""
-        return replace(self, groups=dict(sorted(groups.items())), subset=subset, _digest=self._digest)
+        return replace(self, groups=dict(sorted(groups.items())), subset=subset, _digest=self._digest, computed={})
 
     def digest(self) -> str:
         """sha256 of the content: the file's bytes, or X, labels and genes of cells in memory."""

@@ -57,8 +57,8 @@ class Pair:
         Raises one `EvaluationError` that lists every problem (columns, controls, genes, perturbations, scale).
         """
         columns = columns or Columns()
-        opened_pred, dense_pred = open_cells(pred, names[0])
-        opened_real, dense_real = open_cells(real, names[1])
+        opened_pred, dense_pred = open_cells(pred, names[0], columns.perturbation)
+        opened_real, dense_real = open_cells(real, names[1], columns.perturbation)
         both = ((opened_pred, names[0]), (opened_real, names[1]))
         problems = [problem for cells, name in both for problem in _column_problems(cells, columns, name)]
         groups = [{} if problems else group_rows(_labels(cells, columns)) for cells, _ in both]

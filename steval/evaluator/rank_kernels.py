@@ -85,17 +85,26 @@ def keep_sorted(padded, starts, first, last, values, tie_terms):  # type: ignore
 
 @compiled
 def _first_not_below(values, begin, end, value):  # type: ignore[no-untyped-def]
-    """Position of the first of the sorted `values[begin:end]` that is not below `value`; `end` if there is none."""
-    base = begin
-    length = end - begin
-    while length > 1:
-        half = length >> 1
-        if values[base + half - 1] < value:
-            base += half
-        length -= half
-    if length == 1 and values[base] < value:
-        base += 1
-    return base
+    """Position of the first of the sorted `values[begin:end]` that is not below `value`; `end` if there is none.
+
+    The answer is usually near `begin`: growing steps find its window of 16, which is counted without branches.
+    """
+    step = 16
+    while begin + step <= end and values[begin + step - 1] < value:
+        begin += step
+        step += step
+    while step > 16:
+        step >>= 1
+        if begin + step <= end and values[begin + step - 1] < value:
+            begin += step
+    below = 0
+    if begin + 16 <= end:
+        for k in range(16):
+            below += values[begin + k] < value
+    else:
+        for k in range(begin, end):
+            below += values[k] < value
+    return begin + below
 
 
 @compiled
