@@ -161,7 +161,12 @@ def _perturbations(
         known[control] = torch.zeros(width)
         notes.append(f"the control {control!r} is not in the perturbation map and is the zero vector, as upstream")
     entries = [PerturbationEntry(name=name) for name in known]
-    notes.append("all perturbations of the run's map count as trained; the map does not say which were held out")
+    what = (
+        "holds feature vectors, also of perturbations without any cells"
+        if _is_dense(known)
+        else "has held-out ones too"
+    )
+    notes.append(f"all perturbations of the map count as trained; the map does not tell them apart and {what}")
     if options.perturbation_features is not None:
         added = _unseen(known, model.config.pert_dim, options.perturbation_features, notes)
         entries += [PerturbationEntry(name=name, trained=False) for name in added]
@@ -169,9 +174,14 @@ def _perturbations(
     return tuple(entries), torch.stack(list(known.values()))
 
 
+def _is_dense(features: dict[str, Tensor]) -> bool:
+    """Whether these are feature vectors, not one-hot codes."""
+    return one_hot_columns(torch.stack(list(features.values())), list(features)) is None
+
+
 def _unseen(known: dict[str, Tensor], width: int, path: Path, notes: list[str]) -> dict[str, Tensor]:
     """Features of the names that the model lacks; the model's own features stay."""
-    if one_hot_columns(torch.stack(list(known.values())), list(known)) is not None:
+    if not _is_dense(known):
         raise ConfigError(
             "this model's perturbations are one-hot: features of further ones mean nothing to it. Fine-tune it on them, or "
             "convert a model that was trained with perturbation features"
@@ -236,8 +246,8 @@ def _without_header(genes: list[str], num_genes: int) -> tuple[str, ...]:
 
 def _scale(model: ArcModel, options: ConversionOptions, notes: list[str]) -> Any:
     if not model.config.input_is_genes and model.config.gene_decoder is None:
-        if options.scale not in (None, "embedding"):
-            raise ConfigError(f"the model predicts an embedding; --scale {options.scale} does not apply")
+        if options.scale is not None:
+            notes.append(f"the model predicts an embedding; --scale {options.scale} does not apply to it")
         return "embedding"
     if options.scale is None:
         data = model.vocabulary.run_config.get("data")

@@ -81,7 +81,8 @@ def convert(
         return
     if probed:
         for regime, loss in probed.losses.items():
-            typer.echo(f"energy loss under {regime}: {loss:.8g}" + ("  <- taken" if regime == probed.best else ""))
+            taken = "  <- taken" if regime == report.manifest.model.attention else ""
+            typer.echo(f"energy loss under {regime}: {loss:.8g}{taken}")
     for note in report.manifest.notes:
         typer.echo(f"- {note}")
     manifest = report.manifest

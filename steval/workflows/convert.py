@@ -31,11 +31,19 @@ def convert(
     probed = None
     if probe is not None:
         probed = probe_regimes(conversion.as_checkpoint(), probe, cells)
-        conversion = conversion.with_attention(probed.best, f"lowest {probed.describe()} of {probe.name}")
+        conversion = _decide(conversion, probed, probe)
     if controls is None:
         return conversion.write(out), probed
     conversion, control_set = default_controls(conversion, controls, cells)
     return conversion.write(out, control_set), probed
+
+
+def _decide(conversion: Conversion, probed: ProbeReport, path: Path) -> Conversion:
+    """The probe's regime, unless the file records another and the cells do not clearly say otherwise."""
+    regime = conversion.model.regime
+    taken = regime.attention if regime.recorded and not probed.is_clear else probed.best
+    recorded = f"; the file records {regime.attention}" if regime.recorded else ""
+    return conversion.with_attention(taken, f"probed with {path.name}, {probed.describe()}{recorded}")
 
 
 def default_controls(conversion: Conversion, path: Path, cells: CellOptions) -> tuple[Conversion, ControlSet]:

@@ -55,7 +55,7 @@ class ProbeReport:
     def describe(self) -> str:
         """One line with all numbers."""
         numbers = ", ".join(f"{regime} {loss:.6g}" for regime, loss in self.losses.items())
-        doubt = "" if self.is_clear else "; the difference is within the noise of these cells, more of them would tell"
+        doubt = "" if self.is_clear else " (their difference is within the noise of these cells; more cells would tell)"
         return f"energy loss on {self.num_sets} cell sets of {self.num_perturbations} perturbations: {numbers}{doubt}"
 
 

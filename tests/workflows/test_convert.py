@@ -84,8 +84,9 @@ def test_the_probe_finds_the_regime_that_made_the_cells(tmp_path, regime):
 
 
 def test_the_probe_says_when_the_cells_do_not_tell(h1, tmp_path):
-    _, probed = convert(GOLDEN / "arc_run", tmp_path / "out.safetensors", ConversionOptions(), probe=h1)
+    report, probed = convert(GOLDEN / "arc_run", tmp_path / "out.safetensors", ConversionOptions(), probe=h1)
     assert not probed.is_clear  # twelve steps of training: the regimes hardly differ
+    assert report.manifest.model.attention == "bidirectional"  # as the file records
     assert "within the noise" in probed.describe()
     assert probed.num_perturbations == 5
     clear = ProbeReport({"bidirectional": 1.0, "causal": 2.0}, 4, 2, is_clear=True)
