@@ -92,10 +92,12 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or "(top)"
+    place = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
     if item["type"] != "extra_forbidden":
-        received = "" if isinstance(item.get("input"), dict | list) else f" (got {item.get('input')!r})"
-        return f"{place}: {item['msg']}{received}"
+        received = item.get("input")
+        shown = "" if isinstance(received, dict | list | BaseModel) else f" (got {received!r})"
+        return f"{place}: {message}{shown}" if place else message
     known = sorted(_known_keys(model, item["loc"][:-1]))
     near = nearest_names(str(item["loc"][-1]), known)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
