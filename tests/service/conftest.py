@@ -1,0 +1,73 @@
+"""The service in this process, on a real port, with a small checkpoint."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata as ad
+import httpx
+import pytest
+from service_models import lognorm_cells, served_app, wait_until_ready, write_checkpoint
+
+from steval.data.reference import DataReference, FileReference
+
+
+@pytest.fixture(scope="session")
+def service_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds `cells.h5ad` (real), `train.h5ad`, `tiny.safetensors` and the jobs."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="session")
+def service_cells(service_dir: Path) -> ad.AnnData:
+    """See `lognorm_cells`; also in `data/cells.h5ad`."""
+    cells = lognorm_cells()
+    (service_dir / "data").mkdir()
+    cells.write_h5ad(service_dir / "data" / "cells.h5ad")
+    return cells
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(service_dir: Path, service_cells: ad.AnnData) -> Path:
+    """A checkpoint that records `cells.h5ad` as its evaluation data."""
+    real = FileReference.of(service_dir / "data" / "cells.h5ad")
+    columns = {"perturbation": "target_gene", "control": "non-targeting", "cell_type": "cell_type", "batch": "batch"}
+    evaluation = DataReference(files=(real,), columns=columns, scale="lognorm", target_sum=10_000.0)
+    return write_checkpoint(service_dir / "tiny.safetensors", service_cells, evaluation=evaluation)
+
+
+@pytest.fixture(scope="session")
+def service_url(service_dir: Path, tiny_checkpoint: Path) -> Iterator[str]:
+    """The service of `tiny_checkpoint`, in this process."""
+    variables = {
+        "STEVAL_CHECKPOINT": str(tiny_checkpoint),
+        "STEVAL_DATA_DIR": str(service_dir / "data"),
+        "STEVAL_JOB_DIR": str(service_dir / "jobs"),
+        "STEVAL_THREADS": "1",
+        "STEVAL_BODY_TIMEOUT": "2",
+        "STEVAL_MAX_CELLS": "2000",
+        "STEVAL_MAX_UPLOAD_BYTES": str(20 * 2**20),
+        "STEVAL_MAX_SCORE_VALUES": "1000000",
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # BentoML's own imports use what its dependencies deprecated
+            from steval.service.app import StevalService
+
+        with served_app(StevalService.to_asgi()) as url:
+            wait_until_ready(url)
+            yield url
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def http(service_url: str) -> Iterator[httpx.Client]:
+    """A client of the service in this process."""
+    with httpx.Client(base_url=service_url, timeout=60) as client:
+        yield client
