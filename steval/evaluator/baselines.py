@@ -24,6 +24,8 @@ from steval.evaluator.training import ALL, TrainingCells
 
 BaselineKind = Literal["mean", "control", "additive", "ridge"]
 KINDS: tuple[BaselineKind, ...] = ("mean", "control", "additive", "ridge")
+POOL_CELLS = 4096
+"""Control cells of a context kept in memory to draw from."""
 PENALTIES = np.logspace(-3, 6, 28)
 
 
@@ -31,17 +33,22 @@ PENALTIES = np.logspace(-3, 6, 28)
 class BaselineSide(CellSide):
     """A predicted side whose cells are made when they are read; nothing is stored."""
 
-    make: Callable[[str], sp.csr_matrix] = field(default=lambda _: sp.csr_matrix((0, 0)), repr=False, compare=False)
-
-    def matrix(self, group: str) -> sp.csr_matrix:
-        """The cells of `group`, CSR `[n, G]`."""
-        return self.make(group)
+    read: Callable[[np.ndarray], sp.csr_matrix] | None = field(default=None, repr=False, compare=False)
+    """Training cells by row."""
+    make: Callable[[str], sp.csr_matrix] | None = field(default=None, repr=False, compare=False)
+    """The perturbed cells of a group."""
+    control: str = ""
 
     def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
-        """The same cells, at most `size` at a time."""
-        whole = self.make(group)
-        for start in range(0, whole.shape[0], size):
-            yield whole[start : start + size]
+        """Control cells by `size`; the cells of a perturbation in one piece."""
+        assert self.read is not None
+        assert self.make is not None
+        if group != self.control:
+            yield self.make(group)
+            return
+        rows = self.groups[group]
+        for start in range(0, len(rows), size):
+            yield self.read(rows[start : start + size])
 
     def embedding(self, key: str, group: str) -> np.ndarray:
         """Baselines live in gene space."""
@@ -125,15 +132,11 @@ def _leave_one_out(
 
 
 def _mean_side(pair: Pair, training: TrainingCells) -> BaselineSide:
-    profile = sp.csr_matrix(training.mean_profile[None, :])
+    profile = sp.csr_matrix(training.mean_profile[None, :].astype(training.dtype))
     controls = np.concatenate(list(training.control_rows.values()))
-
-    def make(group: str) -> sp.csr_matrix:
-        if group == pair.control:
-            return training.matrix(controls)
-        return _repeated(profile, len(pair.real.groups[group]))
-
-    return _side(pair, training, "mean baseline", make, len(controls))
+    return _side(
+        pair, training, "mean baseline", controls, lambda group: _repeated(profile, len(pair.real.groups[group]))
+    )
 
 
 def _shifted_side(
@@ -145,42 +148,56 @@ def _shifted_side(
     features: Mapping[str, np.ndarray] | None,
 ) -> BaselineSide:
     wanted = sorted({context for counts in contexts.values() for context in counts})
-    own = [training.control_rows[context] for context in wanted if context in training.control_rows]
-    pooled = np.concatenate(own or list(training.control_rows.values()))
+    own = {context: training.control_rows[context] for context in wanted if context in training.control_rows}
+    pooled = np.concatenate(list((own or training.control_rows).values()))
+    rest = [] if len(own) == len(wanted) else [(None, pooled)]
+    pools = {context: _pool(training, rows, seed) for context, rows in [*own.items(), *rest]}
     predicted = dict(training.effects)
     if kind == "ridge":
         predicted |= ridge_effects(training.effects, features or {}, pair.perturbations)
 
     def make(group: str) -> sp.csr_matrix:
-        if group == pair.control:
-            return training.matrix(np.sort(pooled))
         generator = np.random.default_rng([seed, pair.perturbations.index(group)])
-        rows = [_draw(generator, training.control_rows.get(c, pooled), n) for c, n in contexts[group].items()]
-        cells = training.matrix(np.concatenate(rows))
-        if kind == "control":
-            return cells
-        return _shift(cells, predicted.get(group, training.mean_effect))
+        drawn = [_draw(generator, pools[c if c in pools else None], n) for c, n in contexts[group].items()]
+        cells = drawn[0] if len(drawn) == 1 else sp.csr_matrix(sp.vstack(drawn, format="csr"))
+        return cells if kind == "control" else _shift(cells, predicted.get(group, training.mean_effect))
 
-    return _side(pair, training, f"{kind} baseline", make, len(pooled))
+    return _side(pair, training, f"{kind} baseline", pooled, make)
 
 
 def _side(
-    pair: Pair, training: TrainingCells, name: str, make: Callable[[str], sp.csr_matrix], num_controls: int
+    pair: Pair, training: TrainingCells, name: str, controls: np.ndarray, make: Callable[[str], sp.csr_matrix]
 ) -> BaselineSide:
     groups = {group: np.arange(len(rows)) for group, rows in pair.real.groups.items()}
-    groups[pair.control] = np.arange(num_controls)
-    return BaselineSide(name, training.cells, groups, training.alignment, dense=False, make=make)
+    groups[pair.control] = np.sort(controls)
+    return BaselineSide(
+        name,
+        training.cells,
+        groups,
+        training.alignment,
+        dense=False,
+        read=training.matrix,
+        make=make,
+        control=pair.control,
+    )
 
 
-def _draw(generator: np.random.Generator, rows: np.ndarray, num: int) -> np.ndarray:
-    """`num` of `rows`, without repeats as long as there are enough."""
-    return generator.choice(rows, num, replace=num > len(rows))
+def _pool(training: TrainingCells, rows: np.ndarray, seed: int) -> sp.csr_matrix:
+    """Control cells to draw from: all of them, or a sample of `POOL_CELLS`."""
+    if len(rows) > POOL_CELLS:
+        rows = np.random.default_rng(seed).choice(rows, POOL_CELLS, replace=False)
+    return training.matrix(np.sort(rows))
+
+
+def _draw(generator: np.random.Generator, pool: sp.csr_matrix, num: int) -> sp.csr_matrix:
+    """`num` cells of the pool, without repeats as long as there are enough."""
+    return pool[generator.choice(pool.shape[0], num, replace=num > pool.shape[0])]
 
 
 def _repeated(profile: sp.csr_matrix, num: int) -> sp.csr_matrix:
+    starts = np.arange(num + 1, dtype=profile.indptr.dtype) * profile.nnz
     return sp.csr_matrix(
-        (np.tile(profile.data, num), np.tile(profile.indices, num), np.arange(num + 1) * profile.nnz),
-        shape=(num, profile.shape[1]),
+        (np.tile(profile.data, num), np.tile(profile.indices, num), starts), shape=(num, profile.shape[1])
     )
 
 

@@ -1,4 +1,4 @@
-"""Finding copies of cells: 64-bit digests for exact ones, a few strongly expressed genes for those with noise added."""
+"""Finding copies of cells: 64-bit digests for exact ones (`cell_kernels`), a few strong genes for those with noise added."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -8,32 +8,18 @@ SKETCH_GENES = 128
 SKETCH_CELLS = 512
 """Cells of a perturbation among which near copies are looked for."""
 
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(29)
 _TABLE_SEED = 20251
 
 
-class RowDigester:
-    """Digests of rows over `num_genes` columns; equal rows have equal digests whatever their storage."""
-
-    def __init__(self, num_genes: int):
-        generator = np.random.default_rng(_TABLE_SEED)
-        self._table = generator.integers(0, 2**63, size=num_genes, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-
-    def digest(self, matrix: sp.csr_matrix) -> np.ndarray:
-        """Digests, uint64 `[n]`, of CSR rows `[n, G]`; values are compared as float32."""
-        values = np.ascontiguousarray(matrix.data, dtype=np.float32)
-        keys = self._table[matrix.indices]
-        mixed = (values.view(np.uint32).astype(np.uint64) + keys) * _MIX
-        mixed ^= mixed >> _SHIFT
-        mixed *= keys
-        return _row_sums(np.where(values != 0, mixed, np.uint64(0)), matrix.indptr)
+def gene_keys(num_genes: int) -> np.ndarray:
+    """A random odd number for each gene, uint64 `[G]`; the same in every run."""
+    generator = np.random.default_rng(_TABLE_SEED)
+    return generator.integers(0, 2**63, size=num_genes, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-def _row_sums(terms: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Sums of `terms` over CSR rows, modulo 2^64."""
-    running = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(terms, dtype=np.uint64)])
-    return running[indptr[1:]] - running[indptr[:-1]]
+def value_bits(matrix: sp.csr_matrix) -> np.ndarray:
+    """The stored values as float32, viewed as uint32."""
+    return np.ascontiguousarray(matrix.data, dtype=np.float32).view(np.uint32)
 
 
 def sketch_genes(mean: np.ndarray) -> np.ndarray:

@@ -1,15 +1,19 @@
 """What the integrity checks measure of one side's cells, gathered in one pass."""
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steval.evaluator.cell_kernels import measure_cells
 from steval.evaluator.cells import CellSide
-from steval.evaluator.digests import SKETCH_CELLS, RowDigester, sketch
+from steval.evaluator.digests import SKETCH_CELLS, gene_keys, sketch, value_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
     import scipy.sparse as sp
 
@@ -57,42 +61,45 @@ class SideEvidence:
         return np.concatenate([np.atleast_1d(getattr(self.groups[name], field)) for name in self.perturbations])
 
 
-def gather_evidence(side: CellSide, control: str, sketched: np.ndarray) -> SideEvidence:
-    """Read every group of `side` once; the control in pieces, so that memory holds one perturbation at a time.
+def gather_evidence(side: CellSide, control: str, sketched: np.ndarray, threads: int = 1) -> SideEvidence:
+    """Read every group of `side` once; the control in pieces, so that memory holds one perturbation for each thread.
 
     `sketched`: the columns kept of each perturbed cell, see `digests`.
     """
-    digester = RowDigester(len(side.alignment.target))
-    return SideEvidence(
-        control, {name: _of_group(side, name, digester, None if name == control else sketched) for name in side.groups}
-    )
+    keys, lock = gene_keys(len(side.alignment.target)), Lock()
+
+    def measure(name: str) -> GroupEvidence:
+        return _of_group(side, name, keys, None if name == control else sketched, lock)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return SideEvidence(control, dict(zip(side.groups, pool.map(measure, side.groups), strict=True)))
 
 
-def _of_group(side: CellSide, name: str, digester: RowDigester, sketched: np.ndarray | None) -> GroupEvidence:
-    streamed = sketched is None
-    num_genes = len(side.alignment.target)
+def _of_group(
+    side: CellSide, name: str, keys: np.ndarray, sketched: np.ndarray | None, lock: "AbstractContextManager[Any]"
+) -> GroupEvidence:
+    num, num_genes = len(side.groups[name]), len(keys)
     total, squares = np.zeros(num_genes), np.zeros(num_genes)
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in ("totals", "norms", "digests")}
-    pieces = side.pieces(name, PIECE_CELLS) if streamed else list(side.pieces(name, PIECE_CELLS))
+    totals, norms, digests = np.empty(num), np.empty(num), np.empty(num, dtype=np.uint64)
+    pieces: Iterable[sp.csr_matrix] = side.pieces(name, PIECE_CELLS)
+    if sketched is not None:
+        with lock:
+            pieces = list(pieces)
+    start = 0
     for piece in pieces:
-        values = piece.data.astype(np.float64)
-        total += np.bincount(piece.indices, values, num_genes)
-        squared = values * values
-        squares += np.bincount(piece.indices, squared, num_genes)
-        parts["norms"].append(_row_sums(squared, piece.indptr))
-        parts["totals"].append(_row_sums(np.expm1(values), piece.indptr))
-        parts["digests"].append(digester.digest(piece))
-    joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    num = len(joined["norms"])
+        chunk = slice(start, start + piece.shape[0])
+        start = chunk.stop
+        outputs = (totals[chunk], norms[chunk], digests[chunk])
+        measure_cells(piece.indptr, piece.indices, piece.data, value_bits(piece), keys, total, squares, *outputs)
     mean = total / num
     variance = np.maximum(squares - num * mean**2, 0.0) / max(num - 1, 1)
     return GroupEvidence(
         num_cells=num,
         mean=mean.astype(np.float32),
         variance=variance.astype(np.float32),
-        totals=joined["totals"],
-        spread=np.empty(0) if streamed else _distances(pieces, joined["norms"], mean),
-        digests=joined["digests"],
+        totals=totals,
+        spread=np.empty(0) if sketched is None else _distances(pieces, norms, mean),
+        digests=digests,
         sketch=np.empty((0, 0), np.float32) if sketched is None else _sketch(pieces, sketched),
     )
 
@@ -105,8 +112,3 @@ def _distances(pieces: "Iterable[sp.csr_matrix]", norms: np.ndarray, mean: np.nd
 
 def _sketch(pieces: "Iterable[sp.csr_matrix]", genes: np.ndarray) -> np.ndarray:
     return np.concatenate([sketch(piece, genes) for piece in pieces])[:SKETCH_CELLS]
-
-
-def _row_sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    running = np.concatenate([[0.0], np.cumsum(values)])
-    return running[indptr[1:]] - running[indptr[:-1]]

@@ -56,6 +56,7 @@ class Scored:
     rescore: Rescore
     """Scores a changed prediction."""
     seed: int = 0
+    threads: int = 1
 
 
 def check_integrity(scored: Scored) -> list[Finding]:
@@ -63,7 +64,7 @@ def check_integrity(scored: Scored) -> list[Finding]:
     pair = scored.pair
     training = scored.training
     sketched = _control_sketch(pair) if training is None else training.sketched
-    pred, real = (gather_evidence(side, pair.control, sketched) for side in (pair.pred, pair.real))
+    pred, real = (gather_evidence(side, pair.control, sketched, scored.threads) for side in (pair.pred, pair.real))
     profile = None if training is None else training.mean_profile
     controls = check_controls(pred, real)
     return [

@@ -12,7 +12,7 @@ from steval.evaluator.baselines import BaselineKind, available_kinds, baseline_p
 from steval.evaluator.catalog import Best, Family
 from steval.evaluator.ceiling import Ceiling, estimate_ceiling
 from steval.evaluator.clock import Clock
-from steval.evaluator.evaluate import Evaluation, evaluate
+from steval.evaluator.evaluate import Evaluation, available_threads, evaluate
 from steval.evaluator.findings import Finding
 from steval.evaluator.integrity import Scored, check_integrity
 from steval.evaluator.members import Overall, member_table, metric_means
@@ -96,7 +96,7 @@ class ScoreWork:
         baselines: dict[BaselineKind, Evaluation] = {}
         if self.training is not None:
             with self.clock.stage("baselines"):
-                baselines = self._baselines(pair, self.training, evaluation)
+                baselines = self._baselines(pair, self.training, de_real)
             warnings += _context_warnings(pair, self.training)
         ceiling = None
         if self.options.ceiling:
@@ -106,7 +106,7 @@ class ScoreWork:
         findings: list[Finding] = []
         if self.options.integrity != "none":
             with self.clock.stage("integrity"):
-                findings = self._integrity(pair, evaluation, baselines.get(REFERENCE))
+                findings = self._integrity(pair, evaluation, baselines.get(REFERENCE), de_real)
         return PairScore(pair, evaluation, baselines, ceiling, findings, warnings)
 
     def evaluate(
@@ -131,16 +131,20 @@ class ScoreWork:
         base = None if baseline is None else metric_means(baseline.results, list(columns))
         return member_table(means, base, best)
 
-    def _baselines(self, pair: Pair, training: TrainingCells, evaluation: Evaluation) -> dict[BaselineKind, Evaluation]:
+    def _baselines(
+        self, pair: Pair, training: TrainingCells, de_real: pl.DataFrame | None
+    ) -> dict[BaselineKind, Evaluation]:
         made: dict[BaselineKind, Evaluation] = {}
         for kind in available_kinds(training, self.features):
             baseline = baseline_pair(pair, training, kind, seed=self.options.seed, features=self.features)
-            made[kind] = self.evaluate(baseline, evaluation.de_real)
+            made[kind] = self.evaluate(baseline, de_real)
         return made
 
-    def _integrity(self, pair: Pair, evaluation: Evaluation, baseline: Evaluation | None) -> list[Finding]:
+    def _integrity(
+        self, pair: Pair, evaluation: Evaluation, baseline: Evaluation | None, de_real: pl.DataFrame | None
+    ) -> list[Finding]:
         def rescore(changed: Pair) -> Overall:
-            return self.overall(self.evaluate(changed, evaluation.de_real), baseline)[1]
+            return self.overall(self.evaluate(changed, de_real), baseline)[1]
 
         return check_integrity(
             Scored(
@@ -151,6 +155,7 @@ class ScoreWork:
                 full=self.options.integrity == "full",
                 rescore=rescore,
                 seed=self.options.seed,
+                threads=self.options.threads or available_threads(),
             )
         )
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,9 @@ from steval.data.files import sha256_file
 from steval.data.genes import GeneAlignment, align
 from steval.data.scale import Scale, require_scale
 from steval.errors import EvaluationError, nearest_names
+from steval.evaluator.cell_kernels import sum_cells
 from steval.evaluator.cells import CellSource, open_cells
-from steval.evaluator.digests import SKETCH_CELLS, RowDigester, sketch, sketch_genes
+from steval.evaluator.digests import SKETCH_CELLS, gene_keys, sketch, sketch_genes, value_bits
 
 BLOCK_CELLS = 2048
 ALL = "all cells"
@@ -48,6 +50,8 @@ class TrainingCells:
     sketches: dict[str, np.ndarray]
     """Sketches of the first cells of each perturbation, float32 `[m, S]`."""
     num_cells: int
+    dtype: "np.dtype[Any]"
+    """Precision of the training cells; cell-eval's mean profile has it too."""
     digest: str
     """sha256 of the file, or of the cells' digests where they are in memory."""
     notes: tuple[str, ...]
@@ -71,7 +75,7 @@ def read_training(
 
     Raises `EvaluationError` where columns, control or genes do not fit the evaluation data, `DataError` where the scale does not.
     """
-    cells, _ = open_cells(source, name)
+    cells, _ = open_cells(source, name, columns.perturbation)
     selected = np.arange(cells.num_cells) if rows is None else np.asarray(rows)
     labels = _labels(cells, columns, selected, name)
     require_scale(cells, "lognorm", scale)
@@ -98,6 +102,7 @@ def read_training(
         sketched=sketched,
         sketches=_sketches(cells, alignment, selected, labels, sketched, perturbations),
         num_cells=len(selected),
+        dtype=cells.rows(selected[:1], dtype=None).dtype,
         digest=_content_digest(cells, digests),
         notes=tuple(notes),
     )
@@ -134,17 +139,14 @@ def _sum_groups(
     cells: CellFile, alignment: GeneAlignment, rows: np.ndarray, codes: np.ndarray, num_groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums `[groups, G]` of the cells of each group and the digest of each cell."""
-    digester = RowDigester(len(alignment.target))
+    keys = gene_keys(len(alignment.target))
     sums = np.zeros((num_groups, len(alignment.target)))
     digests = np.empty(len(rows), dtype=np.uint64)
     for start in range(0, len(rows), BLOCK_CELLS):
         chunk = slice(start, start + BLOCK_CELLS)
         block = alignment.apply(cells.rows(rows[chunk], dtype=None))
-        present, local = np.unique(codes[chunk], return_inverse=True)
-        ones = np.ones(block.shape[0])
-        indicator = sp.csr_matrix((ones, (local, np.arange(block.shape[0]))), shape=(len(present), block.shape[0]))
-        sums[present] += (indicator @ block.astype(np.float64)).toarray()
-        digests[chunk] = digester.digest(block)
+        bits = value_bits(block)
+        sum_cells(block.indptr, block.indices, block.data, bits, keys, codes[chunk], sums, digests[chunk])
     return sums, digests
 
 
