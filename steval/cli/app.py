@@ -12,7 +12,9 @@ from steval import __version__
 from steval.errors import StevalError
 from steval.logs import configure
 
-COMMANDS = ("demo", "prepare", "finetune", "predict", "score", "serve", "inspect", "convert")
+COMMANDS = (
+    "demo", "prepare", "finetune", "predict", "score", "pack", "serve", "compare", "doctor", "inspect", "convert",
+)  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
 
 

@@ -115,7 +115,8 @@ def _early_best(curves: Curves) -> list[Finding]:
     last_step = val.steps[-1]
     if val.steps[best] > EARLY * last_step or val.values[-1] <= val.values[best] * (1 + FLAT):
         return []
-    evidence = f"{val.name} is best at step {val.steps[best]} of {last_step} ({val.values[best]:.4g}, at the end {val.values[-1]:.4g})"
+    where = f"{val.name} is best at step {val.steps[best]} of {last_step}"
+    evidence = f"{where} ({val.values[best]:.4g}, at the end {val.values[-1]:.4g})"
     change = (
         "use best-val.safetensors, and start later phases from it (phases.N.start: best), not from the last weights"
     )

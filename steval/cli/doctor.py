@@ -1,0 +1,38 @@
+"""`steval doctor`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steval.cli import options
+from steval.cli.output import print_json, print_table
+
+
+def doctor(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG_OR_RUN", help="A configuration (ours or arc-state's), a metrics.csv, or a run directory."
+        ),
+    ],
+    json: options.JsonFlag = False,
+) -> None:
+    """Findings about a configuration or a run's curves, each with its evidence and the setting to change.
+
+    Example: `steval doctor runs/screen`
+    """
+    from steval.workflows.doctor import diagnose
+
+    findings = diagnose(target)
+    if json:
+        print_json({"target": target, "findings": [asdict(finding) for finding in findings]})
+        return
+    if not findings:
+        typer.echo(f"{target}: nothing found")
+        return
+    columns = ("severity", "topic", "evidence", "change")
+    print_table(
+        f"{target}: {len(findings)} findings", columns, [tuple(asdict(finding).values()) for finding in findings]
+    )
