@@ -101,7 +101,7 @@ def read_labelled(
         obs = handle["obs"]
         names = column_names(obs)
         columns = resolve_columns(
-            pd.DataFrame(columns=names), record, settings.columns, require_control=False, source=str(path)
+            pd.DataFrame(columns=pd.Index(names)), record, settings.columns, require_control=False, source=str(path)
         )
         if cell_type_key is not None and cell_type_key not in names:
             raise absent_context_column(cell_type_key, names)

@@ -37,7 +37,7 @@ class FlatArray:
         """Fill `out [sum(stops - starts), ...]` (C-contiguous, the stored dtype) with the ranges, one after the other."""
         starts, stops = _joined(starts, stops)
         if self._offsets is not None:
-            self._read_plain(starts, stops, memoryview(out.reshape(-1).view(np.uint8)))
+            self._read_plain(starts, stops, memoryview(out.reshape(-1).view(np.uint8).data))
             return
         position = 0
         try:

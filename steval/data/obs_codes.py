@@ -13,6 +13,9 @@ from steval.errors import DataError
 
 BLOCK_ROWS = 1 << 17
 
+Stored = h5py.Group | h5py.Dataset
+"""`obs` in a file; files from before AnnData 0.8 have other layouts, which are read whole."""
+
 
 @dataclass(frozen=True)
 class CodedColumn:
@@ -33,53 +36,61 @@ class CodedColumn:
         return np.array([position[name] for name in self.names], dtype=np.int32)[self.codes]
 
 
-def column_names(obs: h5py.Group | h5py.Dataset) -> list[str]:
+def column_names(obs: Stored) -> list[str]:
     """Names of the columns of a stored data frame, in their order."""
-    if isinstance(obs, h5py.Dataset):
-        return list(ad.io.read_elem(obs).columns)
+    if _is_old(obs):
+        return [str(name) for name in _read(obs).columns]
     return [str(name) for name in obs.attrs.get("column-order", [])]
 
 
-def num_rows(obs: h5py.Group | h5py.Dataset) -> int:
-    """Number of cells of a stored data frame (a dataset in files of AnnData before 0.7)."""
-    if isinstance(obs, h5py.Dataset):
-        return int(obs.shape[0])
+def num_rows(obs: Stored) -> int:
+    """Number of cells of a stored data frame."""
+    if _is_old(obs):
+        return len(_read(obs))
     index = obs[obs.attrs["_index"]]
-    return int(index.shape[0]) if isinstance(index, h5py.Dataset) else len(ad.io.read_elem(index))
+    return int(index.shape[0]) if isinstance(index, h5py.Dataset) else len(_read(index))
 
 
-def row_names(obs: h5py.Group | h5py.Dataset) -> Iterator[np.ndarray]:
+def row_names(obs: Stored) -> Iterator[np.ndarray]:
     """Names of the cells, as blocks of text."""
-    if isinstance(obs, h5py.Dataset):
-        yield ad.io.read_elem(obs).index.to_numpy().astype(object)
+    if _is_old(obs):
+        yield _read(obs).index.to_numpy().astype(str).astype(object)
         return
     index = obs[obs.attrs["_index"]]
     if not isinstance(index, h5py.Dataset):
-        yield np.asarray(ad.io.read_elem(index)).astype(str).astype(object)
+        yield np.asarray(_read(index)).astype(str).astype(object)
         return
     text = index.asstr() if h5py.check_string_dtype(index.dtype) else index
     for start in range(0, index.shape[0], BLOCK_ROWS):
         yield np.asarray(text[start : start + BLOCK_ROWS]).astype(str).astype(object)
 
 
-def read_coded(obs: h5py.Group | h5py.Dataset, name: str, source: str) -> CodedColumn:
+def read_coded(obs: Stored, name: str, source: str) -> CodedColumn:
     """One column coded; cells without a label are a `DataError`."""
-    if isinstance(obs, h5py.Dataset):
-        return _coded_values(pd.Series(ad.io.read_elem(obs)[name]), name, source)
+    if _is_old(obs):
+        return _coded_values(_read(obs)[name], name, source)
     stored = obs[name]
     kind = stored.attrs.get("encoding-type", "")
     if kind == "categorical":
-        categories = [str(value) for value in ad.io.read_elem(stored["categories"])]
+        categories = [str(value) for value in _read(stored["categories"])]
         codes = stored["codes"][:].astype(np.int32)
     elif kind in ("string-array", "array"):
         categories, codes = _code_blocks(stored)
     else:
-        return _coded_values(pd.Series(ad.io.read_elem(stored)), name, source)
+        return _coded_values(_read(stored), name, source)
     return _sorted_used(categories, codes, name, source)
 
 
-def _coded_values(values: "pd.Series[Any]", name: str, source: str) -> CodedColumn:
-    labels = pd.Categorical(values)
+def _is_old(obs: Stored) -> bool:
+    return isinstance(obs, h5py.Dataset) or obs.attrs.get("encoding-version") != "0.2.0"
+
+
+def _read(stored: Stored) -> Any:
+    return ad.io.read_elem(stored)
+
+
+def _coded_values(values: Any, name: str, source: str) -> CodedColumn:
+    labels = pd.Categorical(pd.Series(values))
     return _sorted_used([str(value) for value in labels.categories], labels.codes.astype(np.int32), name, source)
 
 

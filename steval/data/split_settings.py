@@ -55,6 +55,13 @@ class ContextSplit(_ListedSplit):
     test: dict[str, tuple[str, ...] | Literal["all"]] = Field(default_factory=dict)
     """Context → perturbations that test; empty: no test part."""
 
+    @model_validator(mode="after")
+    def _held_out_once(self) -> "ContextSplit":
+        both = [context for context, names in self.val.items() if names == ALL and self.test.get(context) == ALL]
+        if both:
+            raise ValueError(f"contexts held out as a whole in val and in test: {', '.join(both)}")
+        return self
+
 
 class TomlSplit(_ListedSplit):
     """A split file of cell-load: `[datasets]`, `[training]`, `[zeroshot]`, `[fewshot]`."""
