@@ -21,20 +21,20 @@ from steval.service.schemas import PredictBody
 from steval.service.settings import ServiceSettings
 from steval.service.site import make_site
 
-NEVER = 7 * 24 * 3600.0
-"""BentoML's own time limit, out of the way: ours answers in our shape and stops the work."""
-
 try:
     SETTINGS = ServiceSettings.from_environment()
 except StevalError as error:
     raise BentoMLConfigException(str(error)) from error
 SITE = make_site()
+BACKSTOP = max(SETTINGS.request_timeout + SETTINGS.body_timeout, SETTINGS.upload_timeout) + 30
+"""BentoML's own time limit until the first byte: behind ours, which answer in our shape and stop the work. It keeps a timer of
+each request for as long, so it is not to be much longer."""
 
 
 @bentoml.service(
     name="steval",
     workers=SETTINGS.workers,
-    traffic={"timeout": NEVER},
+    traffic={"timeout": BACKSTOP},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )

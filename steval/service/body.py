@@ -11,7 +11,6 @@ from steval.service.answers import error_answer
 from steval.service.settings import ServiceSettings
 
 UPLOADS = "/score"
-UPLOAD_TIME_FACTOR = 10
 _MEDIA_TYPES = {"/predict": ("application/json",), UPLOADS: ("application/json", "multipart/form-data")}
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -47,7 +46,7 @@ class BodyMiddleware:
         limit = self._settings.max_upload_bytes if uploads else self._settings.max_body_bytes
         _require_media_type(scope["path"], headers)
         _require_length(headers, limit)
-        seconds = self._settings.body_timeout * (UPLOAD_TIME_FACTOR if uploads else 1)
+        seconds = self._settings.upload_timeout if uploads else self._settings.body_timeout
         counted = _Counted(scope, receive, limit, seconds)
         if uploads:
             await self._app(scope, counted.receive, send)

@@ -20,6 +20,8 @@ access_log = logging.getLogger(ACCESS)
 REQUEST_ID = "x-request-id"
 MOST_ERROR_BYTES = 2**20
 OTHER = "other"
+CLIENT_LEFT = 499
+"""Logged where a client went away before its answer began."""
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROUTES = (
     *("/", "/predict", "/model", "/perturbations", "/score", "/openapi.json", "/metrics"),
@@ -64,6 +66,8 @@ class ObserveMiddleware:
         metrics.started()
         try:
             await self._app(scope, receive, exchange.send)
+            if exchange.status is None:
+                await exchange.abandon()
         except Exception:
             log.exception("request failed", extra={"request_id": exchange.request_id})
             if exchange.status is not None:
@@ -71,7 +75,7 @@ class ObserveMiddleware:
             await exchange.fail()
         finally:
             seconds = time.perf_counter() - exchange.began
-            metrics.finished(scope["method"], exchange.route, exchange.status or 499, seconds)
+            metrics.finished(scope["method"], exchange.route, exchange.status or CLIENT_LEFT, seconds)
             _log_access(scope, exchange, seconds)
 
 
@@ -106,6 +110,11 @@ class _Exchange:
         """The answer to an exception that nobody caught."""
         self.status = 500
         await self._send_error(b"")
+
+    async def abandon(self) -> None:
+        """End an exchange whose client has left: BentoML waits for a first byte, also where nobody reads it."""
+        await self._send({"type": "http.response.start", "status": CLIENT_LEFT, "headers": []})
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, message: Message) -> None:
         self.status = message["status"]
@@ -151,7 +160,7 @@ def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
             "request_id": exchange.request_id,
             "method": scope["method"],
             "route": exchange.route,
-            "status": exchange.status or 499,
+            "status": exchange.status or CLIENT_LEFT,
             "milliseconds": round(seconds * 1000, 2),
             "client": client[0],
             "key": scope.get("steval.key"),

@@ -59,7 +59,9 @@ class ServiceSettings(Settings):
     request_timeout: PositiveFloat = 120.0
     """Seconds until a prediction is given up."""
     body_timeout: PositiveFloat = 30.0
-    """Seconds for a request's body to arrive (an upload gets ten times as long)."""
+    """Seconds for a request's body to arrive."""
+    upload_timeout: PositiveFloat = 300.0
+    """Seconds for an upload to arrive."""
     send_timeout: PositiveFloat = 60.0
     """Seconds that a client may take no byte of its answer."""
     max_jobs: PositiveInt = 16
