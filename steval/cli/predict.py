@@ -40,7 +40,9 @@ def predict(
     ] = None,
     cell_type: Annotated[
         list[str] | None,
-        typer.Option("--cell-type", help="Cell type to predict in (may be repeated), or all.", show_default="the only one"),
+        typer.Option(
+            "--cell-type", help="Cell type to predict in (may be repeated), or all.", show_default="the only one"
+        ),
     ] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Start from controls of this batch alone.")] = None,
     by_batch: Annotated[
@@ -49,7 +51,11 @@ def predict(
     output: Annotated[str, typer.Option("--output", help="cells, or mean: a mean profile of each.")] = "cells",
     scale: Annotated[
         str | None,
-        typer.Option("--scale", help="lognorm, or counts: integers drawn at the controls' depth.", show_default="the checkpoint's"),
+        typer.Option(
+            "--scale",
+            help="lognorm, or counts: integers drawn at the controls' depth.",
+            show_default="the checkpoint's",
+        ),
     ] = None,
     depth: Annotated[
         float | None,
@@ -67,10 +73,14 @@ def predict(
         str | None, typer.Option("--clip", metavar="LOW:HIGH", help="Limit predicted values, e.g. 0:12 or :12.")
     ] = None,
     layout: Annotated[str, typer.Option("--layout", help="csr or dense.")] = "csr",
-    compression: Annotated[str, typer.Option("--compression", help="lzf, gzip or none.")] = "lzf",
+    compression: Annotated[
+        str, typer.Option("--compression", help="none, lzf (half the size, slower) or gzip.")
+    ] = "none",
     controls_scale: Annotated[
         str | None,
-        typer.Option("--controls-scale", help="counts or lognorm: settles the scale of controls that do not declare it."),
+        typer.Option(
+            "--controls-scale", help="counts or lognorm: settles the scale of controls that do not declare it."
+        ),
     ] = None,
     fill_missing: Annotated[
         str, typer.Option("--fill-missing", help="error, or zero: genes that the controls lack.")
@@ -80,7 +90,7 @@ def predict(
     ] = False,
     features: Annotated[
         Path | None,
-        typer.Option("--features", help="Features of unseen perturbations (.safetensors, .csv, .tsv)."),
+        typer.Option("--features", help="Features of unseen perturbations (.pt, .npz or .parquet)."),
     ] = None,
     attention: Annotated[
         str | None,

@@ -17,13 +17,15 @@ from steval.checkpoints.store import Checkpoint
 from steval.data.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
 from steval.data.genes import FillMissing, GeneAlignment, align
-from steval.data.scale import Scale, require_scale
+from steval.data.scale import Scale, require_scale, sample_indices
 from steval.errors import ConfigError, DataError
 
 UNLABELLED = "unlabelled"
 """Cell type of a file that names none, where the checkpoint does not have exactly one."""
 HVG_KEY = "X_hvg"
 SAME_TARGET_SUM = 1e-3
+SCALE_CELLS = 500
+"""Control cells whose values tell the file's scale."""
 
 
 class _Source(Protocol):
@@ -152,7 +154,8 @@ def cell_controls(
     found = resolve_columns(cells.obs, cells.record, columns, manifest.columns, source=cells.name)
     rows = np.flatnonzero((cells.obs[found.perturbation].astype(str) == found.control).to_numpy())
     obs = cells.obs.iloc[rows]
-    fit = _Fit(cells, manifest, scale, fill_missing, trust_order)
+    sample = cells.select(rows[sample_indices(len(rows), SCALE_CELLS)])
+    fit = _Fit(cells, sample, manifest, scale, fill_missing, trust_order)
     single = manifest.cell_types[0] if len(manifest.cell_types) == 1 else UNLABELLED
     return ControlPool(
         _FileSource(cells, rows, manifest, fit.inputs, fit.outputs, fit.input_key),
@@ -171,10 +174,16 @@ class _Fit:
     """How a file's columns become the network's input and the predicted genes; built once, checked whole."""
 
     def __init__(
-        self, cells: CellFile, manifest: Manifest, scale: Scale | None, fill_missing: FillMissing, trust_order: bool
+        self,
+        cells: CellFile,
+        sample: CellFile,
+        manifest: Manifest,
+        scale: Scale | None,
+        fill_missing: FillMissing,
+        trust_order: bool,
     ):
         self.notes: dict[str, object] = {"fill_missing": fill_missing, "trust_order": trust_order}
-        self._cells, self._manifest = cells, manifest
+        self._cells, self._controls, self._manifest = cells, sample, manifest
         self._fill_missing, self._trust_order = fill_missing, trust_order
         model = manifest.model
         takes_obsm = not model.input_is_genes or (model.input_key == HVG_KEY and trust_order)
@@ -190,7 +199,7 @@ class _Fit:
 
     def _check_scale(self, scale: Scale | None) -> None:
         expected = self._manifest.scale
-        record = require_scale(self._cells, expected, scale)
+        record = require_scale(self._controls, expected, scale)
         ours, theirs = self._manifest.target_sum, record.target_sum
         if ours and theirs and abs(ours - theirs) > SAME_TARGET_SUM * ours:
             raise DataError(

@@ -29,7 +29,7 @@ Dtype = Literal["float32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_BATCH_CELLS = 1024
 """1024 cells × 18,080 genes in float32 are 74 MB."""
-ENCODE_ROWS = 512
+ENCODE_ROWS = 256
 ENCODED_BYTES = 512 * 2**20
 """Most memory for encoded control cells; requests that use more are done in several waves."""
 

@@ -17,6 +17,7 @@ from steval.errors import ConfigError
 from steval.logs import progress_bar
 from steval.predictor.controls import ControlPool
 from steval.predictor.counts import DepthTable, draw_counts, restore_counts
+from steval.predictor.csr import csr_of
 from steval.predictor.engine import PredictedBlock, Predictor
 from steval.predictor.obs_table import ObsTable
 from steval.predictor.profiles import control_mean, mean_profiles
@@ -39,7 +40,7 @@ class OutputOptions(Settings):
     include_controls: bool | None = None
     """Measured control cells beside the predicted ones. None: where their expression is known."""
     layout: Layout = "csr"
-    compression: Compression = "lzf"
+    compression: Compression = "none"
     clip_low: FiniteFloat | None = None
     """Smallest value; none: what the network gives (expression is never under 0, an embedding may be)."""
     clip_high: FiniteFloat | None = None
@@ -102,7 +103,8 @@ def write_predictions(
     writer = CellWriter(path, output_names(predictor), record, layout=options.layout, compression=options.compression)
     with writer, progress_bar(request.num_cells, "predicting", "cell") as bar:
         for matrix, obs, num_predicted in blocks:
-            writer.append(clip(matrix, options) if num_predicted else matrix, obs)
+            cells = clip(matrix, options) if num_predicted else matrix
+            writer.append(csr_of(cells) if options.layout == "csr" else cells, obs)
             bar.update(num_predicted)
     written = WrittenPredictions(
         path=Path(path),

@@ -154,5 +154,3 @@ def test_cell_types_and_batches_that_the_pool_lacks(checkpoint, cells, options, 
     with pytest.raises(ConfigError) as caught:
         plan_sets(request_names(["SRC"], 4, **options), pool, 16)
     assert match in str(caught.value)
-
-
