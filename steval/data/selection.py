@@ -16,14 +16,17 @@ from steval.errors import DataError
 def open_reference(
     reference: DataReference, data_dirs: Sequence[Path] = (), genes: Sequence[str] | None = None
 ) -> CellFile:
-    """Open the referenced cells as one `CellFile`: the part's perturbed cells and the control cells that belong to it.
+    """Open the referenced cells as one `CellFile`: the part's perturbed cells and the controls of their contexts.
 
-    Counts are read as lognorm where the reference says lognorm; with `genes` the columns are exactly these. Raises `MissingReferenceError` for a file that is nowhere, `DataError` for one that has changed.
+    Counts are read as lognorm where the reference says lognorm; with `genes` the columns are exactly these. Raises
+    `MissingReferenceError` for a file that is nowhere, `DataError` for one that has changed.
     """
     files = [_open(file.locate(data_dirs), reference, genes) for file in reference.files]
-    selected = [cells.select(_rows_of_part(cells, reference, number)) for number, cells in enumerate(files)]
+    parts = [_Part(cells, reference, number) for number, cells in enumerate(files)]
+    contexts = {context for part in parts for context in part.perturbed_contexts()}
+    selected = [cells.select(part.rows(contexts)) for cells, part in zip(files, parts, strict=True)]
     cells = selected[0] if len(files) == 1 else CellFile.stack(selected, ", ".join(cells.name for cells in files))
-    if not (cells.obs[reference.columns.perturbation].astype(str) != reference.columns.control).any():
+    if not contexts:
         raise DataError(f"{cells.name}: no perturbed cell belongs to the recorded part {reference.part or '(all)'}")
     return cells
 
@@ -38,16 +41,27 @@ def _open(path: Path, reference: DataReference, genes: Sequence[str] | None) -> 
     return cells.transformed(alignment.apply, genes, cells.uns, f"{cells.name} (aligned to {len(genes)} genes)")
 
 
-def _rows_of_part(cells: CellFile, reference: DataReference, number: int) -> np.ndarray:
-    """Row numbers in file `number` of the reference."""
-    labels = cells.obs[reference.columns.perturbation].astype(str).to_numpy()
-    keep = np.ones(cells.num_cells, dtype=bool)
-    if reference.part is not None and reference.split is not None:
-        settings = with_table(parse_split(reference.split))
-        named = isinstance(settings, TomlSplit) and len(settings.file_datasets) > number
-        dataset = settings.file_datasets[number] if named else None
-        codes = assign_labels(CellLabels.of(cells.obs, reference.columns, settings.cell_type_key), settings, dataset)
-        keep = (codes == PARTS.index(reference.part)) | (codes == SHARED_CONTROL)
-    if reference.perturbations:
-        keep &= (labels == reference.columns.control) | np.isin(labels, reference.perturbations)
-    return np.flatnonzero(keep)
+class _Part:
+    """The cells of one file that belong to the reference."""
+
+    def __init__(self, cells: CellFile, reference: DataReference, number: int):
+        split = None if reference.split is None else with_table(parse_split(reference.split))
+        labels = CellLabels.of(cells.obs, reference.columns, split.cell_type_key if split else None)
+        self._is_control = labels.is_control
+        self._contexts = np.array(labels.contexts, dtype=object)[labels.context_codes]
+        self._belongs = np.ones(cells.num_cells, dtype=bool)
+        if split is not None and reference.part is not None:
+            named = isinstance(split, TomlSplit) and len(split.file_datasets) > number
+            codes = assign_labels(labels, split, split.file_datasets[number] if named else None)
+            self._belongs = (codes == PARTS.index(reference.part)) | (codes == SHARED_CONTROL)
+        if reference.perturbations:
+            names = np.array(labels.perturbations, dtype=object)[labels.perturbation_codes]
+            self._belongs &= self._is_control | np.isin(names, reference.perturbations)
+
+    def perturbed_contexts(self) -> set[str]:
+        """Contexts of the perturbed cells of the part."""
+        return set(self._contexts[self._belongs & ~self._is_control])
+
+    def rows(self, contexts: set[str]) -> np.ndarray:
+        """Row numbers of the part's perturbed cells, and of its control cells in `contexts`."""
+        return np.flatnonzero(self._belongs & (~self._is_control | np.isin(self._contexts, list(contexts))))
