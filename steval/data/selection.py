@@ -25,7 +25,8 @@ def open_reference(
     parts = [_Part(cells, reference, number) for number, cells in enumerate(files)]
     contexts = {context for part in parts for context in part.perturbed_contexts()}
     selected = [cells.select(part.rows(contexts)) for cells, part in zip(files, parts, strict=True)]
-    cells = selected[0] if len(files) == 1 else CellFile.stack(selected, ", ".join(cells.name for cells in files))
+    filled = [cells for cells in selected if cells.num_cells] or selected[:1]
+    cells = filled[0] if len(filled) == 1 else CellFile.stack(filled, ", ".join(cells.name for cells in filled))
     if not contexts:
         raise DataError(f"{cells.name}: no perturbed cell belongs to the recorded part {reference.part or '(all)'}")
     return cells

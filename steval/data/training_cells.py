@@ -243,12 +243,15 @@ class TrainingCells:
 
 
 def _require_same_columns(files: Sequence[LabelledFile]) -> None:
-    controls = {file.columns.control for file in files}
-    if len(controls) > 1:
+    columns = files[0].columns
+    different = [f"{file.path}: {file.columns.as_dict()}" for file in files if file.columns != columns]
+    if different:
         raise DataError(
-            f"the files declare different control labels ({', '.join(sorted(controls))}); name one with columns.control"
+            f"the files have different obs columns or control labels (first file: {columns.as_dict()}); make them alike, or "
+            "name the ones that all files have in columns",
+            different,
         )
-    control = files[0].columns.control
+    control = columns.control
     if not any(control in file.perturbation.names for file in files):
         raise DataError(f"no file holds control cells ({control!r} in column {files[0].columns.perturbation!r})")
 
