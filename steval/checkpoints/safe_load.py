@@ -9,17 +9,17 @@ older stream format (magic number, pickles, storages) go through a restricted un
 
 import io
 import pickle
-import pickletools
 import struct
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from steval.checkpoints.pickle_scan import names_used
 from steval.checkpoints.stand_ins import DTypeName, InertObject, encode_latin1, make_scalar, rebuild_tensor
 from steval.errors import CheckpointError
 
@@ -146,18 +146,8 @@ def _check_directory(path: Path, entries: list[zipfile.ZipInfo]) -> str:
     return pickles[0]
 
 
-def _check_names(data: bytes, source: str, allowed: Iterable[str]) -> None:
-    """Walk the opcodes of one pickle without running it; refuse foreign names and absurd memo numbers.
-
-    A memo number beyond the length of the pickle is a request for memory, not a reference.
-    """
-    foreign = set()
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("GLOBAL", "INST"):
-            name = str(argument).replace(" ", ".")
-            foreign |= {name} - set(allowed)
-        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
-            raise CheckpointError(f"{source}: memo number {argument} in a pickle of {len(data)} bytes; refused")
+def _check_names(data: bytes, source: str, allowed: Set[str]) -> None:
+    foreign = names_used(data, source) - allowed
     if foreign:
         raise _refusal(source, sorted(foreign))
 

@@ -234,6 +234,16 @@ def test_a_memo_bomb_is_refused_before_it_allocates(tmp_path):
         load_foreign(path)
 
 
+@pytest.mark.parametrize(
+    "step", [b"\x85", b"q\x00h\x00\x85", b"N0\x85", b"(K\x01t\x86"], ids=["plain", "memo", "junk", "mark"]
+)
+def test_tuples_nested_until_hashing_them_would_crash_are_refused(tmp_path, step):
+    path = tmp_path / "deep.pkl"
+    path.write_bytes(b"\x80\x02}K\x01" + step * 200_000 + b"K\x01s.")
+    with pytest.raises(CheckpointError, match="nested more than"):
+        load_foreign(path)
+
+
 def test_a_storage_larger_than_the_file_is_refused(tmp_path):
     path = tmp_path / "bomb.pt"
     torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)

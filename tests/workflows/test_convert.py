@@ -225,3 +225,39 @@ def test_yaml_of_a_run_runs_nothing(tmp_path):
     assert code == 3
     assert "config.yaml" in errors
     assert not marker.exists()
+
+
+def test_every_option_of_convert(tmp_path):
+    options = keyless_options(tmp_path)
+    out = tmp_path / "out.safetensors"
+    given = ["--perturbation-map", options.perturbation_map, "--genes", options.genes[0], "--licence", "CC0-1.0"]
+    code, text, errors = run("convert", KEYLESS, "-o", out, *given, "--attention", "causal", "--scale", "counts")
+    assert code == 0, errors
+    assert "attention causal: given by --attention" in text
+    manifest = load_checkpoint(out).manifest
+    assert (manifest.model.attention, manifest.licence, manifest.scale) == ("causal", "CC0-1.0", "counts")
+    code, text, errors = run("convert", KEYLESS, "-o", out, *given)
+    assert code == 0, errors
+    assert "lacks the key bidirectional_attention" in text
+    assert load_checkpoint(out).manifest.model.attention == "bidirectional"
+    cells = cells_of_regime(tmp_path, "causal-rope")
+    code, text, errors = run("convert", KEYLESS, "-o", out, *given, "--probe", cells, "--seed", 1)
+    assert code == 0, errors
+    assert [line.split()[3].rstrip(":") for line in text.splitlines()[:3]] == list(REGIMES)
+    assert text.splitlines()[2].endswith("<- taken")
+
+
+def test_features_of_unseen_perturbations_from_the_command_line(tmp_path):
+    torch.save({name: torch.rand(7) for name in ("P0", "non-targeting")}, tmp_path / "map.pt")
+    torch.save({"BRD4": torch.rand(7)}, tmp_path / "esm2.pt")
+    (tmp_path / "genes.txt").write_text("\n".join(f"G{i}" for i in range(60)))
+    out = tmp_path / "out.safetensors"
+    given = ["--perturbation-map", tmp_path / "map.pt", "--genes", tmp_path / "genes.txt"]
+    code, text, errors = run(
+        "convert", KEYLESS, "-o", out, *given, "--perturbation-features", tmp_path / "esm2.pt", "--json"
+    )
+    assert code == 0, errors
+    assert json.loads(text)["untrained"] == 1
+    code, text, _ = run("inspect", out, "--verify")
+    assert code == 0
+    assert "untrained perturbations" in text
