@@ -1,8 +1,9 @@
 """`MetricsEvaluator` with cell_eval 0.8.2's arguments, methods, frames and files, computed by this room's engine.
 
 It is a subclass of cell_eval's (MIT licence, Arc Research Institute): reading, checking and the ceiling's halves are
-inherited, differential expression and metrics are replaced. What the engine does not cover (counts kept as they are, unusual
-pdex options, repeated gene names, cells without a label) goes through cell_eval's own code, so that every call that works there works here.
+inherited, differential expression and metrics are replaced. What the engine does not cover (counts kept as they are,
+unusual pdex options, repeated gene names, cells without a label) goes through cell_eval's own code, so that every call
+that works there works here.
 """
 
 import logging
@@ -78,7 +79,10 @@ class MetricsEvaluator(CellEvalEvaluator):
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Metrics of the prediction by perturbation, and their summary (`describe`); as cell_eval."""
         if self.ceiling_only:
-            raise ValueError("compute() requires a prediction (adata_pred); without one call compute_ceiling()")
+            raise ValueError(
+                "compute() requires a prediction (adata_pred); this evaluator was created without one (ceiling-only mode): "
+                "call compute_ceiling() instead"
+            )
         pipeline = _Pipeline(self._measured, profile, metric_configs, break_on_error)
         results, summary = pipeline.run(self.de_comparison, self.anndata_pair, skip_metrics)
         if write_csv:
