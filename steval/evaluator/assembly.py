@@ -88,7 +88,7 @@ def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl
                 "replicate": _finite(ceiling.replicate[metric]) if ceiling else None,
                 "num_perturbations": part.evaluation.results.height,
                 "num_without_value": missing,
-                "note": _note(row["value"], missing, part.evaluation.failures, metric),
+                "note": _note(row, missing, part.evaluation.failures),
                 **_bounds(intervals, metric),
             }
         )
@@ -108,16 +108,18 @@ def _num_without_value(results: pl.DataFrame, metric: str) -> int:
     return int((~results[metric].cast(pl.Float64).is_finite().fill_null(False)).sum())
 
 
-def _note(value: float | None, missing: int, failures: pl.DataFrame, metric: str) -> str | None:
-    if not missing:
-        return None
-    reasons = failures.filter(pl.col("metric") == metric)["reason"].unique(maintain_order=True).to_list()
-    effect = (
-        "left out of the mean"
-        if value is not None and np.isfinite(value)
-        else "so the mean is undefined and counts as 0"
-    )
-    return "; ".join([f"{missing} perturbations have no value, {effect}", *reasons[:2]])
+def _note(row: Mapping[str, Any], missing: int, failures: pl.DataFrame) -> str | None:
+    """Why a row is not what it seems: perturbations without a value, members that count as 0 because undefined."""
+    value, unclipped = row["value"], row["unclipped"]
+    defined = value is not None and np.isfinite(value)
+    parts = []
+    if missing:
+        reasons = failures.filter(pl.col("metric") == row["metric"])["reason"].unique(maintain_order=True).to_list()
+        effect = "left out of the mean" if defined else "so the mean is undefined and counts as 0"
+        parts = [f"{missing} perturbations have no value, {effect}", *reasons[:2]]
+    if defined and unclipped is not None and not np.isfinite(unclipped):
+        parts.append("the baseline's mean is undefined or already the best value, so the member counts as 0")
+    return "; ".join(parts) or None
 
 
 def _overall(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:

@@ -165,7 +165,7 @@ def check_numbers_leak(pred: SideEvidence, real: SideEvidence, num_significant: 
     """
     names = real.perturbations
     numbers = [np.array([side.groups[name].num_cells for name in names], dtype=float) for side in (pred, real)]
-    changed = float(np.std(np.log(numbers[0] / numbers[1])))
+    changed = round(float(np.std(np.log(numbers[0] / numbers[1]))), 9)
     if changed < NUMBERS_CHANGED or len(names) < FEWEST_FOR_RANKS:
         why = "too few to compare" if len(names) < FEWEST_FOR_RANKS else "in proportion to the real ones"
         sentence = f"Predicted cell numbers are {why} ({changed:.1%} spread of their ratio)."

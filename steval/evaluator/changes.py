@@ -8,7 +8,7 @@ from steval.evaluator.pair import Pair
 
 SIGNIFICANT_FDR = 0.05
 SHOWN_PERTURBATIONS = 6
-SHOWN_GENES = 400
+SHOWN_GENES = 200
 """Genes kept of each shown perturbation: those with the largest change on either side."""
 
 _COUNTS = {"perturbation": pl.String, "num_real": pl.Int64, "num_pred": pl.Int64, "num_shared": pl.Int64}
