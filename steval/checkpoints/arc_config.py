@@ -42,15 +42,15 @@ def choose_attention(hyper: Mapping[str, Any], override: str | None = None) -> R
             raise ConfigError(f"--attention is one of {', '.join(get_args(Attention))}; got {override!r}")
         return RegimeChoice(override, "given by --attention", recorded=True)  # ty: ignore[invalid-argument-type]
     key = (hyper.get("transformer_backbone_kwargs") or {}).get("bidirectional_attention")
-    if key:
-        return RegimeChoice("bidirectional", "the checkpoint records bidirectional_attention: true", recorded=True)
     if is_gpt2:
         return RegimeChoice(
             "causal",
-            "a GPT-2 backbone without the key bidirectional_attention; arc-state computes it causal. If it was trained "
-            "otherwise: --attention bidirectional, or --probe data.h5ad",
+            "a GPT-2 backbone, which arc-state computes causal whatever the key bidirectional_attention says. If it was "
+            "trained otherwise: --attention bidirectional, or --probe data.h5ad",
             recorded=False,
         )
+    if key:
+        return RegimeChoice("bidirectional", "the checkpoint records bidirectional_attention: true", recorded=True)
     if key is not None:
         return RegimeChoice(
             "causal-rope",
@@ -98,6 +98,11 @@ def refuse_unsupported(hyper: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     problems += [f"{flag}: {what}" for flag, what in _REFUSED_FLAGS.items() if hyper.get(flag)]
     inner = hyper.get("transformer_backbone_kwargs") or {}
     problems += [f"{key} of the backbone: {inner[key]!r}" for key in _LLAMA_SWITCHES if inner.get(key)]
+    positions = weights.get("transformer_backbone.wpe.weight")
+    if positions is not None and bool(positions.any()):
+        problems.append(
+            "a GPT-2 position table that is not zero (transformer_backbone.wpe): an ST network has no positions"
+        )
     activation = inner.get("hidden_act") or inner.get("activation_function")
     if activation not in (None, "silu" if _backbone_kind(hyper) == "llama" else "gelu_new"):
         problems.append(f"activation of the backbone: {activation!r}")

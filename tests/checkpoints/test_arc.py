@@ -94,7 +94,7 @@ def test_a_checkpoint_inside_its_run_directory_finds_the_names():
         ("llama", {}, "bidirectional", False, "--attention causal|causal-rope"),
         ("llama", {"bidirectional_attention": None}, "bidirectional", False, "--probe"),
         ("GPT2", {}, "causal", False, "--probe"),
-        ("GPT2", {"bidirectional_attention": True}, "bidirectional", True, "records"),
+        ("GPT2", {"bidirectional_attention": True}, "causal", False, "whatever the key"),
     ],
 )
 def test_the_regime_is_taken_or_chosen_with_its_reason(kind, kwargs, expected, recorded, words):
@@ -238,3 +238,12 @@ def test_the_key_of_the_regime_is_also_read_from_config_yaml(tmp_path):
     text = (run / "config.yaml").read_text().replace("bidirectional_attention: true", "other: 1")
     (run / "config.yaml").write_text(text)
     assert not read_arc(run).regime.recorded
+
+
+def test_a_gpt2_position_table_that_is_not_zero_is_refused(tmp_path):
+    source = GOLDEN / "forward" / "gpt2_hvg.ckpt"
+    values = torch.load(source, weights_only=False)
+    values["state_dict"]["transformer_backbone.wpe.weight"][2, 1] = 0.5
+    torch.save(values, tmp_path / "positions.ckpt")
+    with pytest.raises(CheckpointError, match="position table that is not zero"):
+        read_arc(tmp_path / "positions.ckpt")
