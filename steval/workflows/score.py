@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from steval.checkpoints.manifest import Manifest, read_manifest
 from steval.data.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
@@ -16,6 +18,8 @@ from steval.data.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from steval.evaluator.score import Report
 
 logger = logging.getLogger(__name__)
@@ -45,6 +49,11 @@ class ScoreRequest:
     threads: int | None = None
     cache_dir: Path | None = None
     device: str = "auto"
+    perturbations: tuple[str, ...] = ()
+    """Score these perturbations of the real cells alone; empty: all."""
+    de_real: "pl.DataFrame | None" = None
+    de_pred: "pl.DataFrame | None" = None
+    """DE tables made elsewhere (pdex's columns), as batch jobs do."""
 
     @property
     def out_dir(self) -> Path:
@@ -75,6 +84,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
         columns = resolve_columns(
             real.obs, real.record, request.columns, manifest.columns if manifest else None, source=real.name
         )
+        real = only_perturbations(real, columns, request.perturbations)
         if request.predict and not request.preds.exists():
             _predict(request, manifest, real, columns)
         train = _open_train(request, manifest)
@@ -84,7 +94,8 @@ def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
             request.preds, real, columns=columns, train=train, profile=request.profile, metrics=request.metrics,
             metrics_only=request.metrics_only, ceiling=request.ceiling, integrity=request.integrity, by=request.by,
             seed=request.seed, bootstrap=request.bootstrap, threads=request.threads, cache_dir=request.cache_dir,
-            scale=request.scale, model_record=_model_record(request.checkpoint, manifest),
+            scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
+            model_record=_model_record(request.checkpoint, manifest),
         )  # fmt: skip
     return report, write_score_dir(report, request.out_dir)
 
@@ -96,6 +107,17 @@ def _require_predictions(preds: Path) -> None:
             "predict the perturbations of the real data into it with --predict"
         )
     require_file(preds, "predictions file")
+
+
+def only_perturbations(real: CellFile, columns: Columns, names: Sequence[str]) -> CellFile:
+    """The cells of `names` and the controls; all cells where `names` is empty. A name without cells is a `DataError`."""
+    if not names:
+        return real
+    labels = real.obs[columns.perturbation].astype(str)
+    absent = sorted(set(names) - set(labels))
+    if absent:
+        raise DataError(f"{real.name} holds no cells of {', '.join(absent[:10])}")
+    return real.select(np.flatnonzero(labels.isin([*names, columns.control]).to_numpy()))
 
 
 def _open_real(request: ScoreRequest, manifest: Manifest | None) -> CellFile:
