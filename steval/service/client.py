@@ -259,7 +259,7 @@ def _whole_table(content: bytes) -> pa.Table:
             num_rows += batch.num_rows
             batches.append(batch)
         schema = reader.schema
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise cut_off from error
     if marker != num_rows:
         raise cut_off

@@ -31,13 +31,12 @@ def require_harmless(path: Path, what: str, max_values: int) -> None:
     require_hdf5(path, what)
     try:
         with h5py.File(path, "r", locking=False) as handle:
-            _check_group(handle, what, max_values)
-            _check_matrix(handle, what, max_values)
+            _check_links_and_sizes(handle, what, max_values)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{what} is not a readable h5ad file: {error}") from error
 
 
-def _check_group(root: h5py.File, what: str, max_values: int) -> None:
+def _check_links_and_sizes(root: h5py.File, what: str, max_values: int) -> None:
     groups: list[h5py.Group] = [root]
     seen: set[object] = set()
     num_objects, num_values = 0, 0
@@ -57,6 +56,7 @@ def _check_group(root: h5py.File, what: str, max_values: int) -> None:
                     groups.append(item)
             elif isinstance(item, h5py.Dataset):
                 num_values += _checked_size(item, what)
+    _check_matrix(root, what, max_values)
     if num_values > max(MOST_OTHER_VALUES, 3 * max_values):
         raise DataError(
             f"{what} would unfold to {num_values} values; the limit is {max(MOST_OTHER_VALUES, 3 * max_values)}"
