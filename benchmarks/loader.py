@@ -1,0 +1,121 @@
+"""Rows per second of the training loader alone, beside cell-load's on the same file, in the same run.
+
+    python benchmarks/loader.py DATA.h5ad [--peer-python PYTHON] [--batches 40] [--repeats 3] [--sets 4] [--set-size 64]
+
+A row is a perturbed cell of a batch with the control cell that it starts from: two dense expression profiles. Both
+loaders work in one process without prefetching, on the same set size, over batches of the first epoch. `--peer-python`
+names an interpreter that has cell-load; runs take turns, and medians are printed with the spread.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PEER = Path(__file__).with_name("loader_peer.py")
+PLACES = {"steval, memory": 16.0, "steval, disk": 0.0}
+
+
+def main() -> None:
+    options = _options()
+    if options.place:
+        print(json.dumps(_measure(options)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {}
+    for _ in range(options.repeats):
+        for place in PLACES:
+            arguments = [str(options.data), "--place", place, *_shape(options)]
+            runs.setdefault(place, []).append(_run([sys.executable, __file__, *arguments]))
+        if options.peer_python:
+            with tempfile.TemporaryDirectory() as directory:
+                toml = _split_file(options.data, Path(directory))
+                runs.setdefault("cell-load", []).append(
+                    _run([options.peer_python, str(PEER), str(toml), *_shape(options)])
+                )
+    _report(runs)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sets", type=int, default=4)
+    parser.add_argument("--set-size", type=int, default=64)
+    parser.add_argument("--target-sum", type=float)
+    parser.add_argument("--place", choices=list(PLACES), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _shape(options: argparse.Namespace) -> list[str]:
+    values = {
+        "batches": options.batches,
+        "sets": options.sets,
+        "set-size": options.set_size,
+        "target-sum": options.target_sum,
+    }
+    return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
+
+
+def _measure(options: argparse.Namespace) -> dict[str, float]:
+    from steval.data.cellsets import CellSetSampler
+    from steval.data.splits import CellSplit
+    from steval.data.training_cells import CellsSettings, TrainingCells
+
+    started = time.perf_counter()
+    settings = CellsSettings(files=(str(options.data),), memory_gb=PLACES[options.place], target_sum=options.target_sum)
+    cells = TrainingCells.open(settings, CellSplit())
+    sampler = CellSetSampler(cells, "train", set_size=options.set_size, sets_per_batch=options.sets, seed=0)
+    sampler.batch(0, 0)
+    opened = time.perf_counter()
+    rows = 0
+    for number in range(options.batches):
+        epoch, index = divmod(number, sampler.num_batches())
+        rows += sampler.batch(epoch, index).target_rows_BS.size
+    took = time.perf_counter() - opened
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"rows/s": rows / took, "first batch s": opened - started, "peak GB": peak}
+
+
+def _split_file(data: Path, directory: Path) -> Path:
+    """The whole file trains, but for one perturbation that validates."""
+    import h5py
+
+    with h5py.File(data, "r") as handle:
+        names = handle["obs/target_gene/categories"].asstr()[:]
+        context = handle["obs/cell_type/categories"].asstr()[0]
+    held = next(name for name in names if name != "non-targeting")
+    path = directory / "split.toml"
+    path.write_text(
+        f'[datasets]\nm = "{data.resolve()}"\n[training]\nm = "train"\n[zeroshot]\n[fewshot."m.{context}"]\nval = ["{held}"]\n'
+    )
+    return path
+
+
+def _run(command: list[str]) -> dict[str, float]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _report(runs: dict[str, list[dict[str, float]]]) -> None:
+    base = statistics.median(run["rows/s"] for run in runs["cell-load"]) if "cell-load" in runs else None
+    for name, results in runs.items():
+        rates = [result["rows/s"] for result in results]
+        median = statistics.median(rates)
+        ratio = f"  {median / base:6.1f} × cell-load" if base and name != "cell-load" else ""
+        rest = "  ".join(
+            f"{key} {statistics.median(run[key] for run in results):.1f}" for key in results[0] if key != "rows/s"
+        )
+        print(f"{name:15} {median:9,.0f} rows/s ({min(rates):,.0f} to {max(rates):,.0f})  {rest}{ratio}")
+
+
+if __name__ == "__main__":
+    main()
