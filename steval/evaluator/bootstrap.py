@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from steval.evaluator.members import Best, clipped_members, overall_scores, unclipped_members
+from steval.evaluator.members import Best, clipped_members, metric_means, overall_scores, unclipped_members
 
 LEVEL = 0.95
 FEWEST_PERTURBATIONS = 3
@@ -89,12 +89,13 @@ def score_intervals(
     if draws < 1 or num < FEWEST_PERTURBATIONS:
         return _interval_frame([], num)
     weights = draw_weights(num, draws, seed)
-    samples = _held(resampled_means(rows.values, weights), rows, results)
+    samples = held_means(results, metrics, weights)
     found = [("value", m, *_of(samples[:, i], rows.resampled[i])) for i, m in enumerate(rows.metrics)]
     if baseline is None:
         return _interval_frame(found, num)
-    base = metric_rows(_aligned(baseline, rows.perturbations), metrics)
-    unclipped = unclipped_members(samples, _held(resampled_means(base.values, weights), base, baseline), best)
+    matched = aligned(baseline, rows.perturbations)
+    base = metric_rows(matched, metrics)
+    unclipped = unclipped_members(samples, held_means(matched, metrics, weights), best)
     clipped = clipped_members(unclipped)
     for index, metric in enumerate(rows.metrics):
         usable = bool(rows.resampled[index] and base.resampled[index] and best[index] != "none")
@@ -106,17 +107,20 @@ def score_intervals(
     return _interval_frame(found, num)
 
 
-def _held(samples: np.ndarray, rows: MetricRows, results: pl.DataFrame) -> np.ndarray:
-    """Samples with the metrics that cannot be resampled held at their mean as cell-eval takes it."""
+def held_means(results: pl.DataFrame, metrics: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """Resampled means `[B, M]`; metrics that cannot be resampled are held at their mean as cell-eval takes it."""
+    rows = metric_rows(results, metrics)
+    samples = resampled_means(rows.values, weights)
+    means = metric_means(results, metrics)
     for index in np.flatnonzero(~rows.resampled):
-        metric = rows.metrics[index]
-        mean = results[metric].mean() if metric in results.columns else None
-        samples[:, index] = np.nan if mean is None else float(mean)  # type: ignore[arg-type]
+        mean = means[rows.metrics[index]]
+        samples[:, index] = np.nan if mean is None else mean
     return samples
 
 
-def _aligned(frame: pl.DataFrame, perturbations: Sequence[str]) -> pl.DataFrame:
-    order = pl.DataFrame({"perturbation": list(perturbations)})
+def aligned(frame: pl.DataFrame, perturbations: Sequence[str]) -> pl.DataFrame:
+    """The rows of `perturbations` in their order."""
+    order = pl.DataFrame({"perturbation": list(perturbations)}, schema={"perturbation": pl.String})
     return order.join(frame.with_columns(pl.col("perturbation").cast(pl.String)), on="perturbation", how="left")
 
 

@@ -1,0 +1,243 @@
+"""score(): cell-eval's own baseline, normalisation and ceiling are the right answers; the rest by known cases."""
+
+import anndata as ad
+import numpy as np
+import polars as pl
+import pytest
+from score_screens import CONTROL, real_screen, synthetic_screen
+
+from steval.data.columns import Columns
+from steval.errors import ConfigError, DataError, EvaluationError
+from steval.evaluator.baselines import baseline_pair, ridge_effects
+from steval.evaluator.pair import Pair
+from steval.evaluator.report import PREDICTION
+from steval.evaluator.score import score
+from steval.evaluator.training import read_training
+
+SCREENS = {"real": real_screen(), "synthetic": synthetic_screen()}
+SCREEN = SCREENS["synthetic"]
+
+
+def dense(cells, name, column="target_gene"):
+    return cells[cells.obs[column].astype(str) == name].X.toarray()
+
+
+def run(screen=SCREEN, **options):
+    settings = {"columns": screen.columns, "train": screen.train, "integrity": "none", "bootstrap": 0}
+    return score(screen.prediction(), screen.real, **(settings | options))
+
+
+def upstream(screen, profile, directory):
+    """cell-eval's results of prediction and mean baseline, its members and its ceiling."""
+    import cell_eval
+
+    real, pred, train = screen.real.copy(), screen.prediction(), screen.train.copy()
+    counts = pl.DataFrame(real.obs["target_gene"].astype(str).value_counts().rename_axis("target_gene").reset_index())
+    counts = counts.rename({"count": "n_cells"})
+    base = cell_eval.build_base_mean_adata(train, counts_df=counts)
+    base.obs_names_make_unique()
+    arguments = {"control_pert": CONTROL, "pert_col": "target_gene", "num_threads": 1}
+    tables = {}
+    for name, cells in (("pred", pred), ("base", base)):
+        evaluator = cell_eval.MetricsEvaluator(cells, real.copy(), outdir=str(directory / name), **arguments)
+        tables[name] = evaluator.compute(profile=profile, write_csv=False)
+        if name == "pred":
+            ceiling = evaluator.compute_ceiling(profile=profile, write_csv=False, seed=3)[1]
+    members = dict(cell_eval.score_agg_metrics(tables["pred"][1], tables["base"][1]).iter_rows())
+    return tables["pred"][0], tables["base"][0], members, ceiling.row(0, named=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SCREENS)
+@pytest.mark.parametrize("profile", ["vcc", "minimal", "full"])
+def test_baseline_members_overall_and_ceiling_are_cell_evals(tmp_path, name, profile):
+    screen = SCREENS[name]
+    results, base, members, ceiling = upstream(screen, profile, tmp_path)
+    report = run(screen, profile=profile, ceiling=True, splits=1, seed=3)
+    ours = report.results.drop("cell_type", "perturbation")
+    theirs = results.drop("perturbation")
+    assert set(ours.columns) == set(theirs.columns)
+    for column in theirs.columns:
+        np.testing.assert_allclose(values(ours, column), values(theirs, column), atol=1e-6, err_msg=column)
+    mean = report.baseline_results.filter(pl.col("baseline") == "mean")
+    for column in base.drop("perturbation").columns:
+        np.testing.assert_allclose(values(mean, column), values(base, column), atol=1e-6, err_msg=f"baseline {column}")
+    assert report.score == pytest.approx(members.pop("avg_score"), abs=1e-6)
+    assert dict(report.members.select("metric", "normalised").iter_rows()) == pytest.approx(members, abs=1e-6)
+    for metric, corrected in report.breakdown.select("metric", "ceiling").iter_rows():
+        expected = ceiling[metric]
+        if expected is None or np.isnan(expected):
+            assert corrected is None, metric
+        else:
+            assert corrected == pytest.approx(expected, abs=1e-6), metric
+
+
+def values(frame, column):
+    if column not in frame.columns:
+        return np.full(frame.height, np.nan)
+    return frame[column].cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+
+def test_mean_baseline_scores_zero_against_itself_and_simple_models_come_beside():
+    report = run()
+    overall = {row["predictor"]: row for row in report.overall.iter_rows(named=True)}
+    assert list(overall) == [PREDICTION, "mean", "control", "additive"]
+    assert overall["mean"]["overall"] == 0
+    assert overall[PREDICTION]["overall"] > overall["additive"]["overall"] > 0.5
+    assert overall[PREDICTION]["leaderboard"] == 100 * report.score
+    assert set(report.baselines["baseline"]) == {"mean", "control", "additive"}
+
+
+def test_baselines_come_from_the_training_cells():
+    pair = Pair.build(SCREEN.prediction(), SCREEN.real, SCREEN.columns)
+    training = read_training(SCREEN.train, pair.genes, pair.columns, pair.perturbations)
+    name = pair.perturbations[3]
+    train_controls = dense(SCREEN.train, CONTROL)
+    effect = dense(SCREEN.train, name).mean(axis=0) - train_controls.mean(axis=0)
+    np.testing.assert_allclose(training.effects[name], effect, atol=1e-5)
+    names = sorted(set(SCREEN.train.obs["target_gene"].astype(str)))
+    means = np.mean([dense(SCREEN.train, each).mean(axis=0) for each in names], axis=0)
+    np.testing.assert_allclose(training.mean_profile, means, atol=1e-5)
+    for kind in ("mean", "control", "additive"):
+        side = baseline_pair(pair, training, kind).pred
+        assert side.matrix(name).shape[0] == len(pair.real.groups[name])
+        np.testing.assert_array_equal(side.matrix(CONTROL).toarray(), train_controls)
+    control = baseline_pair(pair, training, "control").pred.matrix(name).toarray()
+    assert all((train_controls == cell).all(axis=1).any() for cell in control)
+    shifted = baseline_pair(pair, training, "additive", seed=1).pred.matrix(name).toarray()
+    drawn = baseline_pair(pair, training, "control", seed=1).pred.matrix(name).toarray()
+    np.testing.assert_allclose(shifted, np.maximum(drawn + effect.astype(np.float32), 0), atol=1e-4)
+
+
+def test_an_unseen_perturbation_gets_the_mean_effect_and_the_controls_of_its_context():
+    cells = synthetic_screen(cell_types=("K562", "H1")).train
+    names = sorted(set(cells.obs["target_gene"].astype(str)) - {CONTROL})
+    unseen, in_one = names[0], names[1]
+    keep = (cells.obs["target_gene"] != unseen) & ~(
+        (cells.obs["target_gene"] == in_one) & (cells.obs["cell_type"] == "H1")
+    )
+    train, real = cells[keep].copy(), cells[cells.obs["cell_type"] == "H1"].copy()
+    pair = Pair.build(real, real, Columns())
+    training = read_training(train, pair.genes, pair.columns, pair.perturbations)
+    assert unseen not in training.effects
+    k562 = train[train.obs["cell_type"] == "K562"]
+    other = dense(k562, in_one).mean(axis=0) - dense(k562, CONTROL).mean(axis=0)
+    np.testing.assert_allclose(training.effects[in_one], other, atol=1e-5)
+    np.testing.assert_allclose(training.mean_effect, np.mean(list(training.effects.values()), axis=0), atol=1e-6)
+    side = baseline_pair(pair, training, "control").pred
+    own = dense(train[train.obs["cell_type"] == "H1"], CONTROL)
+    np.testing.assert_array_equal(side.matrix(CONTROL).toarray(), own)
+    assert all((own == cell).all(axis=1).any() for cell in side.matrix(unseen).toarray())
+
+
+def test_ridge_recovers_a_linear_effect_of_features():
+    generator = np.random.default_rng(0)
+    weights = generator.normal(size=(4, 30))
+    features = {f"P{i}": generator.normal(size=4) for i in range(40)}
+    effects = {name: row @ weights + 0.01 * generator.normal(size=30) for name, row in list(features.items())[:30]}
+    wanted = ["P35", "P39", "unknown"]
+    predicted = ridge_effects(effects, features, wanted)
+    assert sorted(predicted) == ["P35", "P39"]
+    np.testing.assert_allclose(predicted["P35"], features["P35"] @ weights, atol=0.05)
+
+
+def test_ridge_baseline_with_useless_features_falls_back_to_the_mean_effect():
+    generator = np.random.default_rng(0)
+    effects = {f"P{i}": generator.normal(size=20) for i in range(12)}
+    features = {f"P{i}": generator.normal(size=3) for i in range(13)}
+    predicted = ridge_effects(effects, features, ["P12"])["P12"]
+    assert np.abs(predicted - np.mean(list(effects.values()), axis=0)).max() < 0.3
+
+
+def test_ridge_stands_beside_the_others_where_features_are_given():
+    names = sorted(set(SCREEN.real.obs["target_gene"].astype(str)))
+    features = {name: np.eye(len(names))[index] for index, name in enumerate(names)}
+    assert "ridge" in set(run(features=features).overall["predictor"])
+
+
+def test_without_training_cells_there_are_raw_metrics_and_a_note():
+    report = run(train=None, bootstrap=50)
+    assert report.score is None
+    assert report.breakdown["value"].null_count() == 0
+    assert report.breakdown["value_low"].null_count() == 0
+    for column in ("baseline", "normalised", "unclipped"):
+        assert report.breakdown[column].null_count() == report.breakdown.height
+    assert "--train" in report.record["warnings"][0]
+
+
+def test_metrics_only_is_bare():
+    report = run(metrics_only=True, integrity="full", bootstrap=100)
+    assert report.score is None
+    assert report.integrity.is_empty()
+    assert report.intervals.is_empty()
+    assert report.record["warnings"] == []
+
+
+def test_by_cell_type_scores_each_and_takes_the_mean():
+    screen = synthetic_screen(cell_types=("K562", "H1"), cells_per_perturbation=60, num_controls=150)
+    report = run(screen, by="cell_type", integrity="basic")
+    types = report.overall.filter(pl.col("predictor") == PREDICTION)
+    assert types["cell_type"].to_list() == [None, "H1", "K562"]
+    assert report.score == pytest.approx(np.mean(types["overall"].to_list()[1:]))
+    one = screen.real[screen.real.obs["cell_type"] == "H1"].copy()
+    prediction = screen.prediction()
+    alone = score(
+        prediction[prediction.obs["cell_type"] == "H1"].copy(), one, columns=screen.columns, metrics_only=True
+    )
+    parts = report.results.filter(pl.col("cell_type") == "H1").drop("cell_type")
+    assert parts.equals(alone.results.drop("cell_type"))
+
+
+def test_missing_controls_of_a_context_are_said():
+    screen = synthetic_screen(cell_types=("K562", "H1"), cells_per_perturbation=60, num_controls=150)
+    train = screen.train[
+        ~((screen.train.obs["cell_type"] == "H1") & (screen.train.obs["target_gene"] == CONTROL))
+    ].copy()
+    report = run(screen, train=train)
+    assert any("no control cells of H1" in warning for warning in report.record["warnings"])
+    assert any("training cells of H1 have no control" in note for note in report.record["notes"])
+
+
+def test_same_seed_same_numbers_whatever_the_cache(tmp_path):
+    options = {"integrity": "full", "bootstrap": 200, "ceiling": True, "splits": 2}
+    first, second = run(**options, cache_dir=tmp_path), run(**options, cache_dir=tmp_path)
+    third = run(**options, threads=1)
+    for field in ("results", "breakdown", "overall", "baselines", "integrity", "intervals", "changes"):
+        assert getattr(first, field).equals(getattr(second, field)), field
+        assert getattr(first, field).equals(getattr(third, field)), field
+
+
+def test_rows_of_the_training_file_can_be_chosen():
+    both = ad.concat([SCREEN.real, SCREEN.train])
+    both.obs_names_make_unique()
+    rows = np.arange(SCREEN.real.n_obs, both.n_obs)
+    assert run(train=both, train_rows=rows).breakdown.equals(run().breakdown)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"by": "batch"}, ConfigError, "by 'cell_type', got 'batch'"),
+        ({"integrity": "some"}, ConfigError, "'basic', 'full' or 'none'"),
+        ({"bootstrap": -1}, ConfigError, "0 or more"),
+        ({"splits": 0}, ConfigError, "at least 1 split"),
+        ({"profile": "vc"}, ConfigError, "nearest: vcc"),
+        ({"metrics": ["maee"]}, ConfigError, "no metric 'maee'"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        run(**options)
+
+
+def test_training_cells_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="lacks 1 of the 300 genes"):
+        run(train=SCREEN.train[:, 1:].copy())
+    with pytest.raises(EvaluationError, match="no control cells"):
+        run(train=SCREEN.train[SCREEN.train.obs["target_gene"] != CONTROL].copy())
+    with pytest.raises(EvaluationError, match="control cells only"):
+        run(train=SCREEN.train[SCREEN.train.obs["target_gene"] == CONTROL].copy())
+    with pytest.raises(EvaluationError, match="no obs column 'target_gene'"):
+        train = SCREEN.train.copy()
+        del train.obs["target_gene"]
+        run(train=train)
