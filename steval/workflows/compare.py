@@ -167,7 +167,7 @@ def _score_metrics(directories: Mapping[str, Path]) -> pl.DataFrame:
 
 
 def _paired_tests(directories: Mapping[str, Path]) -> pl.DataFrame:
-    from steval.evaluator.tables import compare_scores
+    from steval.evaluator.comparison import compare_scores
 
     (first_name, first), *others = directories.items()
     frames = [

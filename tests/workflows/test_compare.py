@@ -1,0 +1,60 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from steval.cli.app import app
+from steval.errors import ConfigError
+from steval.workflows.compare import compare
+from steval.workflows.demo import DemoResult
+
+
+@pytest.fixture(scope="module")
+def runs(demo: DemoResult, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo's run, and a copy with another width and a better validation loss."""
+    other = tmp_path_factory.mktemp("runs") / "other"
+    shutil.copytree(demo.directory / "run", other)
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("hidden_dim: 128", "hidden_dim: 64"))
+    return demo.directory / "run", other
+
+
+def test_runs_side_by_side(runs: tuple[Path, Path], demo: DemoResult, tmp_path: Path):
+    comparison = compare(runs)
+    settings = {row["setting"]: (row["run"], row["other"]) for row in comparison.settings.to_dicts()}
+    assert settings == {"network.hidden_dim": ("128", "64")}
+    assert comparison.best["last step"].to_list() == [24, 24]
+    by_metric = {row["metric"]: row["run"] for row in comparison.metrics.to_dicts()}
+    breakdown = {row["metric"]: row["value"] for row in demo.report.breakdown.to_dicts()}
+    assert by_metric["mae"] == pytest.approx(breakdown["mae"])
+    for name, start in (("c.png", b"\x89PNG"), ("c.html", b"<!doctype html>")):
+        result = CliRunner().invoke(app, ["compare", *map(str, runs), "-o", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_scores_side_by_side_with_a_paired_test(demo: DemoResult, tmp_path: Path):
+    other = tmp_path / "other.score"
+    shutil.copytree(demo.score_dir, other)
+    result = CliRunner().invoke(app, ["compare", str(demo.score_dir), str(other), "--json"])
+    assert result.exit_code == 0, result.output
+    tables = json.loads(result.stdout)
+    assert len(tables["Metrics"]) == 3
+    tests = tables["Paired tests (over perturbations)"]
+    assert tests and all(row["difference"] == 0 for row in tests)
+
+
+def test_what_cannot_be_compared(demo: DemoResult, tmp_path: Path):
+    run = demo.directory / "run"
+    with pytest.raises(ConfigError, match="at least two"):
+        compare([run])
+    with pytest.raises(ConfigError, match="given twice"):
+        compare([run, run])
+    with pytest.raises(ConfigError, match="not both"):
+        compare([run, demo.score_dir])
+    with pytest.raises(ConfigError, match="no such run"):
+        compare([run, tmp_path / "no"])
+    result = CliRunner().invoke(app, ["compare", str(run), str(demo.score_dir)])
+    assert result.exit_code == 2

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from steval.cli.app import app
+from steval.errors import ConfigError
+from steval.trainer.recipes import recipe_names, recipe_path
+from steval.workflows.demo import DemoResult
+from steval.workflows.doctor import diagnose
+
+ARC_CONFIG = Path(__file__).parents[1] / "data" / "golden" / "arc_run" / "config.yaml"
+
+
+def topics(path: Path) -> list[str]:
+    return [finding.topic for finding in diagnose(path)]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_have_no_problem_but_the_published_mismatch(name: str):
+    problems = [finding.topic for finding in diagnose(recipe_path(name)) if finding.severity == "problem"]
+    assert problems == (["representation mismatch"] if name == "embedding-rounds" else [])
+
+
+def test_a_config_with_every_mistake_has_each_named_with_its_setting(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        """
+data: {files: [x.h5ad], input_key: X_state}
+optimiser: {clip: 10, weight_decay: 0}
+phases:
+  - {name: A, trains: [top], steps: 5, warmup_fraction: 0}
+  - {name: B, trains: all, steps: 5, start: last, rates: {backbone: 1.0e-3}}
+"""
+    )
+    findings = {finding.topic: finding for finding in diagnose(path)}
+    assert set(findings) == {
+        "clip above 1 to 5", "no effective weight decay", "representation mismatch", "no warm-up",
+        "outputs frozen at the start", "starts from the last checkpoint", "backbone rate is high",
+    }  # fmt: skip
+    assert findings["starts from the last checkpoint"].change == "set phases.1.start to best"
+    assert (
+        "0.2" in findings["representation mismatch"].evidence and "5.7" in findings["representation mismatch"].evidence
+    )
+
+
+def test_arc_states_configuration_and_its_dead_keys():
+    findings = diagnose(ARC_CONFIG)
+    named = [finding.topic for finding in findings]
+    assert {"clip above 1 to 5", "no effective weight decay", "dead key"} <= set(named)
+    dead = " ".join(finding.evidence for finding in findings if finding.topic == "dead key")
+    for key in ("training.loss_fn", "training.weight_decay", "ckpt_every_n_steps", "use_rotary_embeddings"):
+        assert key in dead
+
+
+def test_a_run_is_read_with_its_configuration(demo: DemoResult):
+    result = CliRunner().invoke(app, ["doctor", str(demo.directory / "run"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert '"findings"' in result.stdout
+
+
+def test_what_is_neither_is_a_config_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match="neither"):
+        diagnose(tmp_path)
+    with pytest.raises(ConfigError, match="no such"):
+        diagnose(tmp_path / "nowhere")
+    result = CliRunner().invoke(app, ["doctor", str(tmp_path)])
+    assert result.exit_code == 2
