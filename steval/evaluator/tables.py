@@ -67,8 +67,10 @@ def write_score_dir(report: Report, directory: Path | str) -> Path:
         (partial / REPORT_FILE).write_text(render_report(report), encoding="utf-8")
         _sync(partial)
         _take_place(partial, directory)
-    except OSError as error:
-        raise DataError(f"cannot write the score directory {directory}: {error.strerror or error}") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"cannot write the score directory {directory}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return directory
