@@ -1,0 +1,148 @@
+"""The page in headless Chromium: a prediction by keyboard, the chart, the downloads. Needs playwright and Debian's chromium."""
+
+import csv
+import io
+import os
+import shutil
+from pathlib import Path
+
+import anndata as ad
+import httpx
+import numpy as np
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+REQUIRED = "STEVAL_REQUIRE_BROWSER" in os.environ
+"""Set in CI, so that the tests cannot be skipped there."""
+
+pytestmark = pytest.mark.slow
+
+if REQUIRED:
+    import playwright.sync_api as driver
+else:
+    driver = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with driver.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, service_url):
+    """The page in a light look; every console error and every request to another origin fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light", accept_downloads=True)
+    opened = context.new_page()
+    troubles: list[str] = []
+    opened.on("pageerror", lambda error: troubles.append(str(error)))
+    opened.on("request", lambda one: None if one.url.startswith((service_url, "blob:")) else troubles.append(one.url))
+    opened.goto(service_url)
+    driver.expect(opened.locator("#vocabulary")).to_contain_text("5 known")
+    yield opened
+    context.close()
+    assert not troubles
+
+
+def predict_by_keyboard(page) -> None:
+    page.keyboard.press("Tab")
+    while page.evaluate("document.activeElement.id") != "perturbation":
+        page.keyboard.press("Tab")
+    page.keyboard.type("tet", delay=20)
+    driver.expect(page.locator("#options li")).to_have_count(1)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    driver.expect(page.locator("#perturbation")).to_have_value("TET1")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("40")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("3")
+    page.keyboard.press("Enter")
+    driver.expect(page.locator("#result-title")).to_have_text("TET1")
+
+
+def answer_of(service_url: str) -> dict:
+    body = {"perturbations": ["TET1"], "cells": 40, "seed": 3}
+    return httpx.post(service_url + "/predict", json=body).json()
+
+
+def test_a_prediction_by_keyboard_shows_the_strongest_genes(page, service_url):
+    predict_by_keyboard(page)
+    answer = answer_of(service_url)
+    change = np.array(answer["predictions"][0]["mean"]) - np.array(answer["controls"][0]["mean"])
+    order = np.argsort(-change, kind="stable")
+    up = [answer["genes"][index] for index in order if change[index] > 0][:12]
+    down = [answer["genes"][index] for index in order if change[index] < 0][-12:]
+    assert (len(up), len(down)) == (12, 12)
+    shown = page.locator("#chart g").evaluate_all("groups => groups.map(group => group.dataset.gene)")
+    assert shown == up + down
+    assert page.locator("#table tbody th").all_inner_texts() == up + down
+    first = page.locator("#table tbody tr").first.locator("td").all_inner_texts()
+    assert float(first[1]) - float(first[0]) == pytest.approx(change.max(), abs=2e-4)
+    widths = page.locator("#chart rect").evaluate_all("bars => bars.map(bar => Number(bar.getAttribute('width')))")
+    expected = np.abs(change[[answer["genes"].index(gene) for gene in shown]])
+    np.testing.assert_allclose(
+        np.array(widths) / max(widths), np.maximum(expected / expected.max(), 1 / max(widths)), rtol=1e-3
+    )
+
+
+def test_downloads_hold_the_values_of_the_api(page, service_url, tmp_path):
+    predict_by_keyboard(page)
+    answer = answer_of(service_url)
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="Download CSV").click()
+    rows = list(csv.DictReader(io.StringIO(Path(caught.value.path()).read_text())))
+    assert caught.value.suggested_filename == "TET1-40cells-seed3.csv"
+    assert [row["gene"] for row in rows] == answer["genes"]
+    assert [float(row["predicted_mean"]) for row in rows] == answer["predictions"][0]["mean"]
+    assert [float(row["control_mean"]) for row in rows] == answer["controls"][0]["mean"]
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="Download h5ad").click()
+    caught.value.save_as(tmp_path / "cells.h5ad")
+    cells = ad.read_h5ad(tmp_path / "cells.h5ad")
+    predicted = cells[cells.obs["predicted"].to_numpy()].X.toarray()
+    np.testing.assert_allclose(predicted.mean(axis=0), answer["predictions"][0]["mean"], rtol=1e-4, atol=1e-6)
+
+
+def test_an_unknown_name_offers_the_nearest(page):
+    page.fill("#perturbation", "TETT1")
+    page.keyboard.press("Enter")
+    error = page.locator("#error")
+    driver.expect(error).to_contain_text("unknown perturbation")
+    error.get_by_role("button", name="TET1").click()
+    driver.expect(page.locator("#result-title")).to_have_text("TET1")
+    driver.expect(error).to_be_hidden()
+
+
+def test_the_look_switches_and_stays(page):
+    def back() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = back()
+    page.get_by_role("button", name="Switch between light and dark look").click()
+    dark = back()
+    assert dark != light
+    page.reload()
+    assert back() == dark
+
+
+def test_a_link_shows_the_same_prediction(page, service_url):
+    predict_by_keyboard(page)
+    genes = page.locator("#table tbody th").all_inner_texts()
+    link = page.url
+    assert "perturbation=TET1&cells=40&seed=3" in link
+    page.goto("about:blank")
+    page.goto(link)
+    driver.expect(page.locator("#result-title")).to_have_text("TET1")
+    assert page.locator("#table tbody th").all_inner_texts() == genes
+    driver.expect(page.locator("#model-card")).to_contain_text("120")
