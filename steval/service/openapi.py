@@ -17,7 +17,7 @@ from steval.service.schemas import (
     ScoreJob,
 )
 
-_MODELS = (ErrorAnswer, ModelCard, PerturbationList, PredictAnswer, PredictBody, ScoreBody, ScoreJob)
+_MODELS = (ErrorAnswer, ModelCard, PerturbationList, PredictAnswer, PredictBody, ScoreJob)
 _ERRORS = {
     400: "Malformed: not JSON, wrong types, missing or unknown keys",
     401: "No API key, or one that is not known",
@@ -40,6 +40,12 @@ _ID = {
     "required": True,
     "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     "description": "As POST /score answered it",
+}
+
+
+_JOB_LINKS = {
+    name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
+    for name in ("scoreStatus", "scoreResult", "removeScore")
 }
 
 
@@ -111,8 +117,17 @@ def _predict_paths() -> dict[str, Any]:
 def _score_paths() -> dict[str, Any]:
     upload = {role: {"type": "string", "format": "binary"} for role in ("predictions", "real", "train")}
     options = {name: value for name, value in ScoreBody.model_json_schema()["properties"].items() if name not in upload}
-    form = {"type": "object", "properties": {**upload, **options}, "required": ["predictions"]}
-    content = {"multipart/form-data": {"schema": form}, JSON: {"schema": _ref(ScoreBody)}}
+    form = {
+        "type": "object",
+        "properties": {**upload, **options},
+        "required": ["predictions"],
+        "additionalProperties": False,
+    }
+    named = {"type": "string", "pattern": r"\.h5ad$", "maxLength": 4096}
+    body = {**ScoreBody.model_json_schema(), "required": ["predictions"]}
+    body["properties"] = {**body["properties"], "predictions": {**body["properties"]["predictions"], **named}}
+    del body["properties"]["predictions"]["anyOf"], body["properties"]["predictions"]["default"]
+    content = {"multipart/form-data": {"schema": form}, JSON: {"schema": body}}
     job = _success("The job", ScoreJob)
     files = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
     return {
@@ -121,7 +136,7 @@ def _score_paths() -> dict[str, Any]:
                 "submitScore",
                 "Score predictions in the background",
                 "score",
-                {"202": _success("Accepted; ask Location for its state", ScoreJob)},
+                {"202": {**_success("Accepted; ask Location for its state", ScoreJob), "links": _JOB_LINKS}},
                 (400, 408, 413, 415, 422, 503),
                 requestBody={"required": True, "content": content},
             )

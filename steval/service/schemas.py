@@ -2,17 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, PredictionRequest, request_names
 from steval.settings import Settings
 
-MOST_NAMES = 20_000
+MOST_NAMES = 10_000
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512, strict=True)]
 
 
 class PredictBody(Settings):
     """What `POST /predict` takes; the same as the options of `steval predict`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"perturbations": ["STAT1"], "cells": 100, "seed": 0}]})
 
     perturbations: list[Name] = Field(min_length=1, max_length=MOST_NAMES)
     """Names of the checkpoint's vocabulary, each once (see `GET /perturbations`)."""

@@ -18,6 +18,7 @@ from steval.errors import ServiceError, StevalError
 from steval.service import score_routes
 from steval.service.answers import error_answer, shaped
 from steval.service.metrics import exposition
+from steval.service.observe import route_template
 from steval.service.openapi import openapi_document
 from steval.service.runtime import Runtime
 from steval.service.vocabulary import search_perturbations
@@ -31,14 +32,15 @@ PAGE_FILES = {
 }
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 MOST_LISTED = 1000
+_ANY = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"]
 _METHODS = {
-    "/predict": "POST",
-    "/model": "GET",
-    "/perturbations": "GET",
-    "/score": "POST",
-    "/openapi.json": "GET",
-    "/metrics": "GET",
+    **dict.fromkeys(("/predict", "/score"), "POST"),
+    **dict.fromkeys(("/", "/model", "/perturbations", "/openapi.json", "/metrics"), "GET"),
+    **dict.fromkeys(("/livez", "/readyz", "/healthz", "/page/{name}"), "GET"),
+    **dict.fromkeys(("/score/{id}/result", "/score/{id}/files/{name}"), "GET"),
+    "/score/{id}": "GET, DELETE",
 }
+"""What each address takes; asked where no route fits the method."""
 
 
 def make_site() -> Starlette:
@@ -51,7 +53,7 @@ def make_site() -> Starlette:
         Route("/openapi.json", _openapi, methods=["GET"]),
         Route("/metrics", _metrics, methods=["GET"]),
         *score_routes.routes(),
-        Route("/{path:path}", _nothing_here, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
+        Route("/{path:path}", _nothing_here, methods=_ANY),
     ]
     handlers: dict[Any, Any] = {StevalError: _on_error, HTTPException: _on_http_error}
     return Starlette(routes=routes, exception_handlers=handlers)
@@ -95,7 +97,7 @@ async def _metrics(request: Request) -> Response:
 
 async def _nothing_here(request: Request) -> Response:
     path = request.url.path
-    allowed = _METHODS.get(path)
+    allowed = _METHODS.get(route_template(path))
     if allowed is not None:
         return shaped(
             405, "method_not_allowed", f"{path} takes {allowed}, not {request.method}", headers={"Allow": allowed}
