@@ -13,7 +13,7 @@ from steval.errors import StevalError
 from steval.logs import configure
 
 COMMANDS = (
-    "demo", "prepare", "finetune", "predict", "score", "pack", "serve", "compare", "doctor", "inspect", "convert",
+    "demo", "prepare", "finetune", "predict", "score", "pack", "serve", "batch", "compare", "doctor", "inspect", "convert",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
 

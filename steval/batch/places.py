@@ -1,0 +1,83 @@
+"""Where files are: paths, globs and fsspec URLs; a URL is fetched once to each machine that reads it."""
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steval.data.files import atomic_path, require_directory
+from steval.errors import ConfigError, DataError
+from steval.settings import json_digest
+
+_PLAIN = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+def is_url(place: str) -> bool:
+    """Whether fsspec opens it rather than the file system."""
+    return "://" in place
+
+
+def find(place: str, base: Path) -> list[str]:
+    """Absolute paths or URLs that `place` means, sorted; one that is no glob is itself, whether it exists or not."""
+    if not is_url(place):
+        path = str(base / Path(place).expanduser())
+        if not glob.has_magic(path):
+            return [path]
+        return sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if not glob.has_magic(place):
+        return [place]
+    filesystem, path = _filesystem(place)
+    try:
+        return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+    except OSError as error:
+        raise ConfigError(f"cannot list {place}: {error}") from error
+
+
+def local_copy(place: str, cache: Path) -> Path:
+    """The file itself, or for a URL its copy under `cache`, fetched when it is not there or the remote file is another."""
+    if not is_url(place):
+        return Path(place)
+    filesystem, path = _filesystem(place)
+    try:
+        target = cache / json_digest([place, str(filesystem.ukey(path))])[:16] / Path(path).name
+        if not target.exists():
+            require_directory(target.parent)
+            with atomic_path(target) as partial:
+                filesystem.get_file(path, str(partial))
+    except FileNotFoundError as error:
+        raise DataError(f"no such file: {place}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {place}: {error}") from error
+    return target
+
+
+def unique_names(places: Sequence[str]) -> list[str]:
+    """A short name for each place: the file's stem, with directories in front where stems are alike."""
+    parts = [_parts(place) for place in places]
+    depth = 1
+    names = ["-".join(part[-depth:]) for part in parts]
+    while len(set(names)) < len(set(places)) and depth < max(map(len, parts)):
+        depth += 1
+        names = ["-".join(part[-depth:]) for part in parts]
+    return names
+
+
+def plain_name(name: str) -> str:
+    """`name` fit for a directory: letters, digits and `._+-`."""
+    return _PLAIN.sub("-", name).strip("-.") or "unnamed"
+
+
+def _parts(place: str) -> list[str]:
+    path = Path(place.split("://", 1)[-1])
+    return [plain_name(part) for part in (*path.parent.parts, path.stem) if plain_name(part) != "unnamed"]
+
+
+def _filesystem(place: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, path = url_to_fs(place)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"cannot open {place}: {error}") from error
+    return filesystem, path

@@ -1,0 +1,159 @@
+"""What a batch manifest may say: checkpoints × data sets × requests, how to score, how to run."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from steval.data.columns import ColumnOptions
+from steval.settings import Settings
+
+Do = Literal["predict", "score", "both"]
+EngineName = Literal["local", "ray"]
+
+
+class CheckpointEntry(Settings):
+    """One checkpoint, or all that a glob finds."""
+
+    path: str
+    """Path, glob (`runs/*/checkpoints/best-val.safetensors`) or fsspec URL; relative to the manifest."""
+    name: str | None = None
+    """Name in tables and directories. None: the file's, with as much of its path as tells it from the others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class DataEntry(Settings):
+    """One data set, or all that a glob finds."""
+
+    real: str | None = None
+    """h5ad with real cells, controls among them: path, glob or fsspec URL, relative to the manifest."""
+    recorded: bool = False
+    """In place of `real`: the evaluation data that each checkpoint records."""
+    name: str | None = None
+    train: str | None = None
+    """Training cells for the baselines. None: the checkpoint's training data, else there are no baselines."""
+    columns: ColumnOptions = ColumnOptions()
+    scale: Literal["lognorm"] | None = None
+    """Settles the scale of a file that does not declare it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"recorded": True} if value == "recorded" else {"real": value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataEntry":
+        if (self.real is None) != self.recorded:
+            raise ValueError("give either real: FILE.h5ad or recorded: true")
+        return self
+
+
+class RequestEntry(Settings):
+    """What to do with every checkpoint and data set."""
+
+    name: str = "all"
+    do: Do = "both"
+    """`predict` cells; `score` cells that were predicted before (`predictions` says where they are); or `both`."""
+    perturbations: tuple[str, ...] = ()
+    """Only these; empty: all of the data set, or of `file`."""
+    file: str | None = None
+    """CSV or TSV table of perturbations and cell numbers, as for `steval predict --request`."""
+    cells: PositiveInt | None = None
+    """Cells of each perturbation (and cell type). None: as many as the data set has."""
+    seed: int = Field(default=0, ge=0)
+    output: Literal["cells", "mean"] = "cells"
+    predictions: str | None = None
+    """For `score`: the predictions, with {checkpoint} and {data} in place of their names."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RequestEntry":
+        problems = []
+        if (self.do == "score") != (self.predictions is not None):
+            problems.append("predictions goes with do: score, and only there")
+        if self.output == "mean" and self.do != "predict":
+            problems.append("output: mean cannot be scored; it goes with do: predict")
+        if self.file is not None and (self.perturbations or self.cells):
+            problems.append("file has its own perturbations and cell numbers; leave perturbations and cells out")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Scoring(Settings):
+    """As the options of `steval score`."""
+
+    profile: str = "vcc"
+    metrics: tuple[str, ...] | None = None
+    metrics_only: bool = False
+    ceiling: bool = False
+    integrity: Literal["basic", "full"] = "basic"
+    by: Literal["cell_type"] | None = None
+    seed: int = 0
+    bootstrap: NonNegativeInt = 1000
+
+
+class Running(Settings):
+    """How to run; nothing here changes a result."""
+
+    engine: EngineName = "local"
+    address: str | None = None
+    """Of a Ray cluster (`auto`, `ray://host:port`); None: a fresh one on this machine."""
+    workers: PositiveInt | None = None
+    """Tasks at once. None: as many as cores and memory allow."""
+    threads: PositiveInt = 1
+    """Cores of each task."""
+    memory_gb: PositiveFloat | None = None
+    """Memory that all tasks together may take. None: four fifths of what is available."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs of each prediction task; 0: predict on the CPU."""
+    machine_gpus: NonNegativeInt = 1
+    """GPUs of this machine, for the local engine."""
+    dtype: Literal["float32", "bf16"] = "float32"
+    retries: NonNegativeInt = 2
+    """How often a task is tried again after its worker died or it failed for another reason than its input."""
+    lease_seconds: PositiveFloat = 60.0
+    """A runner on another machine that gave no sign of life for so long is taken for dead."""
+
+
+class BatchManifest(Settings):
+    """A batch: every checkpoint with every data set and every request."""
+
+    checkpoints: tuple[CheckpointEntry, ...]
+    data: tuple[DataEntry, ...]
+    requests: tuple[RequestEntry, ...] = (RequestEntry(),)
+    score: Scoring = Scoring()
+    out: str | None = None
+    """Output directory, relative to the manifest. None: the manifest's name with `.batch`."""
+    data_dirs: tuple[str, ...] = ()
+    """Where to look for recorded data files that moved."""
+    chunk: PositiveInt = 25
+    """Perturbations of one task. Part of what makes results bit-equal, so part of a job's identity."""
+    run: Running = Running()
+
+    @field_validator("checkpoints", "data", "requests")
+    @classmethod
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("name at least one")
+        return value
+
+    @model_validator(mode="after")
+    def _names(self) -> "BatchManifest":
+        names = [request.name for request in self.requests]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"requests need names of their own; more than once: {', '.join(repeated)}")
+        return self
+
+
+def out_dir(manifest: BatchManifest, path: Path) -> Path:
+    """Where the results of the manifest file `path` go."""
+    if manifest.out is not None:
+        return (path.parent / manifest.out).resolve()
+    return path.with_suffix(".batch").resolve()

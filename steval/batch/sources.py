@@ -1,0 +1,163 @@
+"""The checkpoints and data sets of a manifest, found, opened and described; nothing is computed from them."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from steval import __version__
+from steval.batch.jobs import Stamp
+from steval.batch.places import find, local_copy, plain_name, unique_names
+from steval.batch.settings import BatchManifest, DataEntry
+from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
+from steval.data.cellfile import CellFile
+from steval.data.scale import require_scale, sample_indices
+from steval.data.selection import open_reference
+from steval.errors import CheckpointError, DataError, StevalError
+
+RESULT_PACKAGES = (
+    "anndata", "cell-eval", "h5py", "numba", "numpy", "pdex", "polars", "scikit-learn", "scipy", "torch",
+)  # fmt: skip
+"""Their versions are part of a job's identity."""
+SCALE_CELLS = 200
+Digest = Callable[[str], Stamp]
+"""Place → the file as it is now."""
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint whose metadata could be read."""
+
+    name: str
+    stamp: Stamp
+    manifest: Manifest
+    path: Path
+
+
+@dataclass(frozen=True)
+class FoundData:
+    """A data set as the manifest names it; `stamp` None: what each checkpoint records."""
+
+    name: str
+    entry: DataEntry
+    stamp: Stamp | None
+    train: Stamp | None
+    path: Path | None
+
+
+@dataclass
+class Sources:
+    """Finds what a manifest names; problems are collected, not raised."""
+
+    manifest: BatchManifest
+    base: Path
+    cache: Path
+    digest: Digest
+    problems: list[str] = field(default_factory=list)
+
+    @cached_property
+    def data_dirs(self) -> tuple[Path, ...]:
+        """`data_dirs`, absolute."""
+        directories = tuple((self.base / directory).resolve() for directory in self.manifest.data_dirs)
+        self.problems += [f"data_dirs: no such directory: {one}" for one in directories if not one.is_dir()]
+        return directories
+
+    def checkpoints(self) -> list[FoundCheckpoint]:
+        """All checkpoints, each once."""
+        entries = [(entry.path, entry.name) for entry in self.manifest.checkpoints]
+        found = []
+        for name, place in self._expand(entries, "checkpoints").items():
+            try:
+                path = local_copy(place, self.cache)
+                metadata = read_header(path).get("__metadata__") or {}
+                manifest = parse_metadata(metadata, path)
+                size = path.stat()
+                stamp = Stamp(
+                    place=place,
+                    num_bytes=size.st_size,
+                    modified_ns=0 if "://" in place else size.st_mtime_ns,
+                    sha256=metadata[DIGEST_KEY],
+                )
+                found.append(FoundCheckpoint(name, stamp, manifest, path))
+            except (StevalError, OSError) as error:
+                self.problems.append(f"checkpoint {name}: {error}")
+        return found
+
+    def data_sets(self) -> list[FoundData]:
+        """All data sets, each once."""
+        found: list[FoundData] = []
+        for entry in self.manifest.data:
+            train = self._stamp(entry.train, f"train of {entry.name or entry.real}") if entry.train else None
+            if entry.recorded:
+                found.append(FoundData(entry.name or "recorded", entry, None, train, None))
+                continue
+            assert entry.real is not None
+            for name, place in self._expand([(entry.real, entry.name)], "data").items():
+                stamp = self._stamp(place, f"data {name}")
+                if stamp is not None:
+                    found.append(FoundData(name, entry, stamp, train, local_copy(place, self.cache)))
+        names = [one.name for one in found]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            self.problems.append(
+                f"data: sets need names of their own (name: ...); more than once: {', '.join(repeated)}"
+            )
+        return found
+
+    def stamp_file(self, place: str, what: str) -> Stamp | None:
+        """Another file that a job needs, by its path relative to the manifest."""
+        return self._stamp(place, what)
+
+    def open_data(self, data: FoundData, checkpoint: FoundCheckpoint) -> CellFile:
+        """The real cells for this checkpoint; raises `StevalError`."""
+        if data.path is not None:
+            return CellFile.open(data.path)
+        manifest = checkpoint.manifest
+        if manifest.evaluation is None:
+            raise DataError(f"{checkpoint.path} records no evaluation data; name the data set with real: FILE.h5ad")
+        return open_reference(manifest.evaluation, self.data_dirs, manifest.output_genes)
+
+    def _stamp(self, place: str, what: str) -> Stamp | None:
+        try:
+            return self.digest(find(place, self.base)[0])
+        except IndexError:
+            self.problems.append(f"{what}: nothing matches {place}")
+        except (StevalError, OSError) as error:
+            self.problems.append(f"{what}: {error}")
+        return None
+
+    def _expand(self, entries: Sequence[tuple[str, str | None]], what: str) -> dict[str, str]:
+        """Name → place; the same file is taken once."""
+        found: dict[str, str | None] = {}
+        for pattern, name in entries:
+            places = find(pattern, self.base)
+            if not places:
+                self.problems.append(f"{what}: nothing matches {pattern}")
+            for number, place in enumerate(places, 1):
+                own = None if name is None else plain_name(name if len(places) == 1 else f"{name}-{number}")
+                found[place] = own or found.get(place)
+        unnamed = [place for place, name in found.items() if name is None]
+        given = dict(zip(unnamed, unique_names(unnamed), strict=True)) if unnamed else {}
+        named = {place: name or given[place] for place, name in found.items()}
+        names = list(named.values())
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            self.problems.append(f"{what}: more than one is named {', '.join(repeated)}; give names (name: ...)")
+        return {name: place for place, name in named.items()}
+
+
+def check_scale(cells: CellFile, option: str | None) -> None:
+    """Real cells must be lognorm, by declaration or by a few of them."""
+    sample = cells.select(sample_indices(cells.num_cells, SCALE_CELLS))
+    require_scale(sample, "lognorm", "lognorm" if option == "lognorm" else None)
+
+
+def result_versions() -> dict[str, str]:
+    """Versions that results depend on; a package that is not installed is an error of the installation."""
+    try:
+        found = {name: version(name) for name in RESULT_PACKAGES}
+    except PackageNotFoundError as error:
+        raise CheckpointError(f"the package {error.name} is not installed; install steval again") from error
+    return {"steval": __version__, "python": platform.python_version(), **found}
