@@ -11,6 +11,7 @@ shuffled genes work. Nothing else is promised.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Self
@@ -57,22 +58,38 @@ class Pair:
         Raises one `EvaluationError` that lists every problem (columns, controls, genes, perturbations, scale).
         """
         columns = columns or Columns()
-        opened_pred, dense_pred = open_cells(pred, names[0], columns.perturbation)
-        opened_real, dense_real = open_cells(real, names[1], columns.perturbation)
-        both = ((opened_pred, names[0]), (opened_real, names[1]))
+        with ExitStack() as on_error:
+            opened = []
+            for source, name in zip((pred, real), names, strict=True):
+                opened.append(open_cells(source, name, columns.perturbation))
+                on_error.callback(opened[-1][0].close)
+            built = cls._validated(opened[0], opened[1], columns, scale, names)
+            on_error.pop_all()
+        return built
+
+    @classmethod
+    def _validated(
+        cls,
+        pred: tuple[CellFile, bool],
+        real: tuple[CellFile, bool],
+        columns: Columns,
+        scale: Scale | None,
+        names: tuple[str, str],
+    ) -> Self:
+        both = list(zip((pred[0], real[0]), names, strict=True))
         problems = [problem for cells, name in both for problem in _column_problems(cells, columns, name)]
         groups = [{} if problems else group_rows(_labels(cells, columns)) for cells, _ in both]
         problems += _group_problems(groups[0], groups[1], columns, names) if not problems else []
-        alignment = _collect(problems, lambda: _same_genes(opened_pred, opened_real, names))
+        alignment = _collect(problems, lambda: _same_genes(pred[0], real[0], names))
         scales = [_collect(problems, lambda cells=cells: _lognorm(cells, scale)) for cells, _ in both]
         if problems:
             raise EvaluationError(f"{names[0]} and {names[1]} cannot be scored together", problems)
-        identity = align(opened_real.genes, opened_real.genes)
+        identity = align(real[0].genes, real[0].genes)
         return cls(
-            pred=CellSide("predicted", opened_pred, groups[0], alignment, dense_pred),
-            real=CellSide("real", opened_real, groups[1], identity, dense_real),
+            pred=CellSide("predicted", pred[0], groups[0], alignment, pred[1]),
+            real=CellSide("real", real[0], groups[1], identity, real[1]),
             columns=columns,
-            genes=tuple(opened_real.genes),
+            genes=tuple(real[0].genes),
             perturbations=tuple(name for name in groups[1] if name != columns.control),
             scale_pred=scales[0],
             scale_real=scales[1],

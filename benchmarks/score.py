@@ -1,0 +1,266 @@
+#!/usr/bin/env python
+"""Scoring against cell-eval in one run: wall time and peak memory of whole processes, imports included.
+
+    python benchmarks/score.py --pred M_pred.h5ad --real M_real.h5ad --profiles vcc full -o score.json
+    python benchmarks/score.py --size medium                       # makes its own pair first
+    python benchmarks/score.py --controls 20000 --de-only          # the challenge's shape, DE alone, against pdex
+    python benchmarks/score.py --growth                            # time against cells and perturbations
+
+`cell-eval` is taken from PATH, or from --cell-eval. Both sides are given the same files and the same number of threads. Each command runs
+`--repeats` times; medians and the ratios of medians are printed. `cold` has no cached real side, `cached` has it; numba's compiled code is
+warm for steval (it is compiled once per machine), as it would be from the second run on; `--first` also measures the very first run.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIZES = {"small": (10, 100, 500, 18080), "medium": (50, 200, 2000, 18080)}
+"""Perturbations, cells of each, controls, genes."""
+COLUMNS = ("target_gene", "non-targeting")
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory(prefix="score-benchmark-") as name:
+        work = Path(options.work or name)
+        work.mkdir(parents=True, exist_ok=True)
+        if options.growth:
+            outcome = growth(work, options)
+        elif options.de_only:
+            outcome = de_only(*pair_of(work, options), options)
+        else:
+            outcome = profiles(*pair_of(work, options), work, options)
+    if options.output:
+        Path(options.output).write_text(json.dumps(outcome, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pred", type=Path)
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="small", help="of the pair that is made where none is given")
+    parser.add_argument("--controls", type=int, help="number of control cells of that pair")
+    parser.add_argument("--profiles", nargs="+", default=["vcc"])
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--cell-eval", default=shutil.which("cell-eval"))
+    parser.add_argument("--train", type=Path, help="training cells: also measures a default run, baselines and checks")
+    parser.add_argument("--first", action="store_true", help="also the very first run, kernels compiled on the way")
+    parser.add_argument("--de-only", action="store_true", help="differential expression alone, against pdex")
+    parser.add_argument("--sample", type=int, default=3, help="perturbations that pdex is timed on")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--work", type=Path, help="directory for files; a temporary one otherwise")
+    parser.add_argument("-o", "--output", help="JSON with every figure")
+    return parser.parse_args()
+
+
+def profiles(pred: Path, real: Path, work: Path, options: argparse.Namespace) -> dict:
+    """Whole commands, profile by profile."""
+    outcome = {}
+    for profile in options.profiles:
+        ours = steval_command(pred, real, work, profile, "--metrics-only")
+        theirs = [options.cell_eval, "run", "-ap", pred, "-ar", real, "--pert-col", COLUMNS[0], "--control-pert", COLUMNS[1],
+                  "--profile", profile, "--num-threads", options.threads, "-o", work / "cell-eval"]  # fmt: skip
+        rows = {}
+        if options.first:
+            rows["steval, first run on the machine"] = [
+                measure(ours, {"NUMBA_CACHE_DIR": fresh(work / "numba")}, options)
+            ]
+        measure(ours, {}, options)
+        cache = work / "cache"
+        fresh(cache)
+        measure([*ours, "--cache-dir", cache], {}, options)
+        for _ in range(options.repeats):
+            rows.setdefault("cell-eval", []).append(measure(theirs, {}, options))
+            rows.setdefault("steval, cold", []).append(measure(ours, {}, options))
+            rows.setdefault("steval, real side cached", []).append(measure([*ours, "--cache-dir", cache], {}, options))
+            if options.train:
+                full = steval_command(pred, real, work, profile, "--train", options.train)
+                rows.setdefault("steval, with baselines and checks", []).append(measure(full, {}, options))
+        outcome[profile] = {name: median(runs) for name, runs in rows.items()}
+        show(f"profile {profile}", outcome[profile], "cell-eval")
+    return outcome
+
+
+def steval_command(pred: Path, real: Path, work: Path, profile: str, *more: object) -> list:
+    """`steval score` on a pair."""
+    out = work / "steval-score"
+    return [sys.executable, "-m", "steval", "score", pred, "--real", real, "--profile", profile, "-o", out, *more]
+
+
+def measure(command: list, environment: dict, options: argparse.Namespace) -> dict:
+    """Seconds and peak resident megabytes of one process."""
+    shutil.rmtree(options_out(command), ignore_errors=True)
+    limits = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        env={**os.environ, **limits, **{name: str(value) for name, value in environment.items()}},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    error = process.stderr.read() if process.stderr else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        sys.exit(f"{command[0]} failed:\n{error.decode()[-2000:]}")
+    return {"seconds": seconds, "megabytes": usage.ru_maxrss / 1024}
+
+
+def options_out(command: list) -> Path:
+    return Path(command[command.index("-o") + 1])
+
+
+def fresh(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def median(runs: list[dict]) -> dict:
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def show(title: str, rows: dict, reference: str) -> None:
+    """A table with ratios to `reference`."""
+    print(f"\n{title}")
+    for name, row in rows.items():
+        ratio = rows[reference]["seconds"] / row["seconds"]
+        memory = row["megabytes"] / rows[reference]["megabytes"]
+        print(
+            f"  {name:36} {row['seconds']:8.1f} s  {ratio:6.1f} x  {row['megabytes']:8.0f} MB  {memory:6.0%}",
+            flush=True,
+        )
+
+
+def de_only(pred: Path, real: Path, options: argparse.Namespace) -> dict:
+    """Differential expression of one file: steval on all perturbations, pdex on a few, seconds for each perturbation."""
+    import anndata as ad
+    from pdex import pdex
+
+    from steval.data.columns import Columns
+    from steval.evaluator.pair import Pair
+    from steval.evaluator.scan import Needs, scan
+
+    adata = ad.read_h5ad(real)
+    labels = adata.obs[COLUMNS[0]].astype(str)
+    names = [name for name in labels.unique() if name != COLUMNS[1]]
+    sample = adata[labels.isin([*names[: options.sample], COLUMNS[1]])].copy()
+    arguments = {
+        "groupby": COLUMNS[0],
+        "reference": COLUMNS[1],
+        "is_log1p": True,
+        "epsilon": 0.0,
+        "threads": options.threads,
+    }
+    warm = sample[:, :64].copy()
+    pdex(warm, mode="ref", **arguments)
+    start = time.perf_counter()
+    theirs = pdex(sample, mode="ref", **arguments)
+    pdex_seconds = (time.perf_counter() - start) / options.sample
+    del adata
+    with Pair.build(pred, real, Columns(cell_type=None, batch=None)) as pair:
+        scan(pair.real, COLUMNS[1], pair.genes, Needs(de=True), options.threads)
+        start = time.perf_counter()
+        tables = scan(pair.real, COLUMNS[1], pair.genes, Needs(de=True), options.threads)
+        ours_seconds = (time.perf_counter() - start) / len(names)
+    frame = tables.de.frame()
+    known = frame.filter(frame["target"].is_in(names[: options.sample])).sort("target", "feature")
+    theirs = theirs.sort("target", "feature")
+    difference = float(np.abs(known["p_value"].to_numpy() - theirs["p_value"].to_numpy()).max())
+    outcome = {
+        "controls": int((labels == COLUMNS[1]).sum()),
+        "pdex seconds per perturbation": pdex_seconds,
+        "steval seconds per perturbation, reading and sorting of controls included": ours_seconds,
+        "ratio": pdex_seconds / ours_seconds,
+        "largest difference of p": difference,
+    }
+    print(json.dumps(outcome, indent=1))
+    return outcome
+
+
+def growth(work: Path, options: argparse.Namespace) -> list[dict]:
+    """Seconds and memory of `steval score --metrics-only` against perturbations, cells and controls."""
+    rows = []
+    for perts, cells, controls in (
+        (10, 100, 500),
+        (20, 100, 500),
+        (40, 100, 500),
+        (10, 200, 500),
+        (10, 400, 500),
+        (10, 100, 2000),
+        (10, 100, 8000),
+    ):
+        pred, real = make_pair(work, perts, cells, controls, 18080)
+        command = steval_command(pred, real, work, "vcc", "--metrics-only")
+        measure(command, {}, options)
+        rows.append({"perturbations": perts, "cells": cells, "controls": controls, **measure(command, {}, options)})
+        print(rows[-1], flush=True)
+        pred.unlink()
+        real.unlink()
+    return rows
+
+
+def pair_of(work: Path, options: argparse.Namespace) -> tuple[Path, Path]:
+    """The pair that was given, or one of `--size`."""
+    if options.pred and options.real:
+        return options.pred, options.real
+    perts, cells, controls, genes = SIZES[options.size]
+    return make_pair(work, perts, cells, options.controls or controls, genes)
+
+
+def make_pair(work: Path, perts: int, cells: int, controls: int, genes: int) -> tuple[Path, Path]:
+    """Synthetic lognorm cells at about 0.37 density, unsorted; the prediction is another draw with half the effect."""
+    import anndata as ad
+    import pandas as pd
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(0)
+    weights = rng.lognormal(0, 1.5, genes)
+    weights /= weights.sum()
+    names = [f"GENE{i:05d}" for i in range(genes)]
+    effects = [np.where(rng.random(genes) < 0.01, rng.normal(0, 0.7, genes), 0.0) for _ in range(perts)]
+    order = rng.permutation(controls + perts * cells)
+    labels = np.array([COLUMNS[1]] * controls + [names[i] for i in range(perts) for _ in range(cells)])
+    paths = []
+    for which, strength in (("pred", 0.5), ("real", 1.0)):
+        blocks = [lognorm_cells(rng, weights, controls)]
+        blocks += [lognorm_cells(rng, weights * np.exp(strength * effect), cells) for effect in effects]
+        obs = pd.DataFrame({COLUMNS[0]: pd.Categorical(labels[order])}, index=[f"c{i}" for i in range(len(order))])
+        matrix = sp.csr_matrix(sp.vstack(blocks, format="csr"))[order]
+        paths.append(work / f"{perts}x{cells}+{controls}_{which}.h5ad")
+        ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=names)).write_h5ad(paths[-1])
+    return paths[0], paths[1]
+
+
+def lognorm_cells(rng: np.random.Generator, weights: np.ndarray, number: int):
+    """log1p of counts per 10,000 of Poisson cells with 20,000 counts, CSR float32."""
+    import scipy.sparse as sp
+
+    blocks = []
+    for start in range(0, number, 500):
+        size = min(500, number - start)
+        depth = rng.lognormal(np.log(20000), 0.3, (size, 1)).astype(np.float32)
+        expected = (
+            (weights / weights.sum()).astype(np.float32)
+            * depth
+            * rng.standard_gamma(4.0, (size, len(weights)), dtype=np.float32)
+            / 4
+        )
+        counts = rng.poisson(expected).astype(np.float32)
+        blocks.append(sp.csr_matrix(np.log1p(counts * (1e4 / counts.sum(axis=1, keepdims=True)))))
+    return sp.vstack(blocks, format="csr")
+
+
+if __name__ == "__main__":
+    main()
