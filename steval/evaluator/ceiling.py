@@ -32,7 +32,7 @@ CORRECTED_METRICS = frozenset(
 
 
 def disjoint_halves(
-    labels: "pd.Series[str] | Sequence[str]", control: str, seed: int
+    labels: pd.Series | Sequence[str], control: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Row numbers of two disjoint halves of floor(n / 2) cells of each label, and the labels with too few cells.
 

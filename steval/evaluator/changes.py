@@ -1,5 +1,7 @@
 """Differential expression of both sides, cut down to what a report shows."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -11,8 +13,13 @@ SHOWN_PERTURBATIONS = 6
 SHOWN_GENES = 200
 """Genes kept of each shown perturbation: those with the largest change on either side."""
 
-_COUNTS = {"perturbation": pl.String, "num_real": pl.Int64, "num_pred": pl.Int64, "num_shared": pl.Int64}
-_CHANGES = {
+_COUNTS: dict[str, Any] = {
+    "perturbation": pl.String,
+    "num_real": pl.Int64,
+    "num_pred": pl.Int64,
+    "num_shared": pl.Int64,
+}
+_CHANGES: dict[str, Any] = {
     "perturbation": pl.String,
     "gene": pl.String,
     "real_change": pl.Float64,
@@ -31,7 +38,7 @@ def de_counts(evaluation: Evaluation) -> pl.DataFrame:
     counts = joined.group_by("perturbation").agg(
         num_real=real.sum(), num_pred=pred.sum(), num_shared=(real & pred).sum()
     )
-    return counts.sort("perturbation").cast(_COUNTS)  # type: ignore[arg-type]
+    return counts.sort("perturbation").select([pl.col(name).cast(kind) for name, kind in _COUNTS.items()])
 
 
 def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:

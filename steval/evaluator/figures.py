@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -103,7 +103,8 @@ def draw_members(report: Report, cell_type: str | None) -> "Figure | None":
     rows = rows.filter(pl.col("unclipped").is_not_null()).head(MOST_MEMBERS)
     if rows.is_empty():
         return None
-    figure, axes = _figure(0.9 + 0.34 * rows.height)
+    longest = max(len(metric) for metric in rows["metric"])
+    figure, (axes,) = _figure(0.9 + 0.34 * rows.height, left=0.25 + 0.062 * longest, top=0.32)
     others = report.baselines.filter(pl.col("baseline") != "mean")
     others = others.filter(pl.col("cell_type").eq_missing(pl.lit(cell_type, dtype=pl.String)))
     axes.axvline(0, color=colour("mean"), lw=1.4, zorder=1)
@@ -138,7 +139,10 @@ def draw_distributions(report: Report, cell_type: str | None) -> "Figure | None"
         groups[str(kind)] = frame
     columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
-    figure, grid = _figure((0.75 + 0.3 * len(groups)) * lines, lines, columns)
+    longest = max(len(name) for name in groups)
+    figure, grid = _figure(
+        (0.75 + 0.3 * len(groups)) * lines, lines, columns, left=0.2 + 0.062 * longest, bottom=0.25, gap=0.25
+    )
     for axes, metric in zip(grid, metrics, strict=False):
         _draw_strip(axes, metric, {name: _finite(frame[metric]) for name, frame in groups.items()})
     for axes in grid[len(metrics) :]:
@@ -155,7 +159,7 @@ def draw_overlap(report: Report, cell_type: str | None) -> "Figure | None":
     if counts.is_empty() or "overlap_at_N" not in results.columns:
         return None
     joined = counts.join(results.select("perturbation", "overlap_at_N"), on="perturbation")
-    figure, grid = _figure(2.7, 1, 2)
+    figure, grid = _figure(2.7, 1, 2, gap=0.65, top=0.1)
     baselines = _of_type(report.baseline_results, cell_type).filter(pl.col("baseline") == "mean")
     if not baselines.is_empty():
         both = counts.join(baselines.select("perturbation", "overlap_at_N"), on="perturbation")
@@ -164,16 +168,17 @@ def draw_overlap(report: Report, cell_type: str | None) -> "Figure | None":
     grid[0].set_ylim(-0.04, 1.04)
     grid[0].set_ylabel("overlap_at_N")
     grid[1].scatter(joined["num_real"], joined["num_pred"], s=20, color=colour(PREDICTION), lw=0)
-    largest = float(max(joined["num_real"].max(), joined["num_pred"].max(), 1))  # type: ignore[type-var]
+    largest = float(max([1, *joined["num_real"], *joined["num_pred"]]))
     grid[1].plot([0, largest], [0, largest], color=colour("muted"), lw=0.8, ls=(0, (4, 3)))
     grid[1].set_ylabel("significant genes, predicted")
     if largest > FEW_GENES:
         grid[1].set_yscale("symlog", linthresh=10)
-    grid[1].set_ylim(-0.03 * largest, largest * 1.15)
+    lowest = -0.5 if largest > FEW_GENES else -0.03 * largest
+    grid[1].set_ylim(lowest, largest * 1.15)
     for axes in grid:
         if largest > FEW_GENES:
             axes.set_xscale("symlog", linthresh=10)
-        axes.set_xlim(-0.03 * largest, largest * 1.15)
+        axes.set_xlim(lowest, largest * 1.15)
         axes.set_xlabel("significant genes, real (FDR < 0.05)")
     if not baselines.is_empty():
         grid[0].legend(loc="lower right", frameon=False, fontsize=7, labelcolor=colour("ink"))
@@ -188,7 +193,7 @@ def draw_changes(report: Report, cell_type: str | None) -> "Figure | None":
         return None
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
-    figure, grid = _figure(2.35 * lines, lines, columns)
+    figure, grid = _figure(2.4 * lines, lines, columns)
     for axes, name in zip(grid, names, strict=False):
         _draw_change(axes, name, changes.filter(pl.col("perturbation") == name))
     for axes in grid[len(names) :]:
@@ -201,10 +206,33 @@ def draw_changes(report: Report, cell_type: str | None) -> "Figure | None":
     return figure
 
 
-def _figure(height: float, lines: int = 1, columns: int = 1) -> "tuple[Figure, Sequence[Axes]]":
+def _figure(
+    height: float,
+    lines: int = 1,
+    columns: int = 1,
+    *,
+    left: float = 0.55,
+    top: float = 0.25,
+    bottom: float = 0.45,
+    gap: float = 0.35,
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of `lines` × `columns` axes; height and margins in inches, `gap` between columns.
+
+    Margins are set by hand: matplotlib's layout engine would draw everything twice.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height))
+    width_each = (WIDTH - left - 0.1 - gap * (columns - 1)) / columns
+    height_each = (height - top - bottom - 0.5 * (lines - 1)) / lines
+    figure.subplots_adjust(
+        left=left / WIDTH,
+        right=1 - 0.1 / WIDTH,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=gap / width_each,
+        hspace=0.5 / height_each,
+    )
     axes = [figure.add_subplot(lines, columns, index + 1) for index in range(lines * columns)]
     for each in axes:
         each.set_facecolor("none")
@@ -216,14 +244,14 @@ def _figure(height: float, lines: int = 1, columns: int = 1) -> "tuple[Figure, S
         each.set_axisbelow(True)
         for name, spine in each.spines.items():
             spine.set(visible=name in ("left", "bottom"), color=colour("muted"), lw=0.7)
-    return figure, axes if lines * columns > 1 else axes[0]  # type: ignore[return-value]
+    return figure, axes
 
 
-def _draw_member(axes: "Axes", height: int, row: Mapping[str, object]) -> None:
-    value = float(row["unclipped"])  # type: ignore[arg-type]
+def _draw_member(axes: "Axes", height: int, row: Mapping[str, Any]) -> None:
+    value = float(row["unclipped"])
     low, high = row["unclipped_low"], row["unclipped_high"]
     if low is not None and high is not None:
-        ends = np.clip([float(low), float(high)], LEFT_LIMIT, None)  # type: ignore[arg-type]
+        ends = np.clip([float(low), float(high)], LEFT_LIMIT, None)
         axes.plot(ends, [height, height], color=colour(PREDICTION), lw=2, solid_capstyle="butt", zorder=4, alpha=0.45)
     if np.isnan(value):
         axes.annotate("undefined, counts as 0", (LEFT_LIMIT, height), va="center", fontsize=7, color=colour("muted"))
@@ -241,7 +269,7 @@ def _draw_member(axes: "Axes", height: int, row: Mapping[str, object]) -> None:
                       color=colour("ink"))  # fmt: skip
     for field, marker in (("ceiling", "D"), ("replicate", "d")):
         if row[field] is not None and row["baseline"] is not None:
-            spot = unclipped_members(np.array([row[field]]), np.array([row["baseline"]]), [row["best"]])[0]  # type: ignore[list-item]
+            spot = unclipped_members(np.array([row[field]]), np.array([row["baseline"]]), [row["best"]])[0]
             if np.isfinite(spot) and spot >= LEFT_LIMIT:
                 axes.plot(spot, height, marker=marker, ms=5.5, mfc="none", mew=1.2, color=colour("ceiling"), zorder=3)
 
@@ -251,26 +279,11 @@ def _legend(axes: "Axes", predictors: Sequence[str], ceiling: bool) -> None:
 
     handles = []
     for name in predictors:
-        is_line = name != PREDICTION
-        label = name if name == PREDICTION else f"{name} baseline"
-        handles.append(
-            Line2D(
-                [],
-                [],
-                ls="",
-                marker="|" if is_line else "o",
-                ms=9 if is_line else 6,
-                mew=2,
-                color=colour(name),
-                label=label,
-            )
-        )
-    if ceiling:
-        for marker, label in (("D", "ceiling"), ("d", "replicate")):
-            handles.append(
-                Line2D([], [], ls="", marker=marker, mfc="none", ms=5.5, color=colour("ceiling"), label=label)
-            )
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(handles), frameon=False,
+        marker, size = ("o", 6) if name == PREDICTION else ("|", 9)
+        handles.append(Line2D([], [], ls="", marker=marker, ms=size, mew=2, color=colour(name), label=name))
+    for marker, label in (("D", "ceiling"), ("d", "replicate")) if ceiling else ():
+        handles.append(Line2D([], [], ls="", marker=marker, mfc="none", ms=5.5, color=colour("ceiling"), label=label))
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=len(handles), frameon=False,
                 fontsize=7.5, labelcolor=colour("ink"), handletextpad=0.2, columnspacing=1.2)  # fmt: skip
 
 

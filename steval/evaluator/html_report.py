@@ -104,8 +104,8 @@ def _figures(report: Report, cell_type: str | None, position: int) -> dict[str, 
     drawn = {
         "members": (
             draw_members(report, cell_type),
-            "Members of the score between the mean baseline (0) and the best possible value (1), unclipped. Bars: 95 % "
-            "bootstrap interval over perturbations.",
+            "Members of the score between the mean baseline (0) and the best possible value (1), unclipped. Bars: 95\u00a0% "
+            "bootstrap interval over perturbations. Ticks: the baselines.",
         ),
         "distributions": (
             draw_distributions(report, cell_type),

@@ -10,7 +10,7 @@ members show what clipping hides. A metric without a best value (counts of signi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -66,8 +66,8 @@ def metric_means(results: pl.DataFrame, metrics: Sequence[str]) -> dict[str, flo
     """Mean of each metric over perturbations as cell-eval takes it: nulls are left out, NaN makes the mean NaN."""
     means: dict[str, float | None] = {}
     for metric in metrics:
-        mean = results[metric].mean() if metric in results.columns else None
-        means[metric] = None if mean is None else float(mean)  # type: ignore[arg-type]
+        mean: Any = results[metric].mean() if metric in results.columns else None
+        means[metric] = None if mean is None else float(mean)
     return means
 
 

@@ -30,7 +30,6 @@ WATERMARK = ("watermark.txt", b"vcc-prep")
 OUTPUT_PERTURBATION = "target_gene"
 OUTPUT_CELL_TYPE = "celltype"
 MOST_CELLS = 200_000
-COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _median_lognorm(counts: sp.csr_matrix) -> sp.csr_matrix:
     return lognorm(counts, float(np.median(totals[totals > 0]))).astype(counts.dtype)
 
 
-def _labels(values: "pd.Series[str]") -> pd.Categorical:
+def _labels(values: pd.Series) -> pd.Categorical:
     return pd.Categorical(values.astype(str))
 
 
@@ -148,7 +147,7 @@ def _minimal(matrix: sp.csr_matrix, obs: dict[str, pd.Categorical], genes: list[
     import anndata as ad
 
     index = np.arange(matrix.shape[0]).astype(str)
-    return ad.AnnData(X=matrix, obs=pd.DataFrame(obs, index=index), var=pd.DataFrame(index=genes))
+    return ad.AnnData(X=matrix, obs=pd.DataFrame(obs, index=index), var=pd.DataFrame(index=pd.Index(genes)))
 
 
 def _write_archive(minimal: "ad.AnnData", out: Path) -> int:
@@ -162,7 +161,7 @@ def _write_archive(minimal: "ad.AnnData", out: Path) -> int:
             with plain.open("rb") as source, packed.open("wb") as target:
                 zstandard.ZstdCompressor(threads=-1).copy_stream(source, target, size=plain.stat().st_size)
             plain.unlink()
-            with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT, copybufsize=COPY_BYTES) as tar:
+            with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
                 with packed.open("rb") as handle:
                     tar.addfile(_member(MEMBER, packed.stat().st_size), handle)
                 tar.addfile(_member(WATERMARK[0], len(WATERMARK[1])), io.BytesIO(WATERMARK[1]))
