@@ -44,6 +44,10 @@ class NetworkSettings(Settings):
     """Backbone blocks."""
     num_heads: PositiveInt = 4
     """Attention heads."""
+    num_key_value_heads: PositiveInt | None = None
+    """Key and value heads, a divisor of `num_heads`; none: as many."""
+    head_dim: PositiveInt | None = None
+    """Head size; none: `hidden_dim` shared out over the heads."""
     intermediate_dim: PositiveInt | None = None
     """Inner size of a block's MLP; none: four times `hidden_dim`."""
     num_encoder_layers: PositiveInt = 2

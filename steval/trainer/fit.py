@@ -22,6 +22,7 @@ from steval.trainer.objective import Objective
 from steval.trainer.optimiser import ParameterSet, build_optimiser, current_rates, set_rates
 from steval.trainer.phases import PhaseSettings
 from steval.trainer.progress import Progress
+from steval.trainer.seeds import default_generator, mixed_seed
 from steval.trainer.state import STATE_FORMAT, TrainerState
 from steval.trainer.stopping import StopSignal
 from steval.trainer.validation import Validator
@@ -165,18 +166,17 @@ class PhaseFit(L.LightningModule):
         if not self._has_dropout:
             yield
             return
-        progress = self.stage.progress
-        words = (
-            self.stage.config.seed,
-            _DROPOUT,
-            progress.step,
-            batch_idx % self.stage.config.sets.accumulation,
-            self.stage.rank,
+        config, step = self.stage.config, self.stage.progress.step
+        # torch.manual_seed would also format a stack trace for each absent backend, milliseconds a step
+        generator = default_generator(self.device)
+        before = generator.get_state()
+        generator.manual_seed(
+            mixed_seed(config.seed, _DROPOUT, step, batch_idx % config.sets.accumulation, self.stage.rank)
         )
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(_mixed(words))
+        try:
             yield
+        finally:
+            generator.set_state(before)
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -284,14 +284,3 @@ class PhaseFit(L.LightningModule):
 
 def _zero_if_none(parameter: Tensor) -> Tensor:
     return parameter.new_zeros(()) if parameter.grad is None else parameter.grad
-
-
-def _mixed(words: tuple[int, ...]) -> int:
-    """One 63-bit seed from several numbers (splitmix64 over them)."""
-    state = 0
-    for word in words:
-        state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state & 0x7FFFFFFFFFFFFFFF

@@ -35,6 +35,8 @@ def describe_network(model: ModelConfig, settings: NetworkSettings) -> NetworkSe
             **same,
             "num_layers": backbone.num_layers,
             "num_heads": backbone.num_heads,
+            "num_key_value_heads": backbone.num_key_value_heads if isinstance(backbone, LlamaConfig) else None,
+            "head_dim": backbone.head_dim if isinstance(backbone, LlamaConfig) else None,
             "intermediate_dim": backbone.intermediate_size,
             "gene_decoder": model.gene_decoder.hidden_dims if model.gene_decoder else None,
         }
@@ -54,8 +56,8 @@ def _fresh(settings: NetworkSettings) -> dict[str, Any]:
         intermediate_size=settings.intermediate_dim or 4 * settings.hidden_dim,
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
-        num_key_value_heads=settings.num_heads,
-        head_dim=max(settings.hidden_dim // settings.num_heads, 1),
+        num_key_value_heads=settings.num_key_value_heads or settings.num_heads,
+        head_dim=settings.head_dim or max(settings.hidden_dim // settings.num_heads, 1),
     )
     return {**shared, "backbone": backbone.as_dict(), "gene_decoder": None, "input_key": None, "input_dim": None}
 
@@ -66,6 +68,8 @@ def _backbone_changes(named: dict[str, Any]) -> dict[str, Any]:
         "hidden_dim": "hidden_size",
         "num_layers": "num_layers",
         "num_heads": "num_heads",
+        "num_key_value_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
         "intermediate_dim": "intermediate_size",
     }
     return {place: named[name] for name, place in places.items() if named.get(name) is not None}

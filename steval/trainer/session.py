@@ -30,6 +30,7 @@ from steval.trainer.network_plan import describe_network, plan_network
 from steval.trainer.notices import Notice, Report
 from steval.trainer.objective import Objective, idle_parameters
 from steval.trainer.optimiser import freeze, parameter_sets
+from steval.trainer.precision import keep_norms_in_float32
 from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
 from steval.trainer.progress import Progress
 from steval.trainer.rundir import RunDirectory
@@ -143,6 +144,8 @@ class Session:
         self.weights = {}
         if self.config.compute.activation_checkpointing:
             checkpoint_activations(network)
+        if self.config.compute.precision == "bf16-mixed":
+            keep_norms_in_float32(network)
         first = self.progress.phase
         if self.state is not None and self.progress.phase_step == self.config.phases[first].steps:
             first, self.state = first + 1, None

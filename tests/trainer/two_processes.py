@@ -1,4 +1,4 @@
-"""One of several processes under `torch.distributed.run`; arguments: configuration, run directory. Run by test_several_processes.py."""
+"""One of several processes under `torch.distributed.run` for test_several_processes.py; arguments: configuration, run directory."""
 
 import sys
 from pathlib import Path
