@@ -51,7 +51,7 @@ class LabelledFile:
     """Contexts of the split (`cell_type_key`)."""
 
 
-def expand_files(patterns: Sequence[str], split: Split, base_dir: Path | None = None) -> tuple[list[Path], Split]:
+def expand_files(patterns: Sequence[str], split: Split) -> tuple[list[Path], Split]:
     """Files of `patterns`, or of the TOML split where there are none; a TOML split comes back with the data set of each file.
 
     Order: as given, each glob sorted; a file that is named twice is read once. A pattern without a file is a `DataError`.
@@ -59,9 +59,7 @@ def expand_files(patterns: Sequence[str], split: Split, base_dir: Path | None = 
     paths: dict[Path, None] = {}
     problems = []
     for pattern in patterns:
-        place = Path(pattern).expanduser()
-        place = place if place.is_absolute() else (base_dir or Path()) / place
-        found = sorted(glob.glob(str(place), recursive=True))  # noqa: PTH207  absolute patterns
+        found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  absolute patterns
         if not found:
             problems.append(f"no file matches {pattern}")
         paths.update(dict.fromkeys(require_file(Path(name), "data file") for name in found))

@@ -1,6 +1,5 @@
 """Cells for training: one or many h5ad files behind one index, coded, split and gathered as dense expression."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,32 +7,27 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from pydantic import NonNegativeFloat, PositiveFloat
 
-from steval.data.cellset_files import LabelledFile, expand_files, matrix_paths, read_labelled
+from steval.data.cell_assembly import (
+    assign_files,
+    build_features,
+    build_input_store,
+    build_row_store,
+    common_target_sum,
+    merged_codes,
+    require_same_columns,
+)
+from steval.data.cellset_files import expand_files, matrix_paths, read_labelled
 from steval.data.columns import ColumnOptions, Columns
-from steval.data.features import feature_rows, one_hot, read_features
-from steval.data.genes import FillMissing, align, require_unique
-from steval.data.obs_codes import CodedColumn
+from steval.data.genes import FillMissing, require_unique
 from steval.data.obsm_store import ObsmStore
 from steval.data.reference import DataReference, FileReference, Part
-from steval.data.row_store import RowStore, SourceFile
+from steval.data.row_store import RowStore
 from steval.data.scale import Scale
 from steval.data.split_audit import SplitAudit, audit_split
-from steval.data.splits import (
-    PARTS,
-    SHARED_CONTROL,
-    CellLabels,
-    Split,
-    TomlSplit,
-    assign_labels,
-    require_known,
-    require_parts,
-    with_table,
-)
-from steval.errors import ConfigError, DataError
+from steval.data.splits import PARTS, SHARED_CONTROL, Split, with_table
 from steval.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 
 class CellsSettings(Settings):
@@ -47,13 +41,13 @@ class CellsSettings(Settings):
     """`obsm` key of the basal input; none: expression. `X_hvg` is built from X by `input_genes`."""
     scale: Scale | None = None
     """Scale of X in every file; none: as declared in the file, else measured."""
-    target_sum: float | None = None
+    target_sum: PositiveFloat | None = None
     """Total per cell before log1p; needed where a file holds counts."""
     fill_missing: FillMissing = "error"
     """What to do where a file lacks genes of the contract."""
     features: str | None = None
     """File with a vector per perturbation (`.npz`, `.parquet`, `.csv`); none: one-hot."""
-    memory_gb: float = 2.0
+    memory_gb: NonNegativeFloat = 2.0
     """Data up to this size is kept in memory; larger data is read from disk."""
     cache_dir: str | None = None
     """Directory for plain copies by rows of files that are too large for memory and compressed or in CSC layout."""
@@ -116,39 +110,40 @@ class TrainingCells:
         input_genes: Sequence[str] | None = None,
         perturbation_features: Mapping[str, Any] | None = None,
         vocabulary: Vocabulary | None = None,
-        base_dir: Path | None = None,
     ) -> Self:
-        """Open, check and audit all files. Data within `memory_gb` is loaded; of larger data only labels and a sample of X are.
+        """Open, check and audit all files; data within `memory_gb` is loaded, of larger data the labels are.
 
         `genes` is the contract (default: the genes of the first file), `input_genes` that of an `X_hvg` input.
-        `perturbation_features` (name → vector) takes the place of `settings.features`. Relative paths are taken from
-        `base_dir`, default the working directory. Raises `DataError` or `ConfigError`.
+        `perturbation_features` (name → vector) takes the place of `settings.features`. Raises `DataError` or
+        `ConfigError`.
         """
         vocabulary = vocabulary or Vocabulary()
         split = with_table(split)
-        paths, split = expand_files(settings.files, split, base_dir)
+        paths, split = expand_files(settings.files, split)
         budget = int(settings.memory_gb * 2**30)
-        cache_dir = None if settings.cache_dir is None else (base_dir or Path()) / settings.cache_dir
+        cache_dir = None if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
         matrices, found = matrix_paths(paths, budget, cache_dir)
         files = [read_labelled(p, settings, split.cell_type_key, m) for p, m in zip(paths, matrices, strict=True)]
-        _require_same_columns(files)
-        target_sum, sums = _target_sums(files, settings.target_sum)
+        require_same_columns(files)
+        target_sum, sums = common_target_sum(files, settings.target_sum)
         contract = tuple(genes) if genes is not None else tuple(files[0].genes)
         require_unique(contract, "the gene contract")
-        store, notes = _row_store(files, sums, contract, settings.fill_missing, budget)
-        input_store, input_contract = _input_store(files, sums, contract, input_genes, settings, budget)
-        perturbations, perturbation_codes = _merged([f.perturbation for f in files], vocabulary.perturbations)
-        cell_types, cell_type_codes = _merged([f.cell_type for f in files], vocabulary.cell_types)
-        batches, batch_codes = _merged([f.batch for f in files], vocabulary.batches)
+        store, notes = build_row_store(files, sums, contract, settings.fill_missing, budget)
+        input_store, input_contract = build_input_store(
+            files, sums, contract, input_genes, settings.input_key, settings.fill_missing, budget
+        )
+        perturbations, perturbation_codes = merged_codes([f.perturbation for f in files], vocabulary.perturbations)
+        cell_types, cell_type_codes = merged_codes([f.cell_type for f in files], vocabulary.cell_types)
+        batches, batch_codes = merged_codes([f.batch for f in files], vocabulary.batches)
         columns = files[0].columns
-        parts, perturbed = _parts(files, split), perturbation_codes != perturbations.index(columns.control)
+        parts, perturbed = assign_files(files, split), perturbation_codes != perturbations.index(columns.control)
         audit = audit_split(paths, parts, perturbed, (perturbation_codes, cell_type_codes, batch_codes), store)
         return cls(
             paths=tuple(paths), columns=columns, genes=contract, input_genes=input_contract, input_key=settings.input_key,
             target_sum=target_sum, split=split, perturbations=perturbations, cell_types=cell_types, batches=batches,
             perturbation_codes=perturbation_codes, cell_type_codes=cell_type_codes, batch_codes=batch_codes,
             part_codes=parts,
-            features=_features(perturbations, columns.control, settings.features, perturbation_features),
+            features=build_features(perturbations, columns.control, settings.features, perturbation_features),
             audit=audit, store=store, input_store=input_store, notes=(*found, *notes),
         )  # fmt: skip
 
@@ -240,113 +235,3 @@ class TrainingCells:
             )
         rows["audit"] = self.audit.describe()
         return rows | {f"note {number}": note for number, note in enumerate(self.notes, start=1)}
-
-
-def _require_same_columns(files: Sequence[LabelledFile]) -> None:
-    columns = files[0].columns
-    different = [f"{file.path}: {file.columns.as_dict()}" for file in files if file.columns != columns]
-    if different:
-        raise DataError(
-            f"the files have different obs columns or control labels (first file: {columns.as_dict()}); make them alike, or "
-            "name the ones that all files have in columns",
-            different,
-        )
-    control = columns.control
-    if not any(control in file.perturbation.names for file in files):
-        raise DataError(f"no file holds control cells ({control!r} in column {files[0].columns.perturbation!r})")
-
-
-def _target_sums(files: Sequence[LabelledFile], wanted: float | None) -> tuple[float | None, list[float | None]]:
-    """The common total of all files, and for each file the total to lognorm to (none: it is lognorm already)."""
-    problems, known = [], {wanted} if wanted else set()
-    for file in files:
-        if file.scale.scale == "embedding":
-            problems.append(f"{file.path}: X is declared as an embedding; expression is needed")
-        elif file.scale.scale == "counts" and not wanted:
-            problems.append(
-                f"{file.path} holds counts: give target_sum (10000 is usual) to have them lognormed on the fly"
-            )
-        elif file.scale.scale == "lognorm" and file.scale.target_sum:
-            known.add(file.scale.target_sum)
-    if len(known) > 1:
-        problems.append(
-            f"different target_sum: {', '.join(f'{value:g}' for value in sorted(known))}; make the files alike with steval prepare"
-        )
-    if problems:
-        raise DataError("the scale of the training data is not settled", problems)
-    sums = [wanted if file.scale.scale == "counts" else None for file in files]
-    return (known.pop() if known else None), sums
-
-
-def _row_store(
-    files: Sequence[LabelledFile],
-    sums: Sequence[float | None],
-    contract: tuple[str, ...],
-    fill: FillMissing,
-    budget: int,
-) -> tuple[RowStore, list[str]]:
-    sources, notes = [], []
-    for file, target_sum in zip(files, sums, strict=True):
-        alignment = align(file.genes, contract, fill, str(file.path))
-        sources.append(SourceFile(file.matrix_path, file.num_cells, alignment, target_sum))
-        if not alignment.is_identity:
-            notes.append(
-                f"{file.path.name}: {alignment.num_extra} extra genes dropped, {len(alignment.missing)} missing genes zero"
-                + (", genes reordered by name" if alignment.reordered else "")
-            )
-        if target_sum:
-            notes.append(f"{file.path.name}: counts are lognormed to {target_sum:g} per cell as they are read")
-    return RowStore(sources, budget), notes
-
-
-def _input_store(
-    files: Sequence[LabelledFile], sums: Sequence[float | None], contract: tuple[str, ...],
-    input_genes: Sequence[str] | None, settings: CellsSettings, budget: int,
-) -> tuple["RowStore | ObsmStore | None", tuple[str, ...] | None]:  # fmt: skip
-    if settings.input_key is None:
-        return None, contract
-    if settings.input_key == "X_hvg":
-        if input_genes is None:
-            raise ConfigError("an X_hvg input needs the names of its genes (an obsm matrix has none): give input_genes")
-        if tuple(input_genes) == contract:
-            return None, contract
-        require_unique(input_genes, "the input's gene contract")
-        return _row_store(files, sums, tuple(input_genes), settings.fill_missing, budget)[0], tuple(input_genes)
-    return ObsmStore(
-        [file.path for file in files], [file.num_cells for file in files], settings.input_key, budget
-    ), None
-
-
-def _merged(columns: Sequence[CodedColumn], first: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    names = {name for column in columns for name in column.names}
-    merged = (*first, *sorted(names - set(first)))
-    return merged, np.concatenate([column.recoded(merged) for column in columns])
-
-
-def _parts(files: Sequence[LabelledFile], split: Split) -> np.ndarray:
-    datasets = split.file_datasets if isinstance(split, TomlSplit) else (None,) * len(files)
-    labelled = [
-        (
-            dataset,
-            CellLabels(
-                file.perturbation.names,
-                file.perturbation.codes,
-                file.context.names,
-                file.context.codes,
-                file.columns.control,
-            ),
-        )
-        for file, dataset in zip(files, datasets, strict=True)
-    ]
-    require_known(split, labelled)
-    codes = np.concatenate([assign_labels(labels, split, dataset) for dataset, labels in labelled])
-    require_parts(codes, split)
-    return codes
-
-
-def _features(names: Sequence[str], control: str, path: str | None, vectors: Mapping[str, Any] | None) -> np.ndarray:
-    if vectors is not None:
-        return feature_rows(names, control, vectors)
-    if path is not None:
-        return feature_rows(names, control, read_features(Path(path)), str(path))
-    return one_hot(len(names))
