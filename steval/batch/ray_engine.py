@@ -36,7 +36,7 @@ class RayEngine:
 
         self._ray, self._running = ray, running
         workers = running.workers or max(1, num_cores() // running.threads)
-        quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         try:
             if running.address is not None:
                 ray.init(address=running.address, **quiet)
@@ -60,9 +60,8 @@ class RayEngine:
             )
         self._running_refs: dict[Any, Task] = {}
         environment = {variable: str(running.threads) for variable in THREAD_VARIABLES}
-        self._function = ray.remote(_perform).options(
-            max_retries=running.retries, runtime_env={"env_vars": environment}
-        )
+        self._function = ray.remote(_perform)
+        self._options = {"max_retries": running.retries, "runtime_env": {"env_vars": environment}}
 
     @property
     def capacity(self) -> int:
@@ -74,7 +73,9 @@ class RayEngine:
     def submit(self, task: Task) -> None:
         """Hand a task to Ray with its cores, memory and GPUs."""
         memory = int(min(task.memory, self._memory))
-        function = self._function.options(num_cpus=self._running.threads, num_gpus=task.gpus, memory=memory)
+        function = self._function.options(
+            num_cpus=self._running.threads, num_gpus=task.gpus, memory=memory, **self._options
+        )
         self._running_refs[function.remote(task)] = task
 
     def wait(self, seconds: float) -> list[Outcome]:

@@ -76,9 +76,7 @@ def write_checkpoint(path: Path, seed: int, cells: ad.AnnData, **changes) -> Pat
 
 def reference_to(path: Path) -> DataReference:
     """All cells of a file, as a checkpoint records them."""
-    return DataReference(
-        files=(FileReference.of(path),), columns=Columns(), scale="lognorm", target_sum=TARGET_SUM
-    )
+    return DataReference(files=(FileReference.of(path),), columns=Columns(), scale="lognorm", target_sum=TARGET_SUM)
 
 
 def write_case(directory: Path) -> Path:
@@ -89,8 +87,8 @@ def write_case(directory: Path) -> Path:
     for name, seed in (("a", 0), ("b", 1)):
         write_checkpoint(directory / "models" / f"{name}.safetensors", seed, real)
     half = np.arange(real.n_obs) % 2 == 0
-    real[half].write_h5ad(directory / "data" / "packaged.h5ad")
-    real[~half].write_h5ad(directory / "train.h5ad")
+    real[half].copy().write_h5ad(directory / "data" / "packaged.h5ad")
+    real[~half].copy().write_h5ad(directory / "train.h5ad")
     synthetic_cells().write_h5ad(directory / "data" / "synthetic.h5ad")
     return directory
 
