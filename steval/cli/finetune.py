@@ -92,10 +92,10 @@ def _configuration(config: str | None, arc_config: Path | None, overrides: tuple
     from steval.trainer.config import FinetuneConfig
     from steval.trainer.recipes import config_path
 
-    if (config is None) == (arc_config is None):
-        raise typer.BadParameter("give CONFIG (a YAML file or a recipe), or --from-arc-config, or --resume RUN")
-    if config is not None:
+    if config is not None and arc_config is None:
         return FinetuneConfig.load(config_path(config), overrides)
+    if arc_config is None or config is not None:
+        raise typer.BadParameter("give CONFIG (a YAML file or a recipe), or --from-arc-config, or --resume RUN")
     from steval.trainer.arc_config import translate
 
     translation = translate(arc_config)

@@ -3,12 +3,13 @@
 The recipes shipped with the package (`steval.trainer.recipes`) are files of this form.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from steval.data.cellsets import ControlMapping, Sampling
-from steval.data.splits import CellSplit, SplitSettings
+from steval.data.splits import CellSplit, SplitSettings, TomlSplit
 from steval.data.training_cells import CellsSettings
 from steval.model.config import Activation, Attention, Head, OutputSpace
 from steval.settings import Settings
@@ -177,6 +178,17 @@ class FinetuneConfig(Settings):
             raise ValueError(f"phases need names of their own; used twice: {', '.join(repeated)}")
         return self
 
+    def with_absolute_paths(self) -> "FinetuneConfig":
+        """The same with every path taken from the working directory, so that a run can be resumed from another."""
+        data = self.data
+        files = tuple(_absolute(pattern) for pattern in data.files)
+        singles = ("features", "gene_list", "input_gene_list", "evaluation_file", "cache_dir")
+        changed = {name: _absolute(value) for name in singles if (value := getattr(data, name)) is not None}
+        split = data.split
+        if isinstance(split, TomlSplit):
+            split = split.model_copy(update={"path": _absolute(split.path)})
+        return self.model_copy(update={"data": data.model_copy(update={**changed, "files": files, "split": split})})
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps over all phases."""
@@ -186,3 +198,7 @@ class FinetuneConfig(Settings):
     def best_is_lowest(self) -> bool:
         """Whether the selected metric is to be minimised."""
         return (self.checks.select_mode or "min") == "min"
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

@@ -165,9 +165,17 @@ def open_sinks(
     purge_step: int | None,
 ) -> list[Sink]:
     """The sinks asked for; metrics.csv is always the first. `purge_step`: the step that a resumed run continues from."""
-    sinks: list[Sink] = [CsvSink(directory.metrics_path)]
+    sinks: list[Sink] = []
     if "tensorboard" in loggers:
         sinks.append(TensorBoardSink(directory.events_dir, purge_step))
     if "wandb" in loggers:
         sinks.append(WandbSink(directory.path, project, settings))
-    return sinks
+    return [CsvSink(directory.metrics_path), *sinks]
+
+
+def require_loggers(loggers: Sequence[LoggerName]) -> None:
+    """Raise a `ConfigError` for a logger whose package is not installed."""
+    if "tensorboard" in loggers:
+        _require("torch.utils.tensorboard", "tensorboard")
+    if "wandb" in loggers:
+        _require("wandb", "wandb")

@@ -1,7 +1,10 @@
 """The representation guard: what the run is about to do, in one table, before its first step."""
 
+from collections.abc import Mapping
+
 import torch
 
+from steval.data.cellsets import CellSetSampler
 from steval.data.training_cells import TrainingCells
 from steval.errors import ConfigError
 from steval.model.config import ModelConfig
@@ -12,7 +15,6 @@ from steval.trainer.notices import Notice
 from steval.trainer.optimiser import ParameterSet
 from steval.trainer.phases import PhaseSettings
 from steval.trainer.sources import Base
-from steval.trainer.validation import Validator
 
 MISMATCH = (
     "the input is the embedding {key!r}, and the evaluator compares genes: the published rounds with embedding input "
@@ -45,7 +47,7 @@ def guard_representation(
 
 
 def preflight_notice(
-    config: FinetuneConfig, cells: TrainingCells, model: ModelConfig, validator: Validator, num_batches: int,
+    config: FinetuneConfig, cells: TrainingCells, model: ModelConfig, samplers: Mapping[str, CellSetSampler],
     base: Base | None, warnings: list[str],
 ) -> Notice:  # fmt: skip
     """The table of DESIGN's preflight."""
@@ -62,7 +64,7 @@ def preflight_notice(
         *((label, text) for label, text in cells.summary().items() if label != "input"),
         ("cells per set", f"{sets.size}"),
         ("sets per step", f"{sets.per_batch} × {sets.accumulation} accumulated, on each device"),
-        ("sets per epoch", f"{num_batches * sets.per_batch:,} train, {validator.num_sets:,} val (fixed)"),
+        ("sets per epoch", f"{samplers['train'].num_sets:,} train, {samplers['val'].num_sets:,} val (fixed)"),
         ("parameters", f"{total:,}"),
         ("attention", model.attention),
         ("memory estimate", f"{estimate_memory(config, model) / GIB:.1f} GiB on each device"),

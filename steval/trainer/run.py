@@ -11,9 +11,11 @@ from steval.errors import ConfigError, StevalError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.devices import is_first_process
 from steval.trainer.keeper import QuickEval, Warmup
+from steval.trainer.metrics import require_loggers
 from steval.trainer.notices import Report
+from steval.trainer.phase_bar import OnStep
 from steval.trainer.rundir import RunDirectory
-from steval.trainer.session import OnStep, Session
+from steval.trainer.session import Session
 from steval.trainer.stopping import StopSignal
 
 
@@ -65,6 +67,8 @@ def finetune(
         raise ConfigError(
             "checks.quick_eval_every is set, but this call brings no evaluation; use `steval finetune`, or set it to 0"
         )
+    require_loggers(config.loggers)
+    config = config.with_absolute_paths()
     leader = is_first_process()
     if leader and not resume:
         directory.require_startable(overwrite=overwrite)
@@ -94,7 +98,8 @@ def _recorded(
     recorded, record = FinetuneConfig.load(directory.config_path), directory.read_record()
     if init_from is not None:
         raise ConfigError("--resume continues with the run's own weights; leave --init-from out")
-    if config is not None and config.model_copy(update={"network": recorded.network}).digest() != recorded.digest():
+    given = config.with_absolute_paths() if config is not None else None
+    if given is not None and given.model_copy(update={"network": recorded.network}).digest() != recorded.digest():
         raise ConfigError(
             f"the configuration differs from the one that {directory.path} was started with; resume without a configuration, "
             "or start another run with --init-from"

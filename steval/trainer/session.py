@@ -1,7 +1,6 @@
 """A run while it goes: everything opened and checked, then fitted phase by phase; all writing goes through its keeper."""
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from steval.checkpoints.store import load_checkpoint
 from steval.data.cellsets import CellSetSampler
 from steval.data.reference import Part
 from steval.data.training_cells import TrainingCells
-from steval.errors import ConfigError
-from steval.logs import progress_bar
+from steval.errors import ConfigError, DataError
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.checkpointing import checkpoint_activations
@@ -30,6 +28,7 @@ from steval.trainer.network_plan import describe_network, plan_network
 from steval.trainer.notices import Notice, Report
 from steval.trainer.objective import Objective, idle_parameters
 from steval.trainer.optimiser import freeze, parameter_sets
+from steval.trainer.phase_bar import OnStep, PhaseBar
 from steval.trainer.precision import keep_norms_in_float32
 from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
 from steval.trainer.progress import Progress
@@ -42,9 +41,6 @@ from steval.trainer.versions import package_versions
 
 logger = logging.getLogger(__name__)
 
-OnStep = Callable[[Progress], None]
-"""Told after each optimiser step."""
-
 
 @dataclass
 class Session:
@@ -54,6 +50,8 @@ class Session:
     directory: RunDirectory
     base: Base | None
     cells: TrainingCells
+    samplers: dict[str, CellSetSampler]
+    """`train` (for one process) and `val`."""
     model: ModelConfig
     weights: dict[str, Tensor]
     progress: Progress
@@ -62,6 +60,8 @@ class Session:
     report: Report
     record: dict[str, Any]
     keeper: Keeper | None = None
+    waited: float = 0.0
+    """Seconds that steps waited for their batch, in this process and attempt."""
 
     @classmethod
     def open(
@@ -75,15 +75,15 @@ class Session:
         model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
         found = guard_representation(cells, model, base, allow_mismatch=allow_mismatch)
         config = config.model_copy(update={"network": describe_network(model, config.network)})
-        validator = Validator(BatchMaker(_sampler(cells, config, "val"), torch.from_numpy(cells.features)), 0, 1)
-        num_batches = _sampler(cells, config, "train").num_batches()
-        preflight = preflight_notice(config, cells, model, validator, num_batches, base, found)
+        samplers = {part: _sampler(cells, config, part) for part in ("train", "val")}
+        preflight = preflight_notice(config, cells, model, samplers, base, found)
         tell(preflight)
         record: dict[str, Any] = {
             "config_digest": config.digest(),
             "init_from": str(Path(init_from).resolve()) if init_from else None,
             "allow_mismatch": allow_mismatch,
             "model": model.as_dict(),
+            "data": [],
             "preflight": {str(label): str(text) for label, text in preflight.rows},
             "warnings": list(preflight.warnings),
             "versions": package_versions(),
@@ -91,20 +91,22 @@ class Session:
         state = load_state(directory.state_path) if resume and directory.state_path.exists() else None
         if state is not None:
             _require_same_run(state, config, directory)
-            return cls(
-                config, directory, base, cells, model, state["weights"], Progress.restore(state), state, tell, record
-            )
+            progress = Progress.restore(state)
+            return cls(config, directory, base, cells, samplers, model, state["weights"], progress, state, tell, record)
         weights, transplant = initial_weights(model, cells, base, config.seed)
         if transplant is not None:
             first, *rest = transplant.lines()
             tell(Notice(f"Transplant: {first}", ("tensor",), tuple((line,) for line in rest)))
             record["transplant"] = transplant.as_dict()
-        return cls(config, directory, base, cells, model, weights, Progress(), None, tell, record)
+        return cls(config, directory, base, cells, samplers, model, weights, Progress(), None, tell, record)
 
     def start(self, leader: bool, warmup: Warmup | None) -> None:
         """Write the directory's first files, or cut its metrics back to the state that is taken up."""
         if not leader:
             return
+        self.record["data"] = [reference.as_dict() for reference in self.cells.file_references]
+        if self.state is not None:
+            self._require_same_data()
         self.directory.create()
         self.directory.write_config(self.config.to_yaml())
         self.directory.update_record(
@@ -136,6 +138,16 @@ class Session:
             ),
             warmup=warmup,
         )
+
+    def _require_same_data(self) -> None:
+        recorded = {item["path"]: item["sha256"] for item in self.directory.read_record().get("data", [])}
+        changed = [item["path"] for item in self.record["data"] if recorded.get(item["path"]) != item["sha256"]]
+        if changed:
+            raise DataError(
+                f"data of {self.directory.path} has changed since the run was started; a resumed run must see the same cells. "
+                "Restore the files, or start another run with --init-from the best checkpoint",
+                changed,
+            )
 
     def fit_phases(self, device: str, stop: StopSignal, quick_eval: QuickEval | None, on_step: OnStep | None) -> bool:
         """Run the phases that remain; whether all were finished."""
@@ -171,6 +183,7 @@ class Session:
                 "best": self.progress.best,
                 "phase_records": self.progress.phases,
                 "training_seconds": round(self.progress.seconds, 3),
+                "waiting_seconds": round(self.waited, 3),
             }
         )
 
@@ -208,7 +221,7 @@ class Session:
         stage = Stage(
             config=config,
             network=network,
-            validator=Validator(BatchMaker(_sampler(self.cells, config, "val"), features), rank, world),
+            validator=Validator(BatchMaker(self.samplers["val"], features), rank, world),
             progress=self.progress,
             keeper=self.keeper,
             stop=stop,
@@ -216,12 +229,13 @@ class Session:
             quick_eval=quick_eval,
             on_step=on_step,
         )
-        bar = _Bar(phase.name, phase.steps, self.progress.phase_step, on_step) if self.keeper is not None else None
+        bar = PhaseBar(phase.name, phase.steps, self.progress.phase_step, on_step) if self.keeper is not None else None
         if bar is not None:
             stage.on_step, stage.on_row = bar.step, bar.row
         objective = Objective(config.loss, self.model, phase.decoder_weight)
         fit = PhaseFit(stage, phase, sets, objective, self.state)
-        maker = BatchMaker(_sampler(self.cells, config, "train", world), features, (rank, world))
+        sampler = self.samplers["train"] if world == 1 else _sampler(self.cells, config, "train", world)
+        maker = BatchMaker(sampler, features, (rank, world))
         start = self.progress.step * config.sets.accumulation
         positions = range(start, start + remaining * config.sets.accumulation)
         feed = open_feed(maker, positions, config.compute.workers, pin=trainer.strategy.root_device.type == "cuda")
@@ -233,39 +247,14 @@ class Session:
         network.to("cpu")
         if dist.is_available() and dist.is_initialized():
             dist.barrier()
-        logger.debug("phase %s: %.1f s waiting for batches", phase.name, feed.waited)
-
-
-class _Bar:
-    """A phase's progress on stderr, with the latest losses."""
-
-    def __init__(self, name: str, steps: int, done: int, on_step: OnStep | None):
-        self._bar = progress_bar(steps, name, "step")
-        self._bar.update(done)
-        self._on_step = on_step
-
-    def step(self, progress: Progress) -> None:
-        """After each optimiser step."""
-        self._bar.update(1)
-        if self._on_step is not None:
-            self._on_step(progress)
-
-    def row(self, progress: Progress, values: Mapping[str, float]) -> None:
-        """After each row of metrics."""
-        shown = {name: values[name] for name in ("train/total", "val/gene", "val/embedding") if name in values}
-        best = {"best": progress.best["value"]} if progress.best else {}
-        self._bar.set_postfix({**shown, **best}, refresh=False)
-
-    def close(self) -> None:
-        """Leave the bar where it is."""
-        self._bar.close()
+        self.waited += feed.waited
 
 
 def _require_same_run(state: TrainerState, config: FinetuneConfig, directory: RunDirectory) -> None:
     if state["config_digest"] != config.digest():
         raise ConfigError(
-            f"{directory.config_path} or the data have changed since {directory.state_path.name} was written; a resumed run "
-            "must be the same run. Restore them, or start another run with --init-from the best checkpoint"
+            f"{directory.config_path} has changed since {directory.state_path.name} was written; a resumed run must be the "
+            "same run. Restore it, or start another run with --init-from the best checkpoint"
         )
 
 

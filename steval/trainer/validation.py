@@ -18,11 +18,6 @@ class Validator:
         self._maker = maker
         self._batches = range(rank, maker.sampler.num_batches(), world_size)
 
-    @property
-    def num_sets(self) -> int:
-        """Sets of one validation, over all processes."""
-        return self._maker.sampler.num_sets
-
     @torch.no_grad()
     def __call__(
         self, network: StateTransition, objective: Objective, device: torch.device, autocast_dtype: torch.dtype | None

@@ -12,7 +12,7 @@ import torch
 from tiny_runs import assert_same_run, run, tiny_config
 
 from steval.checkpoints.store import load_checkpoint
-from steval.errors import CheckpointError, ConfigError
+from steval.errors import CheckpointError, ConfigError, DataError
 from steval.trainer.progress import Progress
 from steval.trainer.state import STATE_FORMAT, load_state
 
@@ -133,3 +133,18 @@ def test_a_state_that_is_a_program_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="no trainer state of this steval"):
         load_state(tmp_path / "last.ckpt")
+
+
+def test_changed_data_is_not_resumed_on(screen_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data.h5ad"
+    data.write_bytes(screen_path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    run(tiny_config(Path("data.h5ad")), tmp_path / "run", on_step=stop_at(3))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with data.open("ab") as handle:
+        handle.write(b"\0")
+    with pytest.raises(DataError, match=r"has changed since the run was started[\s\S]*data\.h5ad"):
+        run(None, tmp_path / "run", resume=True)
+    data.write_bytes(screen_path.read_bytes())
+    assert run(None, tmp_path / "run", resume=True).finished
