@@ -83,7 +83,9 @@ class PredictionService:
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
-        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="steval-answer")
+        self._threads = ThreadPoolExecutor(
+            max_workers=runtime.settings.max_requests, thread_name_prefix="steval-answer"
+        )
 
     def close(self) -> None:
         """End the threads when they have finished."""

@@ -88,7 +88,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def wait_until_ready(url: str, seconds: float = 60.0) -> None:
+def wait_until_ready(url: str, seconds: float = 120.0) -> None:
     """Wait for `/readyz`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import load_checkpoint
 from steval.cli.app import app
-from steval.service.client import ServiceClient
+from steval.service.client import ServiceClient, _whole_table
 from steval.service.keys import add_key
 
 ROOT = Path(__file__).parents[2]
@@ -208,3 +208,55 @@ def test_bentoml_serve_without_a_checkpoint_says_how_to_give_one():
     )  # fmt: skip
     assert done.returncode != 0
     assert "STEVAL_CHECKPOINT" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_overload_is_refused_with_retry_after_and_loses_nothing(tiny_checkpoint):
+    limits = {"STEVAL_MAX_QUEUED_CELLS": "600", "STEVAL_MAX_REQUESTS": "12"}
+    body = {"perturbations": ["STAT1"], "cells": 200, "output": "cells"}
+    answers: list[httpx.Response] = []
+
+    def ask(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for _ in range(6):
+                answers.append(
+                    client.post("/predict", json=body, headers={"accept": "application/vnd.apache.arrow.stream"})
+                )
+
+    with served_process(str(tiny_checkpoint), **limits) as (url, _):
+        wait_until_ready(url)
+        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert httpx.post(url + "/predict", json=REQUEST).status_code == 200
+    assert len(answers) == 24 * 6
+    statuses = {answer.status_code for answer in answers}
+    assert 200 in statuses
+    assert statuses & {429, 503}
+    assert statuses <= {200, 429, 503}
+    for answer in answers:
+        if answer.status_code == 200:
+            assert len(_whole_table(answer.content)) == 200
+        else:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"]["code"] in ("busy", "too_many_requests")
+
+
+@pytest.mark.slow
+def test_an_allowed_origin_may_call_from_a_browser_and_others_may_not(tiny_checkpoint, service_dir):
+    controls = str(service_dir / "data" / "cells.h5ad")
+    arguments = ("--cors-origin", "https://lab.example", "--controls", controls)
+    with served_process(str(tiny_checkpoint), *arguments) as (url, _):
+        wait_until_ready(url)
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+        allowed = httpx.options(url + "/predict", headers={"origin": "https://lab.example", **asked})
+        assert allowed.headers["access-control-allow-origin"] == "https://lab.example"
+        answer = httpx.post(url + "/predict", json=REQUEST, headers={"origin": "https://lab.example"})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://lab.example"
+        assert answer.json()["controls"][0]["num_cells"] == 100
+        other = httpx.options(url + "/predict", headers={"origin": "https://evil.example", **asked})
+        assert "access-control-allow-origin" not in other.headers
+        assert httpx.post(url + "/predict", json=REQUEST, headers={"origin": "https://evil.example"}).status_code == 403

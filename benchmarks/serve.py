@@ -1,0 +1,242 @@
+"""Requests per second and latency of the service at 1, 8 and 32 clients, beside in-process prediction of the same sets.
+
+    python benchmarks/serve.py [--seconds 20] [--genes 18080] [--hidden 672] [--cells 64] [--soak SECONDS]
+
+A random network (state_sm's shape: 159 M parameters at 18,080 genes) is written, served by `steval serve` on 127.0.0.1 and
+asked for one perturbation a request, as a JSON mean profile. In-process numbers come from `mean_profiles` in this process with
+the same threads, batch size and seeds: many perturbations at once for throughput, one at a time for latency; the service and
+this process take turns. `--soak` asks for everything the service makes, errors too, and prints its memory over time.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from steval.checkpoints.manifest import Manifest, PerturbationEntry
+from steval.checkpoints.store import ControlSet, load_checkpoint, save_checkpoint
+from steval.data.columns import Columns
+from steval.model.config import ModelConfig
+from steval.model.network import StateTransition
+from steval.predictor.controls import checkpoint_controls
+from steval.predictor.engine import Predictor
+from steval.predictor.profiles import mean_profiles
+from steval.predictor.requests import request_names
+from steval.service.encoding import ARROW, H5AD, JSON
+
+NUM_PERTURBATIONS = 200
+NUM_CONTROLS = 512
+BATCH_CELLS = 512
+CLIENTS = (1, 8, 32)
+ROUNDS = 3
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "random.safetensors"
+        _write(path, options)
+        service = _Service(path)
+        try:
+            if options.soak:
+                asyncio.run(_soak(service, options))
+            else:
+                _compare(service, path, options)
+        finally:
+            service.stop()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each number of clients")
+    parser.add_argument("--genes", type=int, default=18_080)
+    parser.add_argument("--hidden", type=int, default=672)
+    parser.add_argument("--cells", type=int, default=64)
+    parser.add_argument("--soak", type=float, default=0.0)
+    return parser.parse_args()
+
+
+def _write(path: Path, options: argparse.Namespace) -> None:
+    hidden, genes = options.hidden, options.genes
+    backbone = {"kind": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_layers": 4}
+    backbone |= {"num_heads": 8, "num_key_value_heads": 8, "head_dim": hidden // 8}
+    sizes = {"input_dim": genes, "output_dim": genes, "pert_dim": NUM_PERTURBATIONS + 1, "hidden_dim": hidden}
+    config = ModelConfig.parse({**sizes, "backbone": backbone, "cell_set_size": 64})
+    network = StateTransition(config)
+    network.reset(torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    names = tuple(f"GENE{number}" for number in range(genes))
+    cells = sp.random_array((NUM_CONTROLS, genes), density=0.2, rng=rng, dtype=np.float32, format="csr")
+    entries = [*(f"P{number}" for number in range(NUM_PERTURBATIONS)), "non-targeting"]
+    manifest = Manifest(
+        made_by="benchmarks/serve.py", model=config, input_genes=names, output_genes=names, scale="lognorm", target_sum=1e4,
+        perturbations=tuple(PerturbationEntry(name=name) for name in entries), columns=Columns(), cell_types=("A",), batches=("b",),
+    )  # fmt: skip
+    labels = np.array(["A"] * NUM_CONTROLS), np.array(["b"] * NUM_CONTROLS)
+    controls = ControlSet(sp.csr_matrix(cells), *labels)
+    save_checkpoint(
+        path,
+        manifest=manifest,
+        weights=network.state_dict(),
+        features=torch.eye(NUM_PERTURBATIONS + 1),
+        controls=controls,
+    )
+
+
+class _Service:
+    """`steval serve` as a process."""
+
+    def __init__(self, checkpoint: Path):
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            self.port = one.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "STEVAL_BATCH_CELLS": str(BATCH_CELLS)}
+        command = [sys.executable, "-m", "steval", "serve", str(checkpoint), "--port", str(self.port)]
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._wait()
+
+    def _wait(self) -> None:
+        for _ in range(600):
+            try:
+                if httpx.get(self.url + "/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise SystemExit("the service did not become ready")
+
+    def memory(self) -> float:
+        """Resident memory of the worker in MB."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        status = Path(f"/proc/{children[0]}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(120)
+
+
+def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None:
+    checkpoint = load_checkpoint(path)
+    predictor = Predictor(checkpoint, device="cpu", batch_cells=BATCH_CELLS)
+    pool = checkpoint_controls(checkpoint)
+    encoded = predictor.encode(pool)
+
+    def predict(count: int, seed: int) -> float:
+        started = time.perf_counter()
+        names = [f"P{number}" for number in range(count)]
+        for _ in mean_profiles(predictor, request_names(names, options.cells, seed=seed), encoded):
+            pass
+        return time.perf_counter() - started
+
+    predict(8, 0)
+    asyncio.run(_load(service.url, 8, 2.0, options.cells))
+    single, many, served = [], [], {clients: [] for clients in CLIENTS}
+    for repeat in range(ROUNDS):
+        single += [predict(1, seed) for seed in range(15)]
+        many += [32 / predict(32, seed) for seed in range(repeat, repeat + 3)]
+        for clients in CLIENTS:
+            served[clients].append(asyncio.run(_load(service.url, clients, options.seconds / ROUNDS, options.cells)))
+    reference = statistics.median(many)
+    print(
+        f"{options.genes} genes, {options.cells} cells a request, {torch.get_num_threads()} threads, {ROUNDS} rounds in turns"
+    )
+    print(f"in process, one request at a time   p50 {1e3 * statistics.median(single):8.1f} ms")
+    print(f"in process, 32 at once              {reference:8.2f} requests/s ({min(many):.2f} to {max(many):.2f})")
+    for clients, rounds in served.items():
+        rates = [rate for rate, _ in rounds]
+        times = sorted(seconds for _, every in rounds for seconds in every)
+        p50, p99 = (1e3 * times[min(len(times) - 1, int(share * len(times)))] for share in (0.5, 0.99))
+        rate = statistics.median(rates)
+        print(
+            f"served, {clients:2} clients  {rate:8.2f} requests/s ({min(rates):.2f} to {max(rates):.2f})  p50 {p50:8.1f} ms  "
+            f"p99 {p99:8.1f} ms  {100 * rate / reference:5.1f} % of in process"
+        )
+    alone = sorted(seconds for _, every in served[1] for seconds in every)
+    print(
+        f"overhead of one request at the median: {1e3 * (statistics.median(alone) - statistics.median(single)):.1f} ms"
+    )
+
+
+async def _load(url: str, clients: int, seconds: float, cells: int) -> tuple[float, list[float]]:
+    """Closed loop of `clients`; requests per second, and the seconds of each."""
+    times: list[float] = []
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        deadline = time.perf_counter() + seconds
+
+        async def one(number: int) -> None:
+            rng = random.Random(number)
+            while time.perf_counter() < deadline:
+                body = {
+                    "perturbations": [f"P{rng.randrange(NUM_PERTURBATIONS)}"],
+                    "cells": cells,
+                    "seed": rng.randrange(100),
+                }
+                started = time.perf_counter()
+                answer = await client.post("/predict", json=body, headers={"accept-encoding": "identity"})
+                times.append(time.perf_counter() - started)
+                answer.raise_for_status()
+
+        started = time.perf_counter()
+        await asyncio.gather(*(one(number) for number in range(clients)))
+        return len(times) / (time.perf_counter() - started), times
+
+
+async def _soak(service: _Service, options: argparse.Namespace) -> None:
+    """Eight clients that ask for everything; resident memory every few seconds."""
+    deadline = time.perf_counter() + options.soak
+    statuses: dict[int, int] = {}
+    memory: list[tuple[float, float]] = []
+
+    async def one(number: int, client: httpx.AsyncClient) -> None:
+        rng = random.Random(number)
+        while time.perf_counter() < deadline:
+            name = "nobody" if rng.random() < 0.05 else f"P{rng.randrange(NUM_PERTURBATIONS)}"
+            body = {"perturbations": [name], "cells": rng.choice((1, 8, 64)), "seed": rng.randrange(99)}
+            accept = rng.choice((JSON, JSON, JSON, ARROW, H5AD))
+            if accept != JSON:
+                body["output"] = "cells"
+            timeout = 0.05 if rng.random() > 0.97 else 300
+            try:
+                answer = await client.post("/predict", json=body, headers={"accept": accept}, timeout=timeout)
+                status = answer.status_code
+            except httpx.TimeoutException:
+                status = 0
+            statuses[status] = statuses.get(status, 0) + 1
+
+    async def watch() -> None:
+        started = time.perf_counter()
+        while time.perf_counter() < deadline:
+            memory.append((time.perf_counter() - started, service.memory()))
+            await asyncio.sleep(5)
+
+    async with httpx.AsyncClient(base_url=service.url) as client:
+        await asyncio.gather(watch(), *(one(number, client) for number in range(8)))
+    counts = json.dumps(statuses, sort_keys=True)
+    print(f"{sum(statuses.values())} requests in {options.soak:.0f} s; by status (0: the client left): {counts}")
+    for share in range(10):
+        part = [value for second, value in memory if share <= 10 * second / options.soak < share + 1]
+        if part:
+            print(
+                f"{10 * share:3}-{10 * share + 10:3} % of the time: {statistics.median(part):8.1f} MB (most {max(part):.1f})"
+            )
+
+
+if __name__ == "__main__":
+    main()
