@@ -4,7 +4,8 @@
   control's among them); the control cells are the training file's.
 - control: no effect. Perturbed cells are training control cells of the same context.
 - additive: training control cells of the context plus the perturbation's mean effect over the training contexts that
-  have it, or where it is unseen plus the mean effect of all; values below 0 are set to 0.
+  have it, or where it is unseen plus the mean effect of all. The cells that express a gene bear its change, so that zeros
+  stay zeros (a shift of all cells would make every gene significant); values below 0 are set to 0.
 - ridge: as additive, with the effect predicted from perturbation features by ridge regression (penalty by leave-one-out).
 
 Perturbed cells are as many as the real ones of each perturbation and context.
@@ -26,6 +27,8 @@ BaselineKind = Literal["mean", "control", "additive", "ridge"]
 KINDS: tuple[BaselineKind, ...] = ("mean", "control", "additive", "ridge")
 POOL_CELLS = 4096
 """Control cells of a context kept in memory to draw from."""
+LEAST_EXPRESSING = 0.05
+"""Share of expressing cells below which an effect is not concentrated further."""
 PENALTIES = np.logspace(-3, 6, 28)
 
 
@@ -202,7 +205,8 @@ def _repeated(profile: sp.csr_matrix, num: int) -> sp.csr_matrix:
 
 
 def _shift(cells: sp.csr_matrix, effect: np.ndarray) -> sp.csr_matrix:
-    dense = cells.toarray()
-    dense += effect.astype(dense.dtype)
-    np.maximum(dense, 0.0, out=dense)
-    return sp.csr_matrix(dense)
+    """`cells` with mean expression changed by `effect [G]`, borne by the cells that express a gene; zeros stay zeros."""
+    expressing = np.bincount(cells.indices[cells.data > 0], minlength=cells.shape[1]) / cells.shape[0]
+    step = effect / np.maximum(expressing, LEAST_EXPRESSING)
+    values = np.maximum(cells.data + step[cells.indices], 0.0).astype(cells.dtype)
+    return sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
