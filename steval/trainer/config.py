@@ -63,8 +63,9 @@ class NetworkSettings(Settings):
     """Regime of the backbone (docs/checkpoints.md)."""
     mask_attn: bool = False
     """Each cell attends to itself alone."""
-    head: Head = "down-then-up"
-    """Residual head in output space `all`: arc-state's bottleneck, or plain `project_out(h) + basal`."""
+    head: Head = "plain"
+    """Residual head in output space `all`: `project_out(h) + basal`, or arc-state's bottleneck `down-then-up` behind it,
+    which has to learn the cells anew before it learns what changes them."""
     output_space: OutputSpace = "all"
     """`all`: the input's own genes; `embedding`: the embedding; `gene`: arc-state's name for `X_hvg`."""
     predict_residual: bool = True

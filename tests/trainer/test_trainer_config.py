@@ -113,6 +113,7 @@ def test_an_arc_configuration_is_translated(tmp_path: Path) -> None:
         4,
         "bidirectional",
     )
+    assert config.network.head == "down-then-up"
     (phase,) = config.phases
     assert (phase.steps, phase.schedule, phase.rates.backbone, phase.rates.encoders) == (12, "constant", 1e-4, 1e-4)
     assert config.optimiser.weight_decay == 0

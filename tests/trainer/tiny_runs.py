@@ -26,7 +26,7 @@ def tiny_config(path: Path, *overrides: str, **values: Any) -> FinetuneConfig:
     """Two phases of 7 and 9 steps on `path`, a row every 2 steps, validation every 4, a saved state every 3."""
     base = {
         "data": {"files": [str(path)], "split": {"by": "cells", "val": 0.2, "test": 0.2}},
-        "network": {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1},
+        "network": {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "head": "down-then-up"},
         "phases": PHASES,
         "sets": {"size": 8, "per_batch": 4},
         "checks": {"validate_every": 4, "log_every": 2, "save_every": 3},
