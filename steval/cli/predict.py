@@ -23,7 +23,9 @@ def predict(
             "the perturbations, cell numbers and cell types in it.",
         ),
     ] = None,
-    all_known: Annotated[bool, typer.Option("--all", help="Every perturbation that the checkpoint knows.")] = False,
+    all_known: Annotated[
+        bool, typer.Option("--all", help="Every perturbation that the checkpoint knows (the default).")
+    ] = False,
     cells: Annotated[
         int, typer.Option("--cells", "-n", min=1, help="Cells of each perturbation, where the request has no numbers.")
     ] = 100,

@@ -42,7 +42,7 @@ class PredictionJob(Settings):
     request: Path | None = None
     """A CSV or TSV table, or an h5ad: predict as in this file."""
     all: bool = False
-    """Every perturbation that the checkpoint knows."""
+    """Every perturbation that the checkpoint knows; so also where nothing is asked for."""
     cells: PositiveInt = DEFAULT_CELLS
     """Cells of each perturbation, where the request has no numbers."""
     min_cells: PositiveInt | None = None
@@ -76,10 +76,8 @@ class PredictionJob(Settings):
     def _one_request(self) -> "PredictionJob":
         given = [name for name in ("perturbations", "request", "all") if getattr(self, name)]
         problems = []
-        if len(given) != 1:
-            problems.append(
-                f"say what to predict by exactly one of --perturbations A,B, --request FILE and --all; got {len(given)} of them"
-            )
+        if len(given) > 1:
+            problems.append(f"say what to predict in one way, got {' and '.join('--' + name for name in given)}")
         if self.by_batch and (self.request is None or self.request.suffix != ".h5ad"):
             problems.append(
                 "--by-batch divides the cells of an h5ad --request by its batches; there is no such request"
@@ -111,6 +109,7 @@ def run_job(job: PredictionJob) -> WrittenPredictions:
             set_size=job.set_size,
             compile=job.compile,
         )
+        del checkpoint  # in bf16 its float32 weights are not needed any more
         return write_predictions(job.out, predictor, request, pool, job.written)
 
 
@@ -132,7 +131,8 @@ def build_request(job: PredictionJob, checkpoint: Checkpoint, pool: ControlPool)
             by_batch=job.by_batch,
         )
     else:
-        names = known if job.all else [name for text in job.perturbations for name in split_names(text, known)]
+        asked = [name for text in job.perturbations for name in split_names(text, known)]
+        names = known if job.all or not job.perturbations else asked
         require_known(names, manifest.perturbation_names, manifest.control)
         cell_types = pool.cell_type_names if job.cell_types == (ALL_CELL_TYPES,) else job.cell_types
         request = request_names(
