@@ -6,9 +6,11 @@
     python benchmarks/score.py --controls 20000 --de-only          # the challenge's shape, DE alone, against pdex
     python benchmarks/score.py --growth                            # time against cells and perturbations
 
-`cell-eval` is taken from PATH, or from --cell-eval. Both sides are given the same files and the same number of threads. Each command runs
-`--repeats` times; medians and the ratios of medians are printed. `cold` has no cached real side, `cached` has it; numba's compiled code is
-warm for steval (it is compiled once per machine), as it would be from the second run on; `--first` also measures the very first run.
+`cell-eval` is taken from PATH, or from --cell-eval. Both sides are given the same files and the same number of threads.
+Each command runs `--repeats` times; medians and the ratios of medians are printed. `cold` has no cached real side,
+`cached` has it; numba's compiled code is warm for steval (it is compiled once per machine), as it would be from the second
+run on; `--first` also measures the very first run. Seconds on the processors (user and system) tell more than the clock on
+a machine that is busy with other things.
 """
 
 import argparse
@@ -26,6 +28,15 @@ import numpy as np
 
 SIZES = {"small": (10, 100, 500, 18080), "medium": (50, 200, 2000, 18080)}
 """Perturbations, cells of each, controls, genes."""
+GROWTH = (
+    (10, 100, 500),
+    (20, 100, 500),
+    (40, 100, 500),
+    (10, 200, 500),
+    (10, 400, 500),
+    (10, 100, 2000),
+    (10, 100, 8000),
+)
 COLUMNS = ("target_gene", "non-targeting")
 
 
@@ -99,7 +110,7 @@ def steval_command(pred: Path, real: Path, work: Path, profile: str, *more: obje
 
 
 def measure(command: list, environment: dict, options: argparse.Namespace) -> dict:
-    """Seconds and peak resident megabytes of one process."""
+    """Seconds on the clock and on the processors, and peak resident megabytes, of one process."""
     shutil.rmtree(options_out(command), ignore_errors=True)
     limits = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
     start = time.perf_counter()
@@ -114,7 +125,7 @@ def measure(command: list, environment: dict, options: argparse.Namespace) -> di
     seconds = time.perf_counter() - start
     if status:
         sys.exit(f"{command[0]} failed:\n{error.decode()[-2000:]}")
-    return {"seconds": seconds, "megabytes": usage.ru_maxrss / 1024}
+    return {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "megabytes": usage.ru_maxrss / 1024}
 
 
 def options_out(command: list) -> Path:
@@ -134,11 +145,13 @@ def median(runs: list[dict]) -> dict:
 def show(title: str, rows: dict, reference: str) -> None:
     """A table with ratios to `reference`."""
     print(f"\n{title}")
+    print(f"  {'':36} {'clock':>10} {'ratio':>8} {'processors':>12} {'ratio':>8} {'memory':>11} {'share':>7}")
+    base = rows[reference]
     for name, row in rows.items():
-        ratio = rows[reference]["seconds"] / row["seconds"]
-        memory = row["megabytes"] / rows[reference]["megabytes"]
+        clock, cpu = base["seconds"] / row["seconds"], base["cpu_seconds"] / row["cpu_seconds"]
         print(
-            f"  {name:36} {row['seconds']:8.1f} s  {ratio:6.1f} x  {row['megabytes']:8.0f} MB  {memory:6.0%}",
+            f"  {name:36} {row['seconds']:8.1f} s {clock:6.1f} x {row['cpu_seconds']:10.1f} s {cpu:6.1f} x "
+            f"{row['megabytes']:8.0f} MB {row['megabytes'] / base['megabytes']:7.0%}",
             flush=True,
         )
 

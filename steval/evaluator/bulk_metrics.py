@@ -24,7 +24,9 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
     centred = [values - values.mean() for values in (first, second)]
     largest = [np.abs(values).max() for values in centred]
     with np.errstate(invalid="ignore", divide="ignore"):
-        units = [values / (top * np.linalg.norm(values / top, axis=-1)) for values, top in zip(centred, largest, strict=True)]
+        units = [
+            values / (top * np.linalg.norm(values / top, axis=-1)) for values, top in zip(centred, largest, strict=True)
+        ]
     return float(np.clip(np.vecdot(units[0], units[1]), -1.0, 1.0))
 
 

@@ -1,7 +1,7 @@
 """What depends on one side alone, kept on disk: content digest + parameters + versions → one checked file.
 
-A file is written beside its name and moved into place, so processes may share a directory; it carries a checksum of its arrays, and
-an entry that does not match is removed and computed again.
+A file is written beside its name and moved into place, so processes may share a directory; it carries a checksum of its
+arrays, and an entry that does not match is removed and computed again.
 """
 
 import hashlib
@@ -149,5 +149,5 @@ def _checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1))
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

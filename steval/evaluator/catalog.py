@@ -1,6 +1,7 @@
 """The metrics of cell-eval 0.8.2: name, family, description, best value and options; the frozen catalog.
 
-Values follow cell-eval 0.8.2 (MIT licence, Arc Research Institute), which stays the authority: tests hold every metric against it.
+Values follow cell-eval 0.8.2 (MIT licence, Arc Research Institute), which stays the authority: tests hold every metric
+against it.
 """
 
 from typing import Any, Literal

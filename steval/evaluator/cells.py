@@ -132,13 +132,17 @@ def _memory_digest(side: CellSide) -> str:
     digest = hashlib.sha256("\0".join(side.cells.genes).encode())
     for _, block in side.cells.blocks(dtype=None):
         for part in (block.data, block.indices, block.indptr):
-            digest.update(np.ascontiguousarray(part).view(np.uint8))
+            digest.update(_bytes(part))
     for key in side.cells.obsm_keys:
-        digest.update(np.ascontiguousarray(side.cells.obsm(key, np.arange(side.cells.num_cells))).view(np.uint8))
+        digest.update(_bytes(side.cells.obsm(key, np.arange(side.cells.num_cells))))
     for group, rows in side.groups.items():
         digest.update(group.encode())
-        digest.update(rows.astype(np.int64).view(np.uint8))
+        digest.update(_bytes(rows.astype(np.int64)))
     return digest.hexdigest()
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _float(matrix: sp.csr_matrix) -> sp.csr_matrix:
@@ -147,7 +151,7 @@ def _float(matrix: sp.csr_matrix) -> sp.csr_matrix:
     return matrix.astype(np.float32 if matrix.dtype == np.float16 else np.float64)
 
 
-def group_rows(labels: "pd.Series[Any]") -> dict[str, np.ndarray]:
+def group_rows(labels: pd.Series) -> dict[str, np.ndarray]:
     """Row numbers of each label, ascending, keyed by label in sorted order."""
     codes, names = pd.factorize(labels.astype(str).to_numpy(), sort=True)
     order = np.argsort(codes, kind="stable")

@@ -1,7 +1,7 @@
 """Clustering agreement: do predicted mean profiles fall into the groups that real ones fall into?
 
-cell-eval 0.8.2's own computation (Leiden on a neighbour graph of the mean profiles, best of several resolutions), fed with the means that
-are there already, so that the cells are not made dense.
+cell-eval 0.8.2's own computation (Leiden on a neighbour graph of the mean profiles, best of several resolutions), fed with
+the means that are there already, so that the cells are not made dense.
 """
 
 import warnings
@@ -25,7 +25,7 @@ def clustering_agreement(
         """cell-eval's metric on given mean profiles."""
 
         @staticmethod
-        def _centroid_ann(adata: np.ndarray, category_key: str, control_pert: str, embed_key: str | None = None) -> Any:
+        def _centroid_ann(adata: Any, category_key: str, control_pert: str, embed_key: str | None = None) -> ad.AnnData:
             frame = obs.copy()
             frame.index = frame.index.astype(str)
             return ad.AnnData(X=adata.copy(), obs=frame)

@@ -1,7 +1,7 @@
 """Differential expression of every perturbation against the control, with pdex 0.3.0's values and columns.
 
-cell-eval 0.8.2 calls pdex with `mode="ref"`, `is_log1p=True`, `epsilon=0.0`: two-sided Mann–Whitney on lognorm values, fold change of
-geometric means (expm1 of the mean), Benjamini–Hochberg within each perturbation. Controls are sorted once.
+cell-eval 0.8.2 calls pdex with `mode="ref"`, `is_log1p=True`, `epsilon=0.0`: two-sided Mann–Whitney on lognorm values,
+fold change of geometric means (expm1 of the mean), Benjamini–Hochberg within each perturbation. Controls are sorted once.
 """
 
 from collections.abc import Sequence

@@ -16,9 +16,9 @@ PerPerturbation = dict[str, float]
 
 
 def overlap(data: DEComparison, k: int | None, metric: str, sort_by: str, fdr_threshold: float) -> PerPerturbation:
-    """|top real ∩ top predicted| / depth; depth: k, at most the number of significant real (overlap) or predicted (precision) genes.
+    """|top real ∩ top predicted| / depth, both lists cut at that depth; 0 where there is none; 0 to 1.
 
-    Without k, all of them. Both lists are cut at that depth. 0 where there is none; 0 to 1.
+    Depth is k, at most the number of significant real (overlap) or predicted (precision) genes; without k, all of them.
     """
     if sort_by not in SORT_COLUMNS:
         raise ConfigError(f"sort_by must be one of {', '.join(SORT_COLUMNS)}, got {sort_by!r}")

@@ -1,9 +1,10 @@
 """Discrimination score: how near the predicted effect of a perturbation lies to its own real effect, among all real effects.
 
-With P perturbations and r the number of real effects nearer to the predicted one than the right one (0 … P − 1), the score is 1 − r/P,
-best 1. The perturbation's own gene is left out of the distance. cell-eval 0.8.2 takes r from an argsort, which has no rule for
-ties, of distances that scikit-learn computes in the data's precision: here all distances are computed at once in float64, and only
-where another effect lies so near to the right one that rounding could decide is cell-eval's own computation repeated.
+With P perturbations and r the number of real effects nearer to the predicted one than the right one (0 … P − 1), the
+score is 1 − r/P, best 1. The perturbation's own gene is left out of the distance. cell-eval 0.8.2 takes r from an argsort,
+which has no rule for ties, of distances that scikit-learn computes in the data's precision: here all distances are computed
+at once in float64, and only where another effect lies so near to the right one that rounding could decide is cell-eval's
+own computation repeated.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ import numpy as np
 from steval.evaluator.compiled import compiled
 
 DOUBT = {"l1": 1e-9, "l2": 1e-6, "cosine": 1e-5}
-"""Differences of distances under which rounding could decide the order: relative to the distances (l1), to the effects' norms (l2),
-absolute (cosine)."""
+"""Differences of distances under which rounding could decide the order: relative to the distances (l1), to the effects'
+norms (l2), absolute (cosine)."""
 ALIASES = {"manhattan": "l1", "cityblock": "l1", "euclidean": "l2"}
 
 

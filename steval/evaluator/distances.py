@@ -100,7 +100,7 @@ def _mean(cells: Matrix) -> np.ndarray:
 
 
 def _centred(cells: Matrix, centre: np.ndarray) -> np.ndarray:
-    dense = cells.astype(np.float64).toarray() if sp.issparse(cells) else np.asarray(cells).astype(np.float64)
+    dense = np.array(cells.toarray() if isinstance(cells, sp.csr_matrix) else cells, dtype=np.float64)
     dense -= centre
     return dense
 

@@ -16,6 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import polars as pl
+import scipy.sparse as sp
 from cell_eval import MetricPipeline, PerturbationAnndataPair, metrics_registry
 from cell_eval import MetricsEvaluator as CellEvalEvaluator
 from cell_eval._evaluator import _load_or_build_de, _spearman_brown_correct
@@ -273,8 +274,8 @@ def _is_plain(pair: PerturbationAnndataPair) -> bool:
 
 
 def _values(adata: ad.AnnData) -> np.ndarray:
-    matrix = adata.X
-    return matrix.data if hasattr(matrix, "indptr") else np.asarray(matrix)  # ty: ignore[unresolved-attribute]
+    matrix: Any = adata.X
+    return matrix.data if sp.issparse(matrix) else np.asarray(matrix)
 
 
 def _as_pair(pair: PerturbationAnndataPair) -> Pair:

@@ -14,7 +14,7 @@ Metrics are pure: a subset gives the same values as all of them. Nothing else is
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +60,8 @@ class Evaluation:
     pseudobulk_pred: Pseudobulk
     timings: dict[str, float]
     notes: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    """Metrics that could not be computed at all; cell-eval leaves them out of its tables."""
     _real: DESource = None
     _pred: DESource = None
 
@@ -115,6 +117,7 @@ def evaluate(
         pseudobulk_pred=Pseudobulk(inputs.pred.names, inputs.pred.pseudobulk),
         timings=timings,
         notes=(*pair.notes, *(["the real side came from the cache"] if from_cache else [])),
+        failed=tuple(metric.name for metric in chosen if metric.name not in values),
         _real=inputs.real.de if de_real is None else de_real,
         _pred=inputs.pred.de if de_pred is None else de_pred,
     )
@@ -195,7 +198,7 @@ def _is_plain_energy(metric: Metric, options: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+def _timed(timings: dict[str, float], stage: str) -> Generator[None]:
     start = time.perf_counter()
     try:
         yield

@@ -46,10 +46,10 @@ def read_group(side: CellSide, name: str, lock: Lock, keep_matrix: bool = False)
     factor = dtype.type(1.0 if side.dense else 1.0 / num_cells)
     next_place = starts[:-1].copy()
     matrix = sp.csr_matrix(sp.vstack(pieces, format="csr")) if keep_matrix else None
-    for position, piece in enumerate(pieces):
+    while pieces:
+        piece = pieces.pop(0)
         bounds = add_cells(piece.indptr, piece.indices, piece.data, factor, next_place, values, sums, scaled)
         _require_lognorm(side.name, name, *bounds)
-        pieces[position] = None  # type: ignore[call-overload]
     mean = scaled / dtype.type(num_cells) if side.dense else scaled
     return Group(name, num_cells, starts, values, sums / num_cells, back_transform(mean), matrix)
 

@@ -166,7 +166,7 @@ class Pair:
         self.close()
 
 
-def _labels(cells: CellFile, columns: Columns) -> "pd.Series[str]":
+def _labels(cells: CellFile, columns: Columns) -> pd.Series:
     return cells.obs[columns.perturbation]
 
 
@@ -226,7 +226,7 @@ def _lognorm(cells: CellFile, option: Scale | None) -> ScaleRecord:
 
     rows = sample_indices(cells.num_cells, SCALE_SAMPLE_CELLS)
     sample = sp.vstack([cells.rows(rows[start : start + 16]) for start in range(0, len(rows), 16)], format="csr")
-    obs = pd.DataFrame(index=[str(row) for row in rows])
+    obs = pd.DataFrame(index=pd.Index(rows.astype(str)))
     record = resolve_scale(CellFile.wrap(ad.AnnData(sample, obs=obs, uns=cells.uns), cells.name), option)
     if record.scale != "lognorm":
         raise DataError(

@@ -51,7 +51,7 @@ def add_cells(indptr, indices, data, factor, next_place, values, sums, scaled_su
 
 @compiled
 def pad_genes(values, starts, first, last, padded):  # type: ignore[no-untyped-def]
-    """Copy genes `first` to `last` into rows of `padded [last - first, width]`, filled up with +inf so that sorting keeps them last."""
+    """Copy genes `first` to `last` into rows of `padded [last - first, width]`; what is left of a row is +inf."""
     width = padded.shape[1]
     for gene in range(first, last):
         row = padded[gene - first]
