@@ -7,6 +7,7 @@ fold change of geometric means (expm1 of the mean), Benjamini–Hochberg within 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -142,7 +143,7 @@ def _gene_chunks(starts: np.ndarray) -> Sequence[tuple[int, int]]:
     widest = max(1, int(counts.max(initial=0)))
     size = max(1, min(SORTED_AT_ONCE // widest, len(counts)))
     edges = [*range(0, len(counts), size), len(counts)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _stacked(rows: list[np.ndarray]) -> np.ndarray:

@@ -67,7 +67,7 @@ def direction_match(data: DEComparison, fdr_threshold: float) -> PerPerturbation
 
 
 def spearman_of_changes(data: DEComparison, fdr_threshold: float) -> PerPerturbation:
-    """Spearman correlation of log2 fold changes over the real significant genes; a gene absent from the prediction has 0; −1 to 1."""
+    """Spearman correlation of log2 fold changes over the real significant genes, −1 to 1; 0 stands for absent genes."""
     mask = data.real.significant(fdr_threshold)
     predicted = data.pred.log2_fold_change
     if data.pred.present is not None:
@@ -93,7 +93,10 @@ def significant_counts(data: DEComparison, fdr_threshold: float) -> dict[str, di
 
 
 def area_under_curve(data: DEComparison, method: Literal["pr", "roc"]) -> PerPerturbation:
-    """Average precision or ROC area of −log10 predicted FDR for real significance (FDR < 0.05); NaN where all or none are significant."""
+    """Average precision or ROC area of −log10 predicted FDR for real significance (FDR < 0.05); 0 to 1.
+
+    NaN where all or none of the genes are significant.
+    """
     from sklearn.metrics import auc, average_precision_score, roc_curve
 
     result = {}

@@ -15,7 +15,7 @@ REQUIRED = ("target", "feature", "log2_fold_change", "p_value", "fdr")
 
 @dataclass(frozen=True)
 class DETable:
-    """One side's DE, `[P, G]` arrays in float32 (the precision in which cell-eval compares); absent rows are NaN and not `present`."""
+    """One side's DE, `[P, G]` arrays in float32, the precision in which cell-eval compares; absent rows are not `present`."""
 
     fdr: np.ndarray
     log2_fold_change: np.ndarray

@@ -203,7 +203,7 @@ class _Measured:
             if energy and self._tables[which].energy is None:
                 found = scan(
                     self.pair.side(which), self.pair.control, self.pair.genes, Needs(energy=True), self.threads
-                )  # ty: ignore[invalid-argument-type]
+                )
                 self._tables[which] = replace(self._tables[which], energy=found.energy)
         sources = [self.arrays.get(which, self.frames.get(which)) for which in ("real", "pred")]
         comparison = None if sources[0] is None or sources[1] is None else compare(sources[0], sources[1])
