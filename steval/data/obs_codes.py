@@ -14,7 +14,7 @@ from steval.errors import DataError
 BLOCK_ROWS = 1 << 17
 
 Stored = h5py.Group | h5py.Dataset
-"""`obs` in a file; files from before AnnData 0.8 have other layouts, which are read whole."""
+"""`obs` in a file; files of AnnData 0.7 have another layout, which is read whole; older ones are refused."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ def read_coded(obs: Stored, name: str, source: str) -> CodedColumn:
 
 
 def _is_old(obs: Stored) -> bool:
-    return isinstance(obs, h5py.Dataset) or obs.attrs.get("encoding-version") != "0.2.0"
+    if isinstance(obs, h5py.Dataset):
+        raise DataError(
+            f"{obs.file.filename} was written by an AnnData before 0.7 (obs is a table); read it with anndata.read_h5ad and "
+            "write it anew"
+        )
+    return obs.attrs.get("encoding-version") != "0.2.0"
 
 
 def _read(stored: Stored) -> Any:

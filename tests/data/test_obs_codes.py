@@ -1,0 +1,93 @@
+"""obs columns of every stored kind become sorted names and codes, block by block."""
+
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from steval.data.obs_codes import column_names, num_rows, read_coded, row_names
+from steval.errors import DataError
+
+LABELS = ["b", "a", "c", "a", "b", "a", "c"]
+COLUMNS = {
+    "categorical": pd.Categorical(LABELS, categories=["unused", "c", "b", "a"]),
+    "text": LABELS,
+    "nullable text": pd.array(LABELS, dtype="string"),
+    "integers": [11, 2, 300, 2, 11, 2, 300],
+    "nullable integers": pd.array([11, 2, 300, 2, 11, 2, 300], dtype="Int64"),
+    "booleans": [True, False, True, False, True, False, True],
+}
+
+
+def write(handle: h5py.File, frame: pd.DataFrame) -> None:
+    with ad.settings.override(allow_write_nullable_strings=True):
+        ad.io.write_elem(handle, "obs", frame)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    frame = pd.DataFrame(COLUMNS, index=[f"cell{number}" for number in range(7)])
+    with h5py.File(tmp_path / "obs.h5", "w") as handle:
+        write(handle, frame)
+    return tmp_path / "obs.h5"
+
+
+@pytest.mark.parametrize("block", [2, 100])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_is_its_codes_into_sorted_names(
+    path: Path, name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steval.data.obs_codes.BLOCK_ROWS", block)
+    with h5py.File(path, "r") as handle:
+        column = read_coded(handle["obs"], name, "the file")
+    expected = [str(value) for value in COLUMNS[name]]
+    assert [column.names[code] for code in column.codes] == expected
+    assert column.names == tuple(sorted(set(expected)))
+    assert column.codes.dtype == np.int32
+
+
+def test_the_frame_says_its_columns_rows_and_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steval.data.obs_codes.BLOCK_ROWS", 3)
+    with h5py.File(path, "r") as handle:
+        assert column_names(handle["obs"]) == list(COLUMNS)
+        assert num_rows(handle["obs"]) == 7
+        assert np.concatenate(list(row_names(handle["obs"]))).tolist() == [f"cell{number}" for number in range(7)]
+
+
+@pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")
+def test_the_layout_of_anndata_0_7_is_read_too(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "old.h5", "w") as handle:
+        obs = handle.create_group("obs")
+        obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.1.0", "_index": "names"})
+        obs.attrs["column-order"] = np.array(["gene"], dtype=h5py.string_dtype())
+        obs["names"] = np.array(["cell0", "cell1", "cell2"], dtype=h5py.string_dtype())
+        obs["gene"] = np.array([1, 0, 1], dtype=np.int8)
+        obs["__categories/gene"] = np.array(["y", "x"], dtype=h5py.string_dtype())
+        obs["gene"].attrs["categories"] = obs["__categories/gene"].ref
+    with h5py.File(tmp_path / "old.h5", "r") as handle:
+        assert column_names(handle["obs"]) == ["gene"]
+        assert num_rows(handle["obs"]) == 3
+        column = read_coded(handle["obs"], "gene", "f")
+        assert [column.names[code] for code in column.codes] == ["x", "y", "x"]
+        assert next(row_names(handle["obs"])).tolist() == ["cell0", "cell1", "cell2"]
+
+
+def test_an_older_layout_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "old.h5", "w") as handle:
+        handle["obs"] = np.array([(b"cell0", b"x")], dtype=[("index", "S5"), ("gene", "S1")])
+        with pytest.raises(DataError, match=r"before 0\.7"):
+            num_rows(handle["obs"])
+
+
+@pytest.mark.parametrize("values", [pd.Categorical(["a", None]), pd.array(["a", None], dtype="string"), [1.0, np.nan]])
+def test_cells_without_a_label_are_an_error(tmp_path: Path, values: object) -> None:
+    with h5py.File(tmp_path / "obs.h5", "w") as handle:
+        write(handle, pd.DataFrame({"gene": values}, index=["x", "y"]))
+    with (
+        h5py.File(tmp_path / "obs.h5", "r") as handle,
+        pytest.raises(DataError, match="the file: 1 of 2 cells have no value in obs column 'gene'"),
+    ):
+        read_coded(handle["obs"], "gene", "the file")
