@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,14 +159,20 @@ def read_inputs(
     energy = any(_is_plain_energy(metric, settings[metric.name]) for metric in chosen)
     tables: dict[str, SideTables] = {}
     from_cache = False
-    for which, given in (("real", de_real), ("pred", de_pred)):
-        needs = Needs(de=wants_de and given is None, epsilon=epsilon, energy=energy)
-        with _timed(timings, f"reading {which}"):
+    with ThreadPoolExecutor(1) as background:
+        if cache is not None:
+            background.submit(
+                pair.real.digest
+            )  # what the real side is found by; its errors come again when it is asked for
+        for which, given in (("pred", de_pred), ("real", de_real)):
+            needs = Needs(de=wants_de and given is None, epsilon=epsilon, energy=energy)
             directory = cache if which == "real" else None
-            tables[which], hit = cached_scan(
-                directory, pair.side(which), pair.columns.perturbation, pair.control, pair.genes, needs, threads
-            )
-        from_cache = from_cache or hit
+            side = pair.side(which)
+            with _timed(timings, f"reading {which}"):
+                tables[which], hit = cached_scan(
+                    directory, side, pair.columns.perturbation, pair.control, pair.genes, needs, threads
+                )
+            from_cache = from_cache or hit
     comparison = None
     if wants_de:
         with _timed(timings, "comparing DE"):
