@@ -12,6 +12,7 @@ import polars as pl
 from steval import __version__
 from steval.evaluator.bootstrap import score_intervals
 from steval.evaluator.changes import de_counts, shown_changes
+from steval.evaluator.evaluate import Evaluation
 from steval.evaluator.pair import Pair
 from steval.evaluator.report import (
     BASELINES_SCHEMA,
@@ -63,7 +64,7 @@ def _intervals(work: ScoreWork, part: PairScore) -> pl.DataFrame:
         part.evaluation.results,
         None if reference is None else reference.results,
         list(columns),
-        [best for _, best in columns.values()],
+        list(work.best(part.evaluation).values()),
         0 if work.options.metrics_only else work.options.bootstrap,
         work.options.seed,
     )
@@ -72,10 +73,10 @@ def _intervals(work: ScoreWork, part: PairScore) -> pl.DataFrame:
 def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:
     table, _ = work.overall(part.evaluation, part.baselines.get(REFERENCE))
     columns = work.options.columns
-    rows = []
+    best, rows = work.best(part.evaluation), []
     for row in table.iter_rows(named=True):
         metric = row["metric"]
-        family, best = columns[metric]
+        family, _ = columns[metric]
         ceiling = part.ceiling
         missing = _num_without_value(part.evaluation.results, metric)
         rows.append(
@@ -83,12 +84,12 @@ def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl
                 **row,
                 "cell_type": name,
                 "family": family,
-                "best": best,
+                "best": best[metric],
                 "ceiling": _finite(ceiling.corrected[metric]) if ceiling else None,
                 "replicate": _finite(ceiling.replicate[metric]) if ceiling else None,
                 "num_perturbations": part.evaluation.results.height,
                 "num_without_value": missing,
-                "note": _note(row, missing, part.evaluation.failures),
+                "note": _note(row, missing, part.evaluation),
                 **_bounds(intervals, metric),
             }
         )
@@ -108,13 +109,15 @@ def _num_without_value(results: pl.DataFrame, metric: str) -> int:
     return int((~results[metric].cast(pl.Float64).is_finite().fill_null(False)).sum())
 
 
-def _note(row: Mapping[str, Any], missing: int, failures: pl.DataFrame) -> str | None:
+def _note(row: Mapping[str, Any], missing: int, evaluation: Evaluation) -> str | None:
     """Why a row is not what it seems: perturbations without a value, members that count as 0 because undefined."""
     value, unclipped = row["value"], row["unclipped"]
     defined = value is not None and np.isfinite(value)
-    parts = []
+    failures, parts = evaluation.failures, []
+    reasons = failures.filter(pl.col("metric") == row["metric"])["reason"].unique(maintain_order=True).to_list()
+    if row["metric"] in evaluation.failed:
+        return "; ".join(["could not be computed, so it is no member of the score", *reasons])
     if missing:
-        reasons = failures.filter(pl.col("metric") == row["metric"])["reason"].unique(maintain_order=True).to_list()
         effect = "left out of the mean" if defined else "so the mean is undefined and counts as 0"
         parts = [f"{missing} perturbations have no value, {effect}", *reasons[:2]]
     if defined and unclipped is not None and not np.isfinite(unclipped):

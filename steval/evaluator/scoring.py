@@ -123,10 +123,15 @@ class ScoreWork:
             threads=self.options.threads,
         )
 
+    def best(self, evaluation: Evaluation) -> dict[str, Best]:
+        """Best value of each result column; a metric that failed altogether is no member, as in cell-eval."""
+        failed = set(evaluation.failed)
+        return {column: "none" if column in failed else kind for column, (_, kind) in self.options.columns.items()}
+
     def overall(self, evaluation: Evaluation, baseline: Evaluation | None) -> tuple[pl.DataFrame, Overall]:
         """Members of an evaluation against a baseline's, and the overall score."""
         columns = self.options.columns
-        best = {column: kind for column, (_, kind) in columns.items()}
+        best = self.best(evaluation)
         means = metric_means(evaluation.results, list(columns))
         base = None if baseline is None else metric_means(baseline.results, list(columns))
         return member_table(means, base, best)

@@ -10,6 +10,7 @@ from steval.data.columns import Columns
 from steval.errors import ConfigError, DataError, EvaluationError
 from steval.evaluator.baselines import baseline_pair, ridge_effects
 from steval.evaluator.pair import Pair
+from steval.evaluator.profiles import resolve
 from steval.evaluator.report import PREDICTION
 from steval.evaluator.score import score
 from steval.evaluator.training import read_training
@@ -27,7 +28,11 @@ def run(screen=SCREEN, **options):
     return score(screen.prediction(), screen.real, **(settings | options))
 
 
-def upstream(screen, profile, directory):
+NOISE_FOR_THE_MEAN_BASELINE = ["pearson_edistance", "clustering_agreement"]
+"""Its perturbations are all the same cells: what these give is rounding noise, in cell-eval too."""
+
+
+def upstream(screen, profile, directory, skipped=()):
     """cell-eval's results of prediction and mean baseline, its members and its ceiling."""
     import cell_eval
 
@@ -40,9 +45,9 @@ def upstream(screen, profile, directory):
     tables = {}
     for name, cells in (("pred", pred), ("base", base)):
         evaluator = cell_eval.MetricsEvaluator(cells, real.copy(), outdir=str(directory / name), **arguments)
-        tables[name] = evaluator.compute(profile=profile, write_csv=False)
+        tables[name] = evaluator.compute(profile=profile, write_csv=False, skip_metrics=list(skipped))
         if name == "pred":
-            ceiling = evaluator.compute_ceiling(profile=profile, write_csv=False, seed=3)[1]
+            ceiling = evaluator.compute_ceiling(profile=profile, write_csv=False, seed=3, skip_metrics=list(skipped))[1]
     members = dict(cell_eval.score_agg_metrics(tables["pred"][1], tables["base"][1]).iter_rows())
     return tables["pred"][0], tables["base"][0], members, ceiling.row(0, named=True)
 
@@ -52,8 +57,9 @@ def upstream(screen, profile, directory):
 @pytest.mark.parametrize("profile", ["vcc", "minimal", "full"])
 def test_baseline_members_overall_and_ceiling_are_cell_evals(tmp_path, name, profile):
     screen = SCREENS[name]
-    results, base, members, ceiling = upstream(screen, profile, tmp_path)
-    report = run(screen, profile=profile, ceiling=True, splits=1, seed=3)
+    results, base, members, ceiling = upstream(screen, profile, tmp_path, NOISE_FOR_THE_MEAN_BASELINE)
+    metrics = [metric.name for metric in resolve(profile) if metric.name not in NOISE_FOR_THE_MEAN_BASELINE]
+    report = run(screen, metrics=metrics, ceiling=True, splits=1, seed=3)
     ours = report.results.drop("cell_type", "perturbation")
     theirs = results.drop("perturbation")
     assert set(ours.columns) == set(theirs.columns)
@@ -168,6 +174,21 @@ def test_without_training_cells_there_are_raw_metrics_and_a_note():
     for column in ("baseline", "normalised", "unclipped"):
         assert report.breakdown[column].null_count() == report.breakdown.height
     assert "--train" in report.record["warnings"][0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_metric_that_fails_altogether_is_no_member_as_in_cell_eval(tmp_path):
+    names = [CONTROL, *sorted(set(SCREEN.real.obs["target_gene"].astype(str)) - {CONTROL})[:2]]
+    parts = [getattr(SCREEN, part) for part in ("train", "real", "held_out")]
+    small = type(SCREEN)(*(part[part.obs["target_gene"].isin(names)].copy() for part in parts), SCREEN.columns)
+    _, _, members, _ = upstream(small, "anndata", tmp_path, ["pearson_edistance"])
+    metrics = [metric.name for metric in resolve("anndata") if metric.name != "pearson_edistance"]
+    report = run(small, metrics=metrics, bootstrap=0)
+    row = report.breakdown.filter(pl.col("metric") == "clustering_agreement").row(0, named=True)
+    assert "clustering_agreement" not in members
+    assert row["normalised"] is None
+    assert "at least three perturbations" in row["note"]
+    assert report.score == pytest.approx(members["avg_score"], abs=1e-6)
 
 
 def test_metrics_only_is_bare():
