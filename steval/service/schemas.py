@@ -14,7 +14,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=512, strict=Tru
 class PredictBody(Settings):
     """What `POST /predict` takes; the same as the options of `steval predict`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"perturbations": ["STAT1"], "cells": 100, "seed": 0}]})
+    model_config = ConfigDict(json_schema_extra={"example": {"perturbations": ["STAT1"], "cells": 100, "seed": 0}})
 
     perturbations: list[Name] = Field(min_length=1, max_length=MOST_NAMES)
     """Names of the checkpoint's vocabulary, each once (see `GET /perturbations`)."""
