@@ -101,7 +101,9 @@ def predict(
     set_size: Annotated[
         int | None, typer.Option("--set-size", min=1, help="Cells seen together.", show_default="as in training")
     ] = None,
-    batch_cells: Annotated[int, typer.Option("--batch-cells", min=1, help="Cells computed together.")] = 4096,
+    batch_cells: Annotated[
+        int | None, typer.Option("--batch-cells", min=1, help="Cells computed together.", show_default="1024")
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bf16.")] = "float32",
     compile_network: Annotated[bool, typer.Option("--compile", help="Compile the network first.")] = False,
     device: options.Device = "auto",
@@ -159,7 +161,8 @@ def predict(
         "attention": attention,
         "compile": compile_network,
     }
-    done = run_job(PredictionJob.parse(values, source="what was asked of steval predict"))
+    asked = {name: value for name, value in values.items() if value is not None}
+    done = run_job(PredictionJob.parse(asked, source="what was asked of steval predict"))
     if json:
         print_json(
             {

@@ -27,7 +27,7 @@ from steval.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CONTROL_ROWS = 1024
+CONTROL_ROWS = 256
 
 
 class OutputOptions(Settings):

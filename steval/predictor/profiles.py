@@ -9,7 +9,7 @@ from steval.predictor.controls import ControlPool
 from steval.predictor.engine import EncodedControls, PredictedSet, Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
 
-CONTROL_ROWS = 1024
+CONTROL_ROWS = 256
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import NUM_GENES, tiny_config, write_checkpoint
 
 from steval.checkpoints.store import Checkpoint
+from steval.data.cellfile import CellFile
 from steval.errors import ConfigError, UnknownPerturbationError
-from steval.predictor.controls import checkpoint_controls
+from steval.predictor import engine
+from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import request_names
 
@@ -86,3 +89,88 @@ def test_bf16_is_near_float32(checkpoint):
     for one, other in zip(predict(checkpoint), predict(checkpoint, dtype="bf16"), strict=True):
         assert other.cells.dtype == np.float32
         assert np.abs(one.cells - other.cells).max() < 0.05 * np.abs(one.cells).max()
+
+
+def test_more_controls_than_fit_are_encoded_in_waves(checkpoint, monkeypatch):
+    monkeypatch.setattr(engine, "ENCODED_BYTES", 20 * 4 * (32 + NUM_GENES // 8))
+    encoded = []
+    original = Predictor._encode
+    monkeypatch.setattr(
+        Predictor, "_encode", lambda self, pool, rows: encoded.append(rows) or original(self, pool, rows)
+    )
+    waves = predict(checkpoint)
+    assert len(encoded) > 1
+    assert max(len(rows) for rows in encoded) <= 20
+    monkeypatch.undo()
+    for one, other in zip(waves, predict(checkpoint), strict=True):
+        np.testing.assert_array_equal(one.control_indices, other.control_indices)
+        np.testing.assert_allclose(one.cells, other.cells, rtol=1e-4, atol=1e-6)
+
+
+def test_encoded_controls_serve_many_requests(checkpoint):
+    pool = checkpoint_controls(checkpoint)
+    predictor = Predictor(checkpoint)
+    encoded = predictor.encode(pool)
+    for name in ("SRC", "STAT1"):
+        request = request_names([name], 20)
+        for one, other in zip(predictor.predict(request, encoded), predictor.predict(request, pool), strict=True):
+            np.testing.assert_allclose(one.cells, other.cells, rtol=1e-4, atol=1e-6)
+
+
+def test_sets_of_several_requests_go_through_together(checkpoint):
+    pool = checkpoint_controls(checkpoint)
+    predictor = Predictor(checkpoint)
+    requests = [request_names(["SRC"], 20, seed=1), request_names(["SRC", "TET1"], 9, seed=2)]
+    planned = [one for request in requests for one in predictor.plan(request, pool)]
+    together = [one for block in predictor.predict_blocks(planned, pool) for one in block.split()]
+    alone = [one for request in requests for one in predictor.predict(request, pool)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.planned.seed == other.planned.seed
+        np.testing.assert_allclose(one.cells, other.cells, rtol=1e-4, atol=1e-6)
+
+
+FORMS = {
+    "plain residual": {"head": "plain"},
+    "no residual": {"predict_residual": False},
+    "gene output": {"output_space": "gene"},
+    "batch encoder": {"batch_encoder": True, "batch_dim": 48},
+    "batch and confidence tokens": {"batch_token": True, "batch_dim": 48, "confidence_token": True},
+    "own token only": {"mask_attn": True},
+    "causal": {"attention": "causal-rope"},
+    "deep encoders": {"num_encoder_layers": 4, "num_decoder_layers": 1},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_the_network(cells, tmp_path, name):
+    form = write_checkpoint(tmp_path / "form.safetensors", tiny_config(**FORMS[name]), cells)
+    network = form.network()
+    codes = {batch: code for code, batch in enumerate(form.manifest.batches)}
+    for one in predict(form, names=["SRC", "TET1"], num_cells=20):
+        control = torch.from_numpy(form.controls.cells[one.control_indices].toarray())
+        batch = torch.tensor([[codes[label] for label in form.controls.batches[one.control_indices]]])
+        with torch.inference_mode():
+            expected = network(control[None], form.feature_rows([one.perturbation]), batch).output_BSG[0].numpy()
+        np.testing.assert_allclose(one.cells, expected, rtol=1e-4, atol=2e-6)
+
+
+def test_unknown_batches_of_a_batch_encoder_are_listed(cells, tmp_path):
+    config = tiny_config(**FORMS["batch encoder"])
+    form = write_checkpoint(tmp_path / "form.safetensors", config, cells)
+    renamed = cells.copy()
+    renamed.obs["batch"] = "new batch"
+    pool = cell_controls(CellFile.wrap(renamed), form.manifest)
+    with pytest.raises(ConfigError, match="1 that it does not know: 'new batch'"):
+        Predictor(form).plan(request_names(["SRC"], 4), pool)
+
+
+def test_attention_is_overridden(checkpoint):
+    causal = predict(checkpoint, attention="causal")
+    bidirectional = predict(checkpoint)
+    assert not np.allclose(causal[0].cells, bidirectional[0].cells, rtol=1e-3)
+    with pytest.raises(ConfigError):
+        predict(checkpoint, attention="sideways")
+
+
+def test_set_size_is_overridden(checkpoint):
+    assert {len(one.cells) for one in predict(checkpoint, num_cells=40, set_size=20)} == {20}
