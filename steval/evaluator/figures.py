@@ -159,7 +159,7 @@ def draw_overlap(report: Report, cell_type: str | None) -> "Figure | None":
     if counts.is_empty() or "overlap_at_N" not in results.columns:
         return None
     joined = counts.join(results.select("perturbation", "overlap_at_N"), on="perturbation")
-    figure, grid = _figure(2.7, 1, 2, gap=0.65, top=0.1)
+    figure, grid = _figure(2.8, 1, 2, gap=0.65, top=0.28)
     baselines = _of_type(report.baseline_results, cell_type).filter(pl.col("baseline") == "mean")
     if not baselines.is_empty():
         both = counts.join(baselines.select("perturbation", "overlap_at_N"), on="perturbation")
@@ -181,7 +181,8 @@ def draw_overlap(report: Report, cell_type: str | None) -> "Figure | None":
         axes.set_xlim(lowest, largest * 1.15)
         axes.set_xlabel("significant genes, real (FDR < 0.05)")
     if not baselines.is_empty():
-        grid[0].legend(loc="lower right", frameon=False, fontsize=7, labelcolor=colour("ink"))
+        grid[0].legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False, fontsize=7.5,
+                       labelcolor=colour("ink"), handletextpad=0.2)  # fmt: skip
     return figure
 
 
