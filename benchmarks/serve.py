@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "random.safetensors"
         _write(path, options)
-        service = _Service(path)
+        service = _Service(path, options.threads)
         try:
             if options.soak:
                 asyncio.run(_soak(service, options))
@@ -66,6 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--genes", type=int, default=18_080)
     parser.add_argument("--hidden", type=int, default=672)
     parser.add_argument("--cells", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--soak", type=float, default=0.0)
     return parser.parse_args()
 
@@ -100,13 +101,14 @@ def _write(path: Path, options: argparse.Namespace) -> None:
 class _Service:
     """`steval serve` as a process."""
 
-    def __init__(self, checkpoint: Path):
+    def __init__(self, checkpoint: Path, threads: int):
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             self.port = one.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "STEVAL_BATCH_CELLS": str(BATCH_CELLS)}
         command = [sys.executable, "-m", "steval", "serve", str(checkpoint), "--port", str(self.port)]
+        command += ["--threads", str(threads)]
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._wait()
 
@@ -120,10 +122,18 @@ class _Service:
             time.sleep(0.2)
         raise SystemExit("the service did not become ready")
 
+    @property
+    def _worker(self) -> str:
+        return Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0]
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the worker has used."""
+        fields = Path(f"/proc/{self._worker}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> float:
         """Resident memory of the worker in MB."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        status = Path(f"/proc/{children[0]}/status").read_text()
+        status = Path(f"/proc/{self._worker}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
     def stop(self) -> None:
@@ -144,14 +154,20 @@ def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None
             pass
         return time.perf_counter() - started
 
+    torch.set_num_threads(options.threads)
     predict(8, 0)
     asyncio.run(_load(service.url, 8, 2.0, options.cells))
     single, many, served = [], [], {clients: [] for clients in CLIENTS}
+    cpu: dict[str, list[float]] = {"in process": [], **{f"{clients:2} clients": [] for clients in CLIENTS}}
     for repeat in range(ROUNDS):
         single += [predict(1, seed) for seed in range(15)]
+        before = time.process_time()
         many += [32 / predict(32, seed) for seed in range(repeat, repeat + 3)]
+        cpu["in process"].append((time.process_time() - before) / 96)
         for clients in CLIENTS:
+            before = service.cpu_seconds()
             served[clients].append(asyncio.run(_load(service.url, clients, options.seconds / ROUNDS, options.cells)))
+            cpu[f"{clients:2} clients"].append((service.cpu_seconds() - before) / len(served[clients][-1][1]))
     reference = statistics.median(many)
     print(
         f"{options.genes} genes, {options.cells} cells a request, {torch.get_num_threads()} threads, {ROUNDS} rounds in turns"
@@ -167,6 +183,8 @@ def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None
             f"served, {clients:2} clients  {rate:8.2f} requests/s ({min(rates):.2f} to {max(rates):.2f})  p50 {p50:8.1f} ms  "
             f"p99 {p99:8.1f} ms  {100 * rate / reference:5.1f} % of in process"
         )
+    each = "  ".join(f"{name} {1e3 * statistics.median(seconds):.1f} ms" for name, seconds in cpu.items())
+    print(f"CPU time of a request (without its client): {each}")
     alone = sorted(seconds for _, every in served[1] for seconds in every)
     print(
         f"overhead of one request at the median: {1e3 * (statistics.median(alone) - statistics.median(single)):.1f} ms"
