@@ -98,6 +98,7 @@ class Session:
             first, *rest = transplant.lines()
             tell(Notice(f"Transplant: {first}", ("tensor",), tuple((line,) for line in rest)))
             record["transplant"] = transplant.as_dict()
+        base = base.without_weights() if base else None
         return cls(config, directory, base, cells, samplers, model, weights, Progress(), None, tell, record)
 
     def start(self, leader: bool, warmup: Warmup | None) -> None:

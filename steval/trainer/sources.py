@@ -1,6 +1,6 @@
 """What a run starts from: its cells opened by the checkpoint's contract, its weights, its manifest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.config import DataSettings
 
+BLOCK_ROWS = 512
+"""Control cells that are held densely at once."""
 _WEIGHTS, _CONTROLS = 1, 2
 """Streams of random numbers under the run's seed."""
 
@@ -44,6 +46,10 @@ class Base:
         return cls(
             Path(path), read_weight_source(Path(path)), None if is_arc(Path(path)) else read_manifest(Path(path))
         )
+
+    def without_weights(self) -> "Base":
+        """The same for the record, its tensors let go."""
+        return replace(self, source=replace(self.source, weights={}))
 
 
 def open_cells(settings: DataSettings, base: Base | None) -> TrainingCells:
@@ -102,8 +108,9 @@ def default_controls(cells: TrainingCells, seed: int) -> ControlSet:
     rows = cells.controls("train")
     types = np.array(cells.cell_types, dtype=object)[cells.cell_type_codes[rows]]
     chosen = choose_controls(types, np.random.default_rng([seed, _CONTROLS]))
+    blocks = np.split(rows[chosen], range(BLOCK_ROWS, len(chosen), BLOCK_ROWS))
     return ControlSet(
-        cells=sp.csr_matrix(cells.gather_input(rows[chosen])),
+        cells=sp.vstack([sp.csr_matrix(cells.gather_input(block)) for block in blocks], format="csr"),
         cell_types=types[chosen],
         batches=np.array(cells.batches, dtype=object)[cells.batch_codes[rows[chosen]]],
     )
