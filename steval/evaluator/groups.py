@@ -1,5 +1,6 @@
 """The cells of one perturbation turned gene-major in one reading: what ranks, means and distances are computed from."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock
 
@@ -29,29 +30,52 @@ class Group:
     """The cells as CSR `[n, G]`, where asked for."""
 
 
+STREAMED_CELLS = 4096
+"""Groups of more cells are read twice, piece by piece, so that their CSR form is never in memory as a whole."""
+
+
 def read_group(side: CellSide, name: str, lock: Lock, keep_matrix: bool = False) -> Group:
     """Read the cells of `name` and turn them; values that cannot be lognorm are an `EvaluationError`."""
+    num_cells = len(side.groups[name])
+    if type(side) is CellSide and num_cells > STREAMED_CELLS and not keep_matrix:
+        return _turned(side, name, lambda: _locked(side.pieces(name), lock), None)
     with lock:
         pieces = list(side.pieces(name))
-    dtype = np.result_type(*(piece.dtype for piece in pieces))
-    num_genes = pieces[0].shape[1]
+    matrix = sp.csr_matrix(sp.vstack(pieces, format="csr")) if keep_matrix else None
+    return _turned(side, name, lambda: pieces, matrix)
+
+
+def _turned(
+    side: CellSide, name: str, read: Callable[[], Iterable[sp.csr_matrix]], matrix: sp.csr_matrix | None
+) -> Group:
+    """The group gene-major; `read` gives the same pieces each time it is called."""
     num_cells = len(side.groups[name])
-    counts = np.zeros(num_genes, dtype=np.int64)
-    for piece in pieces:
+    counts, dtype = np.zeros(0, dtype=np.int64), np.dtype(np.float32)
+    for piece in read():
+        if not len(counts):
+            counts = np.zeros(piece.shape[1], dtype=np.int64)
         count_values(piece.indices, piece.data, counts)
-    starts = np.zeros(num_genes + 1, dtype=np.int64)
-    np.cumsum(counts, out=starts[1:])
+        dtype = np.promote_types(dtype, piece.dtype)
+    starts = np.concatenate([[0], np.cumsum(counts)])
     values = np.empty(starts[-1], dtype=dtype)
-    sums, scaled = np.zeros(num_genes), np.zeros(num_genes, dtype=dtype)
+    sums, scaled = np.zeros(len(counts)), np.zeros(len(counts), dtype=dtype)
     factor = dtype.type(1.0 if side.dense else 1.0 / num_cells)
     next_place = starts[:-1].copy()
-    matrix = sp.csr_matrix(sp.vstack(pieces, format="csr")) if keep_matrix else None
-    while pieces:
-        piece = pieces.pop(0)
+    for piece in read():
         bounds = add_cells(piece.indptr, piece.indices, piece.data, factor, next_place, values, sums, scaled)
         _require_lognorm(side.name, name, *bounds)
     mean = scaled / dtype.type(num_cells) if side.dense else scaled
     return Group(name, num_cells, starts, values, sums / num_cells, back_transform(mean), matrix)
+
+
+def _locked(pieces: Iterator[sp.csr_matrix], lock: Lock) -> Iterator[sp.csr_matrix]:
+    """`pieces`, each read under the lock."""
+    while True:
+        with lock:
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 def _require_lognorm(side: str, group: str, smallest: float, largest: float, finite: bool) -> None:

@@ -114,3 +114,13 @@ def test_reading_is_serialised_by_the_lock_it_is_given():
     assert not lock.locked()
     assert group.matrix.shape == (120, 300)
     assert group.starts[-1] == group.matrix.nnz
+
+
+def test_large_groups_are_read_piece_by_piece_with_the_same_values(monkeypatch):
+    real, pred = screen(num_perturbations=4, num_genes=150)
+    with Pair.build(pred, real, Columns()) as pair:
+        whole = scan(pair.real, CONTROL, pair.genes, Needs(de=True), 2)
+        monkeypatch.setattr("steval.evaluator.groups.STREAMED_CELLS", 10)
+        streamed = scan(pair.real, CONTROL, pair.genes, Needs(de=True), 2)
+    assert streamed.de.frame().equals(whole.de.frame())
+    np.testing.assert_array_equal(streamed.means, whole.means)
