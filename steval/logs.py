@@ -27,7 +27,7 @@ class _CurrentStderr(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def progress_bar(total: int | None, description: str, unit: str) -> "tqdm[None]":
+def progress_bar(total: int | None, description: str, unit: str) -> tqdm:
     """A bar on stderr, silent when stderr is not a terminal; the caller updates and closes it (`with` works)."""
     return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True)
 

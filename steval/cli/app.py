@@ -70,6 +70,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _configure(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -77,7 +78,6 @@ def _configure(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks and debug messages (works anywhere).")
     ] = False,
-    context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
     debugging = debug or context.obj["debug"]
     configure(logging.DEBUG if debugging else logging.WARNING if quiet else logging.INFO)

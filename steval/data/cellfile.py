@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, cast
 
 import anndata as ad
 import h5py
@@ -54,9 +54,9 @@ class CellFile:
             absent = [key for key in ("obs", "var", "X") if key not in handle]
             if absent:
                 raise DataError(f"{path} is HDF5 but not an AnnData file: it lacks {', '.join(absent)}")
-            obs = ad.io.read_elem(handle["obs"]) if with_obs else pd.DataFrame(index=pd.RangeIndex(num_rows(handle["obs"])))
-            var = ad.io.read_elem(handle["var"])
-            uns = ad.io.read_elem(handle["uns"]) if "uns" in handle else {}
+            obs = _read(handle["obs"]) if with_obs else pd.DataFrame(index=pd.RangeIndex(num_rows(handle["obs"])))
+            var = _read(handle["var"])
+            uns = _read(handle["uns"]) if "uns" in handle else {}
             source = _FileRows(handle, path)
             _require_shape(source.shape, len(obs), len(var), path)
         except DataError:
@@ -72,9 +72,9 @@ class CellFile:
         """The same interface on an AnnData in memory."""
         if adata.X is None:
             raise DataError(f"{name} has no X matrix")
-        matrix = sp.csr_matrix(adata.X) if not sp.issparse(adata.X) else adata.X.tocsr()
+        matrix = sp.csr_matrix(cast(Any, adata.X))
         source = _MemoryRows(matrix, {key: np.asarray(value) for key, value in adata.obsm.items()})
-        return cls(source, adata.obs, [str(gene) for gene in adata.var_names], dict(adata.uns), name)
+        return cls(source, pd.DataFrame(adata.obs), [str(gene) for gene in adata.var_names], dict(adata.uns), name)
 
     def select(self, indices: np.ndarray) -> Self:
         """The cells `indices [n]` as a CellFile of their own, read from the same open file."""
@@ -149,7 +149,7 @@ def read_anndata(path: Path) -> ad.AnnData:
         raise DataError(f"{path} cannot be read as AnnData: {_first_line(error)}") from error
 
 
-def write_anndata(adata: ad.AnnData, path: Path, compression: str | None = "gzip") -> None:
+def write_anndata(adata: ad.AnnData, path: Path, compression: Literal["gzip", "lzf"] | None = "gzip") -> None:
     """Write an h5ad atomically."""
     with atomic_path(path) as partial:
         adata.write_h5ad(partial, compression=compression)
@@ -270,13 +270,14 @@ class _FileRows(_Rows):
         )
         if self._layout not in ("csr", "csc"):
             raise DataError(f"{path}: X is stored as {self._layout or 'an unknown kind'}; csr, csc and dense are read")
-        self.shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape")))
+        num_rows, num_genes = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape"))
+        self.shape = (int(num_rows), int(num_genes))
         self._indptr = stored["indptr"][:]
 
     def rows(self, indices: np.ndarray) -> sp.csr_matrix:
         if self._layout == "csc":
             if self._memory is None:
-                self._memory = ad.io.read_elem(self._handle["X"]).tocsr()
+                self._memory = _read(self._handle["X"]).tocsr()
                 self._memory.sort_indices()
             return self._memory[indices]
         try:
@@ -287,7 +288,7 @@ class _FileRows(_Rows):
     def obsm(self, key: str, indices: np.ndarray) -> np.ndarray:
         stored = self._handle["obsm"][key]
         if not isinstance(stored, h5py.Dataset):
-            return np.asarray(ad.io.read_elem(stored), dtype=np.float32)[indices]
+            return np.asarray(_read(stored), dtype=np.float32)[indices]
         return _ordered_rows(stored, indices).astype(np.float32, copy=False)
 
     def close(self) -> None:
@@ -353,6 +354,11 @@ def _require_shape(shape: tuple[int, ...], num_obs: int, num_var: int, path: Pat
         raise DataError(f"{path} holds no cells")
     if not num_var:
         raise DataError(f"{path} holds no genes")
+
+
+def _read(stored: Any) -> Any:
+    """An element by its own encoding; typed loosely, since the encoding decides."""
+    return ad.io.read_elem(stored)
 
 
 def _first_line(error: BaseException) -> str:

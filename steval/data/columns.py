@@ -79,7 +79,7 @@ def resolve_columns(
 _OPTIONAL_DEFAULTS = (("cell_type", DEFAULT_CELL_TYPE), ("batch", DEFAULT_BATCH))
 
 
-def _require_label(labels: "pd.Series[Any]", control: str, column: str, source: str) -> None:
+def _require_label(labels: pd.Series, control: str, column: str, source: str) -> None:
     names = unique_labels(labels)
     if control in names:
         return
@@ -97,7 +97,7 @@ def unique_labels(labels: Iterable[Any]) -> list[str]:
     return sorted({str(label) for label in pd.unique(pd.Series(labels)) if not pd.isna(label)})
 
 
-def column_or_single(obs: pd.DataFrame, column: str | None, single: str) -> "pd.Series[str]":
+def column_or_single(obs: pd.DataFrame, column: str | None, single: str) -> pd.Series:
     """`obs[column]` as text, or the constant `single` where there is no such column."""
     if column is None:
         return pd.Series(single, index=obs.index, dtype=str)

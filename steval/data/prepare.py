@@ -126,7 +126,7 @@ def _gene_names(
     names = cells.genes
     if settings.gene_column is not None:
         with h5py.File(source, "r") as handle:
-            var = ad.io.read_elem(handle["var"])
+            var: Any = ad.io.read_elem(handle["var"])
         if settings.gene_column not in var.columns:
             raise DataError(
                 f"{source} has no var column {settings.gene_column!r}; its columns are: "

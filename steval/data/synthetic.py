@@ -119,7 +119,7 @@ def _assemble(
             columns.cell_type: pd.Categorical([labels[row][1] for row in order]),
             columns.batch: pd.Categorical([f"batch{row % num_batches}" for row in range(len(order))]),
         },
-        index=[f"cell{row:07d}" for row in range(len(order))],
+        index=pd.Index([f"cell{row:07d}" for row in range(len(order))]),
     )
     cells = ad.AnnData(X=counts[order], obs=obs, var=pd.DataFrame(index=pd.Index(genes, name="gene")))
     cells.uns[KEY] = steval_record(made_by="steval.data.synthetic", scale="counts", target_sum=None, columns=columns)

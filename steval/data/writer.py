@@ -111,7 +111,7 @@ class CellWriter:
     def _append_dense(self, block: np.ndarray | sp.csr_matrix) -> None:
         dataset = self._handle["X"]
         dataset.resize((self.num_cells + block.shape[0], len(self._genes)))
-        dataset[self.num_cells :] = block.toarray() if sp.issparse(block) else block
+        dataset[self.num_cells :] = block if isinstance(block, np.ndarray) else block.toarray()
 
     def _finish(self) -> None:
         if self._layout == "csr":

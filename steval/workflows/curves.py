@@ -94,5 +94,5 @@ def _read(file: Path) -> pl.DataFrame:
 
 def _one_each(renames: dict[str, str]) -> dict[str, str]:
     """Drop renames whose new name is taken already by an earlier one."""
-    taken: set[str] = set()
-    return {old: new for old, new in renames.items() if not (new in taken or taken.add(new))}
+    first_of = {new: old for old, new in reversed(renames.items())}
+    return {old: new for new, old in first_of.items()}

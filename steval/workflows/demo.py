@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from steval.data.cellfile import CellFile, read_anndata, write_anndata
 from steval.data.columns import Columns
@@ -19,8 +20,6 @@ from steval.errors import ConfigError
 from steval.settings import apply_overrides, read_yaml
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from steval.evaluator.report import Report
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class DemoResult:
     preds: Path
     score_dir: Path
     report: "Report"
-    recovered: "pd.DataFrame | None"
+    recovered: pd.DataFrame | None
     """Synthetic cells only: correlation of predicted with known log fold changes, by perturbation."""
 
 
@@ -79,7 +78,7 @@ def run_demo(
     return DemoResult(directory, run.best, preds, score_dir, report, recovered)
 
 
-def _write_data(directory: Path, synthetic: bool) -> "pd.DataFrame | None":
+def _write_data(directory: Path, synthetic: bool) -> pd.DataFrame | None:
     """prepared.h5ad, train.h5ad and evaluation.h5ad; returns the known effects of synthetic cells."""
     directory.mkdir(parents=True, exist_ok=True)
     source, effects = example_path(), None
@@ -91,7 +90,7 @@ def _write_data(directory: Path, synthetic: bool) -> "pd.DataFrame | None":
     prepare(source, directory / "prepared.h5ad", settings=settings)
     cells = read_anndata(directory / "prepared.h5ad")
     columns = Columns()
-    parts = assign_parts(cells.obs, columns, HELD_OUT)
+    parts = assign_parts(pd.DataFrame(cells.obs), columns, HELD_OUT)
     is_control = (cells.obs[columns.perturbation] == columns.control).to_numpy()
     held_out = parts == 2
     write_anndata(cells[~held_out | is_control].copy(), directory / "train.h5ad")
@@ -111,17 +110,18 @@ def _write_config(directory: Path, overrides: tuple[str, ...]) -> Any:
     return config
 
 
-def _recovery(preds: Path, effects: "pd.DataFrame") -> "pd.DataFrame":
+def _recovery(preds: Path, effects: pd.DataFrame) -> pd.DataFrame:
     """How well predicted mean changes follow the known log fold changes, over the genes that are expressed and changed."""
-    import pandas as pd
-
-    cells, columns = read_anndata(preds), Columns()
-    labels = cells.obs[columns.perturbation].astype(str).to_numpy()
-    means = {name: np.expm1(cells.X[labels == name].toarray()).mean(axis=0) for name in np.unique(labels)}
+    columns = Columns()
+    with CellFile.open(preds) as cells:
+        labels = cells.obs[columns.perturbation].astype(str).to_numpy()
+        groups = {name: cells.rows(np.flatnonzero(labels == name)).toarray() for name in np.unique(labels)}
+        position = pd.Index(cells.genes)
+    means = {name: np.expm1(group).mean(axis=0) for name, group in groups.items()}
     control, rows = means[columns.control], []
     for name, truth in effects.groupby("perturbation"):
-        genes = cells.var_names.get_indexer(truth["gene"])
+        genes = position.get_indexer(truth["gene"])
         kept = control[genes] > 0.5
         change = np.log((means[name][genes][kept] + 0.1) / (control[genes][kept] + 0.1))
         rows.append((name, int(kept.sum()), float(np.corrcoef(change, truth["log_fold_change"][kept])[0, 1])))
-    return pd.DataFrame(rows, columns=["perturbation", "changed_genes", "correlation"])
+    return pd.DataFrame.from_records(rows, columns=["perturbation", "changed_genes", "correlation"])

@@ -97,5 +97,5 @@ def _predict_in_memory(checkpoint: Checkpoint, real: CellFile) -> Any:
     controls = np.flatnonzero((real.obs[columns.perturbation].astype(str) == columns.control).to_numpy())
     labels = [columns.control] * len(controls) + [s.perturbation for s in sets for _ in range(len(s.cells))]
     cells = np.concatenate([real.rows(controls).toarray(), *(s.cells for s in sets)])
-    obs = pd.DataFrame({columns.perturbation: labels}, index=[str(row) for row in range(len(labels))])
-    return ad.AnnData(X=cells, obs=obs, var=pd.DataFrame(index=list(real.genes)))
+    obs = pd.DataFrame({columns.perturbation: labels}, index=pd.Index([str(row) for row in range(len(labels))]))
+    return ad.AnnData(X=cells, obs=obs, var=pd.DataFrame(index=pd.Index(real.genes)))

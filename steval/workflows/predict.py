@@ -1,6 +1,7 @@
 """Predicting "as in this file": the perturbations, cell numbers and control cells of given real data."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -38,8 +39,8 @@ def request_items(obs: pd.DataFrame, columns: Columns) -> tuple[RequestItem, ...
     """One item for each perturbation (and cell type, where there is such a column), sorted by name."""
     perturbed = obs[obs[columns.perturbation].astype(str) != columns.control]
     by = [columns.perturbation] if columns.cell_type is None else [columns.perturbation, columns.cell_type]
-    sizes = perturbed.groupby([perturbed[name].astype(str) for name in by]).size()
+    labels = zip(*(perturbed[name].astype(str) for name in by), strict=True)
     return tuple(
-        RequestItem(perturbation=names[0], cell_type=names[1] if len(by) == 2 else None, num_cells=int(size))
-        for names, size in ((key if isinstance(key, tuple) else (key,), size) for key, size in sizes.items())
+        RequestItem(perturbation=names[0], cell_type=names[1] if len(names) == 2 else None, num_cells=size)
+        for names, size in sorted(Counter(labels).items())
     )
