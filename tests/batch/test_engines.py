@@ -1,0 +1,254 @@
+"""The engines with real processes: the same tables from both, workers and runners that are killed, poisoned tasks."""
+
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from batch_cases import start_batch, write_manifest
+from in_process import plan_of, run_in_process
+
+from steval.batch.engine import Engine
+from steval.batch.jobs import Outcome, Task
+from steval.batch.ledger import Ledger, ledger_path
+from steval.batch.local import LocalEngine, available_memory, num_cores
+from steval.batch.run import make_engine
+from steval.batch.runner import Runner
+from steval.batch.settings import Running
+from steval.batch.stages import job_stages
+from steval.data.files import require_directory
+from steval.errors import ConfigError
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (steval[ray])")
+ONE = {"checkpoints": ["models/a.safetensors"], "data": [{"real": "data/packaged.h5ad", "train": "train.h5ad"}]}
+
+
+@pytest.fixture(scope="module")
+def expected(case: Path) -> dict[str, pl.DataFrame]:
+    """Tables of the whole case, made without any processes."""
+    path = write_manifest(case, "expected")
+    run_in_process(path)
+    return tables(path)
+
+
+def tables(manifest: Path) -> dict[str, pl.DataFrame]:
+    """Every table of every job, and the leaderboard without what names places."""
+    plan = plan_of(manifest)
+    root = plan.layout.root
+    found = {str(path.relative_to(root)): pl.read_csv(path) for path in sorted(root.glob("jobs/*/score/*.csv"))}
+    from steval.batch.leaderboard import build_leaderboard
+
+    return {**found, "leaderboard": build_leaderboard(plan)}
+
+
+def assert_same(found: dict[str, pl.DataFrame], wanted: dict[str, pl.DataFrame]) -> None:
+    """Identical after rounding to 1e-6."""
+    assert found.keys() == wanted.keys()
+    assert len(found) == 4 * 8 + 1
+    for name in found:
+        ours, theirs = (one[name].with_columns(pl.selectors.float().round(6)) for one in (found, wanted))
+        assert ours.equals(theirs), name
+
+
+def run_all_on(manifest: Path, engine: Engine):
+    plan = plan_of(manifest)
+    with Ledger(ledger_path(plan.layout.root, None)) as ledger:
+        try:
+            return Runner(plan, plan.jobs, ledger, engine).run()
+        finally:
+            engine.close()
+
+
+def first_task(manifest: Path) -> Task:
+    plan = plan_of(manifest)
+    task = job_stages(plan.jobs[0], plan)[0][0]
+    require_directory(task.output.parent)
+    return task
+
+
+def finish(engine: Engine, count: int = 1, seconds: float = 180.0) -> list[Outcome]:
+    """Wait for outcomes."""
+    outcomes: list[Outcome] = []
+    deadline = time.monotonic() + seconds
+    while len(outcomes) < count:
+        assert time.monotonic() < deadline, "the engine gave no outcome"
+        outcomes += engine.wait(0.5)
+    return outcomes
+
+
+def test_local_engine_replaces_a_killed_worker_and_gives_up_on_a_poisoned_task(case: Path):
+    task = first_task(write_manifest(case, "local-kill", **ONE, requests=[{"name": "x", "do": "predict"}]))
+    engine = LocalEngine(Running(workers=1, retries=1))
+    try:
+        engine.submit(task)
+        engine._workers[0].process.kill()
+        (outcome,) = finish(engine)
+        assert outcome.error is None
+        assert task.output.exists()
+        task = replace(task, output=task.output.with_name("poisoned.h5ad"))
+        engine.submit(task)
+        for _ in range(2):
+            (worker,) = engine._workers
+            os.kill(worker.process.pid, signal.SIGKILL)
+            outcomes = engine.wait(30)
+        (outcome,) = outcomes or finish(engine)
+        assert outcome.error_kind == "WorkerDied"
+        assert "died 2 times (signal 9)" in (outcome.error or "")
+        assert not list(task.output.parent.glob("poisoned*"))
+    finally:
+        engine.close()
+
+
+def test_local_engine_stays_within_memory_and_workers(case: Path):
+    task = first_task(write_manifest(case, "local-memory", **ONE))
+    engine = LocalEngine(Running(workers=3, memory_gb=2 * task.memory * 1.5 / 2**30))
+    try:
+        for number in range(4):
+            engine.submit(replace(task, output=task.output.with_name(f"m{number}.h5ad"), memory=int(task.memory * 1.4)))
+        assert sum(worker.task is not None for worker in engine._workers) == 2
+        assert engine.capacity == 6
+    finally:
+        engine.close()
+    assert num_cores() >= 1
+    assert available_memory() > 2**28
+
+
+def test_gpus_that_are_not_there_are_refused():
+    with pytest.raises(ConfigError, match="machine_gpus is 0"):
+        make_engine(Running(gpus=1, machine_gpus=0))
+
+
+def test_workers_end_with_their_runner(case: Path):
+    manifest = write_manifest(case, "orphans", **ONE)
+    process = start_batch(manifest)
+    try:
+        workers = wait_for_children(process.pid)
+        process.kill()
+        process.communicate()
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_children(pid: int, seconds: float = 60.0) -> list[int]:
+    """Worker processes of a runner: its children that `spawn` started."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = [child for child, command in descendants(pid) if b"spawn_main" in command]
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no worker was started")
+
+
+def descendants(pid: int) -> Iterator[tuple[int, bytes]]:
+    """Process number and command line of every process below `pid`."""
+    parents: dict[int, tuple[int, bytes]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(entry.name)] = (parent, (entry / "cmdline").read_bytes())
+            except (OSError, ValueError):
+                continue
+    for child, (_, command) in parents.items():
+        above = child
+        while above in parents and above != pid:
+            above = parents[above][0]
+        if above == pid and child != pid:
+            yield child, command
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_the_tables_are_the_same(case: Path, expected: dict[str, pl.DataFrame]):
+    manifest = write_manifest(case, "killed")
+    chance = random.Random(20251122)
+    kills = 0
+    for _ in range(5):
+        process = start_batch(manifest)
+        try:
+            process.wait(chance.uniform(4.0, 14.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.communicate()
+    process = start_batch(manifest, "--json")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert kills >= 3
+    assert_same(tables(manifest), expected)
+    assert len(list((case / "killed.batch" / "jobs").iterdir())) == 4
+    assert not list((case / "killed.batch").rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_local_processes_give_the_same_tables(case: Path, expected: dict[str, pl.DataFrame]):
+    manifest = write_manifest(case, "local")
+    counts = run_all_on(manifest, LocalEngine(Running(workers=2)))
+    assert len(counts.finished) == 4
+    assert_same(tables(manifest), expected)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_two_ray_workers_give_the_same_tables(case: Path, expected: dict[str, pl.DataFrame]):
+    manifest = write_manifest(case, "ray")
+    counts = run_all_on(manifest, make_engine(Running(engine="ray", workers=2)))
+    assert len(counts.finished) == 4
+    assert_same(tables(manifest), expected)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_ray_retries_a_killed_worker_and_gives_up_on_a_poisoned_task(case: Path):
+    manifest = write_manifest(case, "ray-kill", **ONE, requests=[{"name": "x", "do": "predict"}])
+    task = first_task(manifest)
+    engine = make_engine(Running(engine="ray", workers=1, retries=1))
+    try:
+        engine.submit(task)
+        kill_ray_worker()
+        (outcome,) = finish(engine)
+        assert outcome.error is None, outcome
+        assert task.output.exists()
+        poisoned = replace(task, output=task.output.with_name("poisoned.h5ad"))
+        engine.submit(poisoned)
+        first = kill_ray_worker()
+        kill_ray_worker(other_than=first)
+        (outcome,) = finish(engine)
+        assert outcome.error_kind == "WorkerDied"
+        lost = replace(task, job=task.job.model_copy(update={"real": moved(task)}), output=task.output.with_name("l"))
+        engine.submit(lost)
+        (outcome,) = finish(engine)
+        assert "was there when the batch was planned" in (outcome.error or "")
+    finally:
+        engine.close()
+
+
+def moved(task: Task):
+    assert task.job.real is not None
+    return task.job.real.model_copy(update={"place": "/nowhere/lost.h5ad"})
+
+
+def kill_ray_worker(other_than: int | None = None, seconds: float = 60.0) -> int:
+    """Kill the Ray worker of this process that is in a task."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for child, command in descendants(os.getpid()):
+            if command.startswith(b"ray::_perform") and child != other_than:
+                os.kill(child, signal.SIGKILL)
+                return child
+        time.sleep(0.02)
+    raise AssertionError("no Ray worker was in a task")
