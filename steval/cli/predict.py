@@ -1,17 +1,24 @@
 """`steval predict`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steval.cli import options
 from steval.cli.output import print_json
 
+if TYPE_CHECKING:
+    from steval.service.client import ServiceClient
+
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A steval checkpoint (.safetensors).")],
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="The h5ad to write.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="CKPT", help="A steval checkpoint (.safetensors); none with --url.", show_default=False),
+    ] = None,
     perturbations: Annotated[
         list[str] | None, typer.Option("--perturbations", "-p", help="Names A,B (may be repeated).")
     ] = None,
@@ -106,6 +113,13 @@ def predict(
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bf16.")] = "float32",
     compile_network: Annotated[bool, typer.Option("--compile", help="Compile the network first.")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="Ask a running service, such as http://127.0.0.1:3000, in place of CKPT."),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="STEVAL_API_KEY", help="Key of the service.", show_default=False)
+    ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     pert_col: options.PertCol = None,
@@ -118,6 +132,14 @@ def predict(
 
     Example: `steval predict model.safetensors -o preds.h5ad --perturbations STAT1,SRC --cells 200 --seed 1`
     """
+    if url is not None:
+        _refuse_local_options(context)
+        names = None if all_known else perturbations
+        asked = {"cells": cells, "seed": seed, "cell_type": _only(cell_type), "batch": batch, "output": output}
+        _predict_by_service(url, api_key, out, names, asked, json)
+        return
+    if checkpoint is None:
+        raise typer.BadParameter("name the checkpoint, or a running service with --url", param_hint="CKPT")
     from steval.predictor.job import PredictionJob, run_job
 
     if threads is not None:
@@ -178,6 +200,58 @@ def predict(
         return
     beside = f", {done.num_controls} measured controls beside them" if done.num_controls else ""
     typer.echo(f"{done.num_cells} cells of {done.num_perturbations} perturbations{beside} -> {done.path}")
+
+
+_BY_SERVICE = {
+    *("out", "perturbations", "all_known", "cells", "seed", "cell_type", "batch", "output", "url", "api_key", "json"),
+}  # fmt: skip
+
+
+def _refuse_local_options(context: typer.Context) -> None:
+    """Options that the service decides, not its caller."""
+    given = [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name not in _BY_SERVICE
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(f"a service decides these itself: {', '.join(given)}", param_hint="--url")
+
+
+def _only(cell_types: list[str] | None) -> str | None:
+    if cell_types and len(cell_types) > 1:
+        raise typer.BadParameter("a service predicts in one cell type at a time", param_hint="--cell-type")
+    return cell_types[0] if cell_types else None
+
+
+def _predict_by_service(
+    url: str, api_key: str | None, out: Path, texts: list[str] | None, asked: dict[str, Any], json: bool
+) -> None:
+    from steval.predictor.requests import split_names
+    from steval.service.client import ServiceClient
+
+    with ServiceClient(url, api_key) as service:
+        names = texts
+        if not texts or any("," in text for text in texts):
+            known = _names_of(service)
+            names = [name for text in texts for name in split_names(text, known)] if texts else known
+        assert names is not None
+        service.save_predictions(out, names, **asked)
+    if json:
+        print_json({"path": out, "cells": asked["cells"] * len(names), "perturbations": len(names), "url": url})
+        return
+    typer.echo(f"{asked['cells'] * len(names)} cells of {len(names)} perturbations -> {out}")
+
+
+def _names_of(service: "ServiceClient") -> list[str]:
+    """The service's whole vocabulary, page by page."""
+    names: list[str] = []
+    while True:
+        page = service.perturbations(offset=len(names))
+        names += [entry["name"] for entry in page["perturbations"]]
+        if len(names) >= page["total"] or not page["perturbations"]:
+            return names
 
 
 def clip_range(text: str | None) -> tuple[float | None, float | None]:

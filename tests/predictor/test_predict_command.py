@@ -83,3 +83,24 @@ def test_output_where_nothing_can_be_written(checkpoint, tmp_path):
     result = run(checkpoint.path, "-o", tmp_path / "file" / "p.h5ad", "-p", "SRC", "--cells", 2)
     assert result.exit_code in (2, 4)
     assert "cannot" in result.output
+
+
+def test_a_service_decides_its_own_options(checkpoint, tmp_path):
+    result = run("--url", "http://127.0.0.1:9", "-o", tmp_path / "p.h5ad", "--dtype", "bf16", checkpoint.path)
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert "a service decides these itself: " in text
+    assert "--dtype" in text
+    assert "checkpoint" in text
+
+
+def test_no_checkpoint_and_no_service(tmp_path):
+    result = run("-o", tmp_path / "p.h5ad", "-p", "SRC")
+    assert result.exit_code == 2
+    assert "name the checkpoint, or a running service with --url" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_no_service_where_one_is_named(tmp_path):
+    result = run("--url", "http://127.0.0.1:9", "-o", tmp_path / "p.h5ad", "-p", "SRC")
+    assert result.exit_code == 1
+    assert "no answer from the service at http://127.0.0.1:9" in result.output

@@ -1,0 +1,53 @@
+"""Every command and the Python of docs/prediction.md run, in order, in one directory."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import anndata as ad
+import pytest
+from typer.testing import CliRunner
+
+from steval.cli.app import app
+
+PAGE = Path(__file__).parents[2] / "docs" / "prediction.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def directory(checkpoint, cells_path, tmp_path, monkeypatch):
+    """Where the page's files are."""
+    shutil.copy(checkpoint.path, tmp_path / "model.safetensors")
+    shutil.copy(cells_path, tmp_path / "screen.h5ad")
+    (tmp_path / "request.csv").write_text("target_gene,n_cells,median_umi_per_cell\nSTAT1,20,5000\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands(directory):
+    lines = [shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line]
+    assert len(lines) >= 4
+    for program, *arguments in lines:
+        assert program == "steval"
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{arguments}: {result.output}"
+        assert ad.read_h5ad(arguments[arguments.index("-o") + 1]).n_obs > 0
+
+
+def test_python(directory, capsys):
+    for block in blocks("python"):
+        exec(block, {})
+    assert "STAT1 H1 (16, 120)" in capsys.readouterr().out
+
+
+def test_options_on_the_page_exist():
+    text = CliRunner().invoke(app, ["predict", "--help"], terminal_width=300, env={"COLUMNS": "300"}).output
+    page = PAGE.read_text(encoding="utf-8").replace("| `state tx infer` |", "")
+    without_theirs = re.sub(r"^\| `--.*?` \|", "", page, flags=re.MULTILINE)
+    ours = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", without_theirs))
+    elsewhere = {"--target-sum", "--quiet", "--features", "--max-set-len"}
+    assert [option for option in sorted(ours - elsewhere) if option not in text] == []
