@@ -1,4 +1,4 @@
-"""README and docs against the program: every steval command line in them names commands and options that exist, and links lead somewhere."""
+"""README and docs against the program: every command line in them names commands and options that exist; links lead somewhere."""
 
 import re
 import shlex
