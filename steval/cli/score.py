@@ -58,7 +58,7 @@ def score(
         str, typer.Option("--integrity", help="basic, or full: also the checks that score again.")
     ] = "basic",
     by: Annotated[
-        str | None, typer.Option("--by", help="Also score each value of this column apart (cell_type).")
+        str | None, typer.Option("--by", help="Score each cell type apart (cell_type); the headline is their mean.")
     ] = None,
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=0, help="Resamples of the perturbations for intervals.")

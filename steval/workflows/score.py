@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from safetensors import safe_open
 
-from steval.checkpoints.manifest import Manifest, read_manifest
+from steval.checkpoints.manifest import FEATURES, Manifest, read_manifest
 from steval.data.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
@@ -95,7 +96,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
             metrics_only=request.metrics_only, ceiling=request.ceiling, integrity=request.integrity, by=request.by,
             seed=request.seed, bootstrap=request.bootstrap, threads=request.threads, cache_dir=request.cache_dir,
             scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
-            model_record=_model_record(request.checkpoint, manifest),
+            features=_features(request.checkpoint, manifest), model_record=_model_record(request.checkpoint, manifest),
         )  # fmt: skip
     return report, write_score_dir(report, request.out_dir)
 
@@ -149,6 +150,17 @@ def _predict(request: ScoreRequest, manifest: Manifest | None, real: CellFile, c
     if request.checkpoint is None or manifest is None:
         raise ConfigError("--predict needs the checkpoint that is to predict: steval score CKPT PREDS --predict")
     predict_as_in(request.checkpoint, real, columns, request.preds, seed=request.seed, device=request.device)
+
+
+def _features(path: Path | None, manifest: Manifest | None) -> dict[str, np.ndarray] | None:
+    """Perturbation → feature vector, for the ridge baseline; None where the features are one-hot and say nothing."""
+    if path is None or manifest is None:
+        return None
+    with safe_open(path, framework="numpy") as handle:
+        rows = handle.get_tensor(FEATURES)
+    if (np.count_nonzero(rows, axis=1) <= 1).all():
+        return None
+    return dict(zip(manifest.perturbation_names, rows, strict=True))
 
 
 def _model_record(path: Path | None, manifest: Manifest | None) -> dict[str, Any] | None:

@@ -8,12 +8,15 @@ import anndata as ad
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from steval.checkpoints.manifest import read_manifest
+from steval.checkpoints.store import load_checkpoint, save_checkpoint
 from steval.cli.app import app
 from steval.data.record import read_record
 from steval.workflows.demo import DemoResult, run_demo
+from steval.workflows.score import ScoreRequest, score_predictions
 
 
 def test_everything_is_where_the_design_says(demo: DemoResult):
@@ -41,9 +44,7 @@ def test_predictions_hold_predicted_cells_and_the_measured_controls(demo: DemoRe
     assert (record["scale"], record["target_sum"]) == ("lognorm", 10_000.0)
     control = (preds.obs["target_gene"] == "non-targeting").to_numpy()
     measured = real[(real.obs["target_gene"] == "non-targeting").to_numpy()]
-    np.testing.assert_array_equal(
-        np.sort(preds[control].X.sum(axis=1).A1), np.sort(measured.X.sum(axis=1).A1)
-    )
+    np.testing.assert_array_equal(np.sort(preds[control].X.sum(axis=1).A1), np.sort(measured.X.sum(axis=1).A1))
 
 
 def test_no_held_out_cell_was_trained_on(demo: DemoResult):
@@ -92,3 +93,13 @@ def test_synthetic_demo_finds_known_effects(tmp_path: Path, monkeypatch: pytest.
     assert result.recovered is not None
     assert len(result.recovered) == 8
     assert result.recovered["correlation"].median() > 0.3
+
+
+def test_features_make_a_ridge_baseline_and_one_hot_rows_do_not(demo: DemoResult, tmp_path: Path):
+    checkpoint = load_checkpoint(demo.checkpoint)
+    assert "ridge" not in set(demo.report.baselines["baseline"])
+    mixed = torch.randn(checkpoint.features.shape, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "featured.safetensors"
+    save_checkpoint(path, manifest=checkpoint.manifest, weights=checkpoint.weights, features=mixed)
+    report, _ = score_predictions(ScoreRequest(preds=demo.preds, checkpoint=path, out=tmp_path / "score"))
+    assert "ridge" in set(report.baselines["baseline"])
