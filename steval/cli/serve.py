@@ -22,10 +22,15 @@ def serve(
         Path | None,
         typer.Option("--controls", help="Control cells to start from.", show_default="the checkpoint's own"),
     ] = None,
-    device: options.Device = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bf16.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default="auto")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32 or bf16.", show_default="float32")] = None,
     threads: options.Threads = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with the model in memory.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes, each with the model in memory.", show_default="1"),
+    ] = None,
     data_dir: options.DataDirs = None,
     job_dir: Annotated[
         Path | None,
@@ -53,34 +58,33 @@ def serve(
     if new_key is not None:
         _make_key(new_key, api_key_file)
         return
-    if checkpoint is None:
-        raise ConfigError("name the checkpoint to serve: steval serve CKPT.safetensors")
-    from steval.service.settings import ServiceSettings
-
-    values = {
-        "checkpoint": checkpoint,
-        "controls": controls,
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-        "workers": workers,
-        "data_dir": data_dir or [],
-        "job_dir": job_dir,
-        "api_key_file": api_key_file,
-        "no_auth": no_auth,
-        "cors_origins": cors_origin or [],
-    }
-    settings = ServiceSettings.parse(values, source="the options of steval serve")
+    settings = _settings(
+        checkpoint=checkpoint, controls=controls, device=device, dtype=dtype, threads=threads, workers=workers,
+        data_dir=data_dir, job_dir=job_dir, api_key_file=api_key_file, no_auth=no_auth or None, cors_origins=cors_origin,
+    )  # fmt: skip
     settings.require_paths()
     _require_keys(settings, host)
     _check_checkpoint(settings)
     command = [sys.executable, "-m", "bentoml", "serve", "steval.service.app:StevalService"]
     command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(shutdown_seconds)]
     _require_bentoml()
-    typer.echo(f"serving {checkpoint} on http://{host}:{port} (Ctrl-C to stop)", err=True)
-    environment = {**os.environ, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
+    typer.echo(f"serving {settings.checkpoint} on http://{host}:{port} (Ctrl-C to stop)", err=True)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEVAL_")}
+    environment = {**inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
     sys.stderr.flush()
     os.execve(sys.executable, command, environment)  # BentoML's supervisor takes this process over, and its signals
+
+
+def _settings(**given):
+    """The options given, over the STEVAL_* variables, over the defaults."""
+    from steval.service.settings import ServiceSettings
+
+    inherited = ServiceSettings.from_environment()
+    values = {**dict(inherited), **{name: value for name, value in given.items() if value}}
+    settings = ServiceSettings.parse(values, source="the options of steval serve")
+    if settings.checkpoint is None:
+        raise ConfigError("name the checkpoint to serve: steval serve CKPT.safetensors")
+    return settings
 
 
 def _make_key(name: str, path: Path | None) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
@@ -171,10 +172,13 @@ def started(job: ScoreJob) -> ScoreJob:
 
 
 def default_job_dir() -> Path:
-    """A private directory that the workers of one supervisor share."""
-    import tempfile
-
-    directory = Path(tempfile.gettempdir()) / f"steval-jobs-{os.getuid()}-{os.getppid()}"
+    """A private directory that the workers of one supervisor share; those of supervisors that are gone are removed."""
+    prefix = f"steval-jobs-{os.getuid()}-"
+    parent = Path(tempfile.gettempdir())
+    for left in parent.glob(prefix + "*"):
+        if not Path(f"/proc/{left.name.removeprefix(prefix)}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    directory = parent / f"{prefix}{os.getppid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
     if directory.is_symlink() or directory.stat().st_uid != os.getuid():
         raise ServiceError(f"{directory} belongs to another user", status=500, code="internal_error")

@@ -23,6 +23,18 @@ ROOT = Path(__file__).parents[2]
 REQUEST = {"perturbations": ["STAT1"], "cells": 20, "seed": 3}
 
 
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    """No settings of the service in this process; a command that would begin to serve fails instead of replacing pytest."""
+    for name in [name for name in os.environ if name.startswith("STEVAL_")]:
+        monkeypatch.delenv(name)
+
+    def refuse(*_):
+        raise AssertionError("it would have served")
+
+    monkeypatch.setattr(os, "execve", refuse)
+
+
 def children(pid: int) -> list[int]:
     """The worker processes of a supervisor."""
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -68,6 +80,19 @@ def test_a_new_key_is_shown_once_and_stored_hashed(tmp_path):
     assert result.exit_code == 0
     assert key.startswith("stv_")
     assert key not in path.read_text()
+
+
+def test_options_win_over_variables_and_both_reach_the_workers(tiny_checkpoint, monkeypatch):
+    given = {}
+    monkeypatch.setattr(os, "execve", lambda path, arguments, environment: given.update(environment, command=arguments))
+    monkeypatch.setenv("STEVAL_CHECKPOINT", "other.safetensors")
+    monkeypatch.setenv("STEVAL_MAX_CELLS", "7")
+    result = CliRunner().invoke(app, ["serve", str(tiny_checkpoint), "--workers", "2", "--port", "3999"])
+    assert result.exit_code == 0, result.output
+    variables = {name: value for name, value in given.items() if name.startswith("STEVAL_")}
+    expected = {"STEVAL_CHECKPOINT": str(tiny_checkpoint), "STEVAL_MAX_CELLS": "7", "STEVAL_WORKERS": "2"}
+    assert variables == expected
+    assert "3999" in given["command"]
 
 
 @pytest.mark.slow
