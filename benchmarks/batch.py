@@ -2,7 +2,7 @@
 
     python benchmarks/batch.py --work /tmp/steval-batch-bench -o batch.json
 
-Small jobs (little work each) show the overhead, larger ones (thousands of cells × a thousand genes) the speed-up. Every run has a fresh
+Small jobs (little work each) show the overhead, larger ones (thousands of cells and genes) the speed-up. Every run has a fresh
 output directory; times are wall times of whole `steval batch` processes, and of the work inside their tasks.
 """
 

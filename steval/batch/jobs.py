@@ -15,6 +15,8 @@ DONE_FILE = "job.json"
 ERROR_FILE = "error.json"
 PREDICTIONS = "preds.h5ad"
 SCORE_DIR = "score"
+MOST_NAME = 200
+"""Characters of a job's name in its directory; file systems allow 255."""
 
 
 class Stamp(Settings):
@@ -92,7 +94,7 @@ class Layout:
 
     def directory(self, job: Job) -> Path:
         """Results of the job; `job.json` is written last, so that it marks a whole result."""
-        return self.root / "jobs" / f"{job.name}-{job.key[:8]}"
+        return self.root / "jobs" / f"{job.name[:MOST_NAME]}-{job.key[:8]}"
 
     def parts(self, job: Job) -> Path:
         return self.work / job.key[:24]

@@ -102,7 +102,7 @@ def _grids(frame: pl.DataFrame, requests: list[str], data: list[str]) -> list[di
     for request in requests:
         part = frame.filter((pl.col("request") == request) & pl.col("overall").is_not_null())
         values = {(row["checkpoint"], row["data"]): row["overall"] for row in part.iter_rows(named=True)}
-        lines = []
+        lines: list[dict[str, Any]] = []
         for name in sorted({checkpoint for checkpoint, _ in values}):
             found = [values.get((name, one)) for one in data]
             numbers = [value for value in found if value is not None]

@@ -8,7 +8,7 @@ shards of the batch, each with a ledger of its own (`steval batch --shard`).
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,7 +202,7 @@ class Ledger:
         )
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Generator[None]:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -22,7 +22,7 @@ def find(place: str, base: Path) -> list[str]:
     """Absolute paths or URLs that `place` means, sorted; one that is no glob is itself, whether it exists or not."""
     if not is_url(place):
         path = str(base / Path(place).expanduser())
-        if not glob.has_magic(path):
+        if not glob.has_magic(path) or Path(path).exists():
             return [path]
         return sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     if not glob.has_magic(place):

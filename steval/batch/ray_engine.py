@@ -4,12 +4,14 @@ Workers read checkpoints and data themselves, where they are; a task carries nam
 output directory must be on storage that all of them see, and steval must be installed on each.
 """
 
+import importlib
 import importlib.util
 import logging
 import os
 from typing import Any
 
 from steval.batch.jobs import Outcome, Task
+from steval.batch.local import num_cores
 from steval.batch.settings import Running
 from steval.batch.worker import THREAD_VARIABLES
 from steval.errors import ConfigError
@@ -30,18 +32,16 @@ class RayEngine:
             raise ConfigError("the ray engine needs Ray; install it with: pip install 'steval[ray]'")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-
-        from steval.batch.local import num_cores
-
+        ray: Any = importlib.import_module("ray")
         self._ray, self._running = ray, running
         workers = running.workers or max(1, num_cores() // running.threads)
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         try:
             if running.address is not None:
                 ray.init(address=running.address, **quiet)
             else:
                 ray.init(
+                    address="local",
                     num_cpus=workers * running.threads,
                     object_store_memory=STORE_BYTES,
                     include_dashboard=False,

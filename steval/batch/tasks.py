@@ -4,7 +4,7 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,7 @@ def _tables(directory: Path, job: Job) -> "pl.DataFrame":
 
 
 @contextmanager
-def _real(task: Task) -> "Iterator[CellFile]":
+def _real(task: Task) -> "Generator[CellFile]":
     """The job's real cells, as they were when the batch was planned."""
     from steval.checkpoints.manifest import read_manifest
     from steval.data.cellfile import CellFile
@@ -195,8 +195,3 @@ def _loaded(path: str, modified_ns: int, dtype: str, device: str) -> "Predictor"
     from steval.predictor.engine import Predictor
 
     return Predictor(load_checkpoint(Path(path)), device=device, dtype="bf16" if dtype == "bf16" else "float32")
-
-
-def describe(names: Sequence[str], limit: int = 5) -> str:
-    """A few names and how many more."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from batch_cases import write_manifest
 
+from steval.batch.settings import BatchManifest
 from steval.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,14 @@ def test_kubernetes_job_is_non_root_and_knows_the_exit_codes():
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     (rule,) = job["spec"]["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["values"] == [2, 5]
+
+
+def test_the_manifest_of_the_docs_is_one():
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    (block,) = re.findall(r"```yaml\n(# night.yaml.*?)```", text, re.DOTALL)
+    manifest = BatchManifest.parse(yaml.safe_load(block))
+    assert [request.do for request in manifest.requests] == ["both", "predict", "score"]
+    assert manifest.data[1].recorded
 
 
 @pytest.mark.slow

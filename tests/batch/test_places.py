@@ -15,6 +15,8 @@ def test_globs_are_sorted_and_relative_to_the_manifest(tmp_path: Path):
         (tmp_path / "runs" / name / "m.safetensors").touch()
     assert find("runs/*/m.safetensors", tmp_path) == [str(tmp_path / f"runs/{name}/m.safetensors") for name in "ab"]
     assert find("runs/c/*.safetensors", tmp_path) == []
+    (tmp_path / "odd[1].h5ad").touch()
+    assert find("odd[1].h5ad", tmp_path) == [str(tmp_path / "odd[1].h5ad")]
     assert find("no-glob.h5ad", tmp_path) == [str(tmp_path / "no-glob.h5ad")]
 
 
