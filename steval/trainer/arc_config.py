@@ -13,20 +13,26 @@ from steval.errors import ConfigError
 from steval.settings import read_yaml
 
 DEAD_KEYS: dict[str, str] = {
-    "training.loss_fn": "the loss is model.kwargs.loss",
+    "training.loss_fn": "it is checked against a list of names; the loss is model.kwargs.loss",
     "training.weight_decay": "the optimiser is plain Adam",
     "training.ckpt_every_n_steps": "checkpoints follow the validations",
     "training.decoder_loss_weight": "the key that is read is model.kwargs.decoder_weight",
     "model.kwargs.decoder_loss_weight": "the key that is read is model.kwargs.decoder_weight",
     "model.kwargs.softplus": "the output ends in a ReLU either way",
+    "model.kwargs.confidence_head": "the key that is read is confidence_token",
+    "model.kwargs.use_effect_gating_token": "there is no such token",
+    "model.kwargs.transformer_decoder": "there is no second transformer",
     "model.kwargs.transformer_backbone_kwargs.use_rotary_embeddings": "bidirectional_attention alone decides about rotary",
     "model.kwargs.transformer_backbone_kwargs.rotary_dim": "the backbone has no such setting",
-    "model.kwargs.transformer_backbone_kwargs.hidden_dropout": "the Llama backbone has no such setting",
-    "model.kwargs.transformer_backbone_kwargs.layer_norm_eps": "the Llama backbone reads rms_norm_eps",
+    "model.kwargs.transformer_backbone_kwargs.hidden_dropout": "the backbone has no such setting",
+    "model.kwargs.transformer_backbone_kwargs.layer_norm_eps": "the backbone reads rms_norm_eps",
+    "data.kwargs.basal_rep": "controls are sampled either way",
+    "data.kwargs.n_basal_samples": "one control cell for each cell",
+    "data.kwargs.map_controls": "control cells are mapped either way",
 }
 """Keys that change nothing, with the reason."""
 
-_LOSSES = {"energy": "energy", "sinkhorn": "sinkhorn", "mse": "mse", "se": "se"}
+_LOSSES = ("energy", "sinkhorn", "mse", "se")
 _COLUMNS = {"pert_col": "perturbation", "control_pert": "control", "cell_type_key": "cell_type", "batch_col": "batch"}
 _NETWORK = {
     "hidden_dim": "hidden_dim", "n_encoder_layers": "num_encoder_layers", "n_decoder_layers": "num_decoder_layers",
@@ -90,7 +96,19 @@ def dead_keys(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     kwargs = config["model"].get("kwargs") or {}
     if "distributional_loss" in kwargs and kwargs.get("loss") != "energy":
         found.append(("model.kwargs.distributional_loss", "it is read only where loss is energy"))
+    if "blur" in kwargs and _loss_kind(kwargs) == "energy":
+        found.append(("model.kwargs.blur", "the energy distance has no blur"))
+    if "randomize_mmd_chunks" in kwargs and kwargs.get("mmd_num_chunks", 1) == 1:
+        found.append(("model.kwargs.randomize_mmd_chunks", "mmd_num_chunks is 1"))
+    if kwargs.get("residual_decoder") and not kwargs.get("gene_decoder_bool"):
+        found.append(("model.kwargs.residual_decoder", "without gene_decoder_bool there is no gene decoder"))
     return found
+
+
+def _loss_kind(kwargs: Mapping[str, Any]) -> str:
+    """The loss that is computed: where `loss` is energy, `distributional_loss` names it."""
+    kind = kwargs.get("loss", "energy")
+    return str(kwargs.get("distributional_loss", kind)) if kind == "energy" else str(kind)
 
 
 def _holds(config: Mapping[str, Any], key: str) -> bool:
@@ -109,7 +127,7 @@ def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 def _refuse(path: Path, name: Any, model: Mapping[str, Any]) -> None:
     problems = [
         f"model.kwargs.{flag} is on, which steval does not train"
-        for flag in ("finetune_vci_decoder", "transformer_decoder")
+        for flag in ("finetune_vci_decoder",)
         if model.get(flag)
     ]
     if isinstance(model.get("lora"), Mapping) and model["lora"].get("enable"):
@@ -121,8 +139,8 @@ def _refuse(path: Path, name: Any, model: Mapping[str, Any]) -> None:
             f"a fresh backbone of kind {model['transformer_backbone_key']!r}; steval makes Llama blocks. A GPT-2 checkpoint "
             "can be fine-tuned with --init-from and a recipe"
         )
-    if model.get("loss", "energy") not in _LOSSES:
-        problems.append(f"model.kwargs.loss {model['loss']!r}; steval has {', '.join(_LOSSES)}")
+    if _loss_kind(model) not in _LOSSES:
+        problems.append(f"loss {_loss_kind(model)!r}; steval has {', '.join(_LOSSES)}")
     if name is not None and str(name).lower() != "state":
         problems.append(f"model.name is {name!r}; only State Transition models (`state`) are trained")
     if problems:
@@ -144,14 +162,14 @@ def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any
         values["attention"] = "bidirectional" if inner["bidirectional_attention"] else "causal-rope"
     if data.get("output_space") in ("gene", "all", "embedding"):
         values["output_space"] = data["output_space"]
-    if data.get("embed_key") not in (None, "X_hvg") and values.get("output_space") != "embedding":
+    if data.get("embed_key") is not None and model.get("gene_decoder_bool"):
         values["gene_decoder"] = list(DECODER_DIMS)
     return values
 
 
 def _loss(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "kind": _LOSSES[model.get("loss", "energy")],
+        "kind": _loss_kind(model),
         **_named(model, {"blur": "blur", "decoder_weight": "decoder_weight"}),
     }
 
@@ -190,6 +208,8 @@ def _unusual(training: Mapping[str, Any], model: Mapping[str, Any], data: Mappin
     found.append(
         ("(schedule)", "the rate was constant; warm-up over 5 % and cosine to 10 % is recommended (phases.0.schedule)")
     )
+    if model.get("mmd_num_chunks", 1) != 1:
+        found.append(("model.kwargs.mmd_num_chunks", "the loss was computed on pieces of each set; here on whole sets"))
     if model.get("freeze_pert_backbone"):
         found.append(("model.kwargs.freeze_pert_backbone", "it also froze project_out; here the output layers train"))
     if data.get("embed_key") not in (None, "X_hvg"):
