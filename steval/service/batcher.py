@@ -23,6 +23,8 @@ Run = Callable[[list[PlannedSet]], Iterable[PredictedSet]]
 """Predicts sets and yields them in their order."""
 Observe = Callable[[int, int, float], None]
 """Told of each batch: sets, cells, seconds."""
+Watch = Callable[[int], None]
+"""Told of the reserved cells whenever they change."""
 WINDOW_CELLS = 1024
 """Cells of one request that may be computed and not yet taken: bounds what a slow client keeps in memory."""
 RETRY_AFTER = (1.0, 60.0)
@@ -77,13 +79,21 @@ class MicroBatcher:
     """Runs sets in batches of at most `batch_cells` cells on a thread of its own; `max_queued_cells` bounds what is accepted."""
 
     def __init__(
-        self, run: Run, *, batch_cells: int, max_queued_cells: int, linger: float, observe: Observe | None = None
+        self,
+        run: Run,
+        *,
+        batch_cells: int,
+        max_queued_cells: int,
+        linger: float,
+        observe: Observe | None = None,
+        watch: Watch | None = None,
     ):
         self._run = run
         self._batch_cells = batch_cells
         self._max_queued_cells = max_queued_cells
         self._linger = linger
         self._observe = observe
+        self._watch = watch
         self._condition = threading.Condition()
         self._order: deque[Ticket] = deque()
         """Tickets with waiting sets, the one whose turn is next first."""
@@ -112,7 +122,7 @@ class MicroBatcher:
                     code="busy",
                     retry_after=self._expected_wait(),
                 )
-            self._reserved += num_cells
+            self._change_reserved(num_cells)
         return Ticket(self, num_cells)
 
     def enqueue(self, ticket: Ticket, planned: PlannedSet) -> "Future[PredictedSet]":
@@ -130,7 +140,7 @@ class MicroBatcher:
     def release(self, ticket: Ticket) -> None:
         """See `Ticket.close`."""
         with self._condition:
-            self._reserved -= ticket.num_cells
+            self._change_reserved(-ticket.num_cells)
             for waiting in ticket.waiting:
                 waiting.future.cancel()
             ticket.waiting.clear()
@@ -143,6 +153,11 @@ class MicroBatcher:
             self._stopping = True
             self._condition.notify_all()
         self._thread.join()
+
+    def _change_reserved(self, difference: int) -> None:
+        self._reserved += difference
+        if self._watch is not None:
+            self._watch(self._reserved)
 
     def _expected_wait(self) -> float:
         low, high = RETRY_AFTER

@@ -98,7 +98,6 @@ class PredictionService:
         request = self._checked(model, body, kind)
         planned = await self._run(model.predictor.plan, request, model.pool)
         ticket = model.batcher.accept(request.num_cells)
-        self._runtime.metrics.queued(model.batcher.reserved_cells)
         queued = QueuedPredictor(model.predictor, ticket, planned, model.settings.request_timeout)
         zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
         streaming = False
@@ -115,7 +114,6 @@ class PredictionService:
         finally:
             if not streaming:
                 ticket.close()
-            self._runtime.metrics.queued(model.batcher.reserved_cells)
 
     def _checked(self, model: Model, body: PredictBody, kind: str) -> PredictionRequest:
         settings = model.settings

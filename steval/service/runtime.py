@@ -83,6 +83,7 @@ class Model:
             max_queued_cells=settings.max_queued_cells,
             linger=settings.linger_ms / 1000,
             observe=metrics.batch,
+            watch=metrics.queued,
         )
 
     def _encoded(self) -> "ControlPool | EncodedControls":
