@@ -14,7 +14,8 @@ BATCH_CELLS = 2048
 FIRST_GUESS: dict[Kind, float] = {"predict": 4.0, "assemble": 0.6, "de": 1.5, "score": 4.0}
 """Seconds per unit on one 2024 server core. A unit is 10⁸ entries (cells × genes) that the task reads or makes; for prediction
 10¹¹ floating point operations."""
-LOADING_SECONDS: dict[Kind, float] = {"predict": 0.5, "assemble": 0.3, "de": 0.2, "score": 1.0}
+LOADING_SECONDS: dict[Kind, float] = {"predict": 1.5, "assemble": 0.5, "de": 0.5, "score": 5.0}
+"""Of each task; scoring also loads training cells, makes baselines and draws a report."""
 
 
 @dataclass(frozen=True)

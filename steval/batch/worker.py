@@ -15,8 +15,11 @@ def work(pipe: Connection, threads: int) -> None:
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(threads)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    from tqdm import tqdm
+
     from steval.batch.tasks import perform
 
+    tqdm.set_lock(threading.RLock())  # its default is a semaphore of the system, which a killed worker leaves behind
     while True:
         try:
             task, device = pipe.recv()

@@ -101,9 +101,8 @@ def _show_plan(plan: "Outline", as_json: bool) -> None:
         print_json({**summary, "plan": rows})
         return
     print_table("Plan", list(rows[0]), [list(row.values()) for row in rows])
-    typer.echo(
-        f"{summary['jobs']} jobs, {summary['tasks']} tasks on {plan.workers} workers: about {summary['minutes']:.1f} minutes ({basis})"
-    )
+    size = f"{summary['jobs']} jobs, {summary['tasks']} tasks on {plan.workers} workers"
+    typer.echo(f"{size}: about {summary['minutes']:.1f} minutes ({basis})")
     typer.echo(f"Results would go to {summary['directory']}")
 
 

@@ -89,7 +89,7 @@ def quick_rows(path: Path, cells: CellFile, labels: np.ndarray) -> CellFile:
         path = cached_rows(path, Path(copy.name), SORTING_BYTES)
     elif is_filtered:
         return cells
-    return CellFile(PlainRows(path, cells, copy), cells.obs, cells.genes, cells.uns, cells.name)  # ty: ignore[invalid-argument-type]
+    return CellFile(PlainRows(path, cells, copy), cells.obs, cells.genes, cells.uns, cells.name)
 
 
 def _is_scattered(labels: np.ndarray) -> bool:
