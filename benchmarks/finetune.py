@@ -65,16 +65,16 @@ def _options() -> argparse.Namespace:
 
 
 def _split_file(data: Path, work: Path) -> Path:
-    """One validation and one test perturbation in the last cell type, the rest trains."""
-    from steval.data.cellfile import CellFile
+    """One validation and one test perturbation in the last cell type, the rest trains; the data as cell-load can read it."""
+    from steval.data.cellfile import read_anndata, write_anndata
     from steval.data.columns import Columns
 
     (work / "data").mkdir()
-    (work / "data" / "cells.h5ad").symlink_to(data.resolve())
-    with CellFile.open(data) as cells:
-        columns = Columns()
-        context = sorted(cells.obs[columns.cell_type].astype(str).unique())[-1]
-        names = sorted(set(cells.obs[columns.perturbation].astype(str)) - {columns.control})
+    columns, cells = Columns(), read_anndata(data)
+    cells.var = cells.var.iloc[:, :0].assign(gene_name=list(cells.var_names)).rename_axis(None)
+    write_anndata(cells, work / "data" / "cells.h5ad", compression=None)
+    context = sorted(cells.obs[columns.cell_type].astype(str).unique())[-1]
+    names = sorted(set(cells.obs[columns.perturbation].astype(str)) - {columns.control})
     path = work / "split.toml"
     path.write_text(
         f'[datasets]\nm = "{work / "data"}"\n[training]\nm = "train"\n[zeroshot]\n'

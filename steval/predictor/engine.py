@@ -5,10 +5,12 @@ nothing is padded. Memory does not grow with the number of predicted cells.
 Shape letters: N cells, B sets, S cells of a set, P perturbation features, G output columns.
 """
 
+import inspect
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ from steval.checkpoints.store import Checkpoint
 from steval.errors import ConfigError
 from steval.model.config import Attention
 from steval.model.inference import ControlTerms, InferenceNetwork
+from steval.model.network import Prediction
 from steval.predictor.controls import ControlPool
 from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedSet, plan_sets, windows
@@ -123,7 +126,7 @@ class Predictor:
         self._features = checkpoint.features
         self._feature_row = {name: row for row, name in enumerate(self.manifest.perturbation_names)}
         self._network = InferenceNetwork.from_network(checkpoint.network().to(self.device), DTYPES[dtype], attention)
-        self._run = torch.compile(self._network.predict) if compile else self._network.predict
+        self._run = _compiled(self._network) if compile else self._network.predict
         self._batch_codes = {name: code for code, name in enumerate(self.manifest.batches)}
 
     @property
@@ -188,7 +191,7 @@ class Predictor:
         for window in windows(sets, self.batch_cells):
             yield PredictedBlock(window, self._predict_window(window, encoded))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _predict_window(self, window: list[PlannedSet], encoded: EncodedControls) -> np.ndarray:
         """Cells of the window `[N, G]` in its order; the sets of one size are one batch."""
         sizes = np.array([one.num_cells for one in window])
@@ -251,6 +254,23 @@ class Predictor:
                 f"the checkpoint encodes batches, and {pool.name} have {len(unknown)} that it does not know: "
                 f"{', '.join(map(repr, unknown[:10]))}; known: {', '.join(self.manifest.batches[:20])}"
             )
+
+
+def _compiled(network: InferenceNetwork) -> Callable[..., Prediction]:
+    """`network.predict` compiled at its first call; a compiler that fails is a `ConfigError`."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    # Inductor cannot trace views inside inference mode; no weight asks for gradients, so nothing is lost without it
+    compiled = torch.compile(MethodType(inspect.unwrap(InferenceNetwork.predict), network))
+
+    def run(*arguments: object) -> Prediction:
+        try:
+            return compiled(*arguments)
+        except TorchDynamoException as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"the network cannot be compiled here ({reason}); leave --compile out") from error
+
+    return run
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,6 +15,17 @@ RANDOM = {"control_pert": "control", "pert_col": "perturbation"}
 
 
 @pytest.fixture(autouse=True)
+def _registry():
+    """cell_eval keeps options of one call for all later ones in the process: its registry is put back."""
+    from cell_eval import metrics_registry
+
+    kept = {name: dict(metric.kwargs or {}) for name, metric in metrics_registry.metrics.items()}
+    yield
+    for name, options in kept.items():
+        metrics_registry.metrics[name].kwargs = options
+
+
+@pytest.fixture(autouse=True)
 def _quiet():
     """cell_eval's and scanpy's warnings are not ours."""
     with warnings.catch_warnings():

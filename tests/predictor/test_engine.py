@@ -174,3 +174,26 @@ def test_attention_is_overridden(checkpoint):
 
 def test_set_size_is_overridden(checkpoint):
     assert {len(one.cells) for one in predict(checkpoint, num_cells=40, set_size=20)} == {20}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_equals_plain(checkpoint):
+    for one, other in zip(
+        predict(checkpoint, names=["SRC"]), predict(checkpoint, names=["SRC"], compile=True), strict=True
+    ):
+        np.testing.assert_allclose(one.cells, other.cells, rtol=1e-4, atol=2e-6)
+
+
+def test_a_compiler_that_fails(checkpoint, monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fails(function):
+        def run(*arguments):
+            raise TorchDynamoException("no C++ compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler.*leave --compile out"):
+        predict(checkpoint, compile=True)
