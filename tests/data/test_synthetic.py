@@ -19,7 +19,13 @@ def test_the_known_effects_are_in_the_cells():
 
 
 def test_same_seed_same_cells_and_contexts_share_effects():
-    arguments = {"num_genes": 80, "num_perturbations": 3, "cells_per_perturbation": 5, "num_controls": 5, "cell_types": ("a", "b")}
+    arguments = {
+        "num_genes": 80,
+        "num_perturbations": 3,
+        "cells_per_perturbation": 5,
+        "num_controls": 5,
+        "cell_types": ("a", "b"),
+    }
     first, again, other = generate(seed=1, **arguments), generate(seed=1, **arguments), generate(seed=2, **arguments)
     assert (first.cells.X != again.cells.X).nnz == 0
     assert (first.cells.X != other.cells.X).nnz > 0
