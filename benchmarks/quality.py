@@ -16,6 +16,7 @@ were measured; rows `, 1,280 cells` predict so many of each perturbation.
 """
 
 import argparse
+import csv
 import json
 import statistics
 import time
@@ -59,7 +60,7 @@ MANY_CELLS = 1280
 COMPONENTS = 50
 PRETRAINING_STEPS = 500
 TUNING_STEPS = 300
-SPACE_STEPS = 500
+SPACE_STEPS = 300
 SMALL = ("network={hidden_dim: 64, num_layers: 3, num_heads: 4, intermediate_dim: 128, head: plain}",)
 STAGES = ("phases.1.top_blocks=1", "phases.2.top_blocks=1")
 """Three blocks: one each at the top, in the middle and below."""
@@ -110,12 +111,15 @@ class Bench:
             device="cpu",
             allow_mismatch="space" in plan.name,
         )
+        if not result.finished:
+            raise SystemExit(f"{directory} was stopped at step {result.step}; run the command again")
         common = {
             "plan": plan.name,
             "seed": seed,
             "steps": result.step,
             "best_step": result.best_record["step"],
             "validation_loss": result.best_record["value"],
+            "last_validation_loss": _last_validation(directory / "metrics.csv"),
             "training_seconds": result.seconds,
             "wall_seconds": time.perf_counter() - wall,
             "processor_seconds": time.process_time() - processor,
@@ -282,17 +286,27 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> str:
         grouped.setdefault((row["part"], row["cells"], row["plan"]), []).append(row)
     lines = []
     for part in sorted({key[0] for key in grouped}, reverse=True):
-        lines += [f"\n**{part}**\n", "| | " + " | ".join([*METRICS.values(), "validation loss", "training"]) + " |"]
-        lines.append("|" + "---|" * (len(METRICS) + 3))
+        lines += [
+            f"\n**{part}**\n",
+            "| | " + " | ".join([*METRICS.values(), "validation loss", "at the end", "training, s"]) + " |",
+        ]
+        lines.append("|" + "---|" * (len(METRICS) + 4))
         for (place, cells, plan), members in grouped.items():
             if place != part:
                 continue
             label = plan + (f", {cells:,} cells" if cells else "")
             shown = [_spread([m.get(name) for m in members], 4 if name == "mae" else 3) for name in METRICS]
-            shown.append(_spread([m.get("validation_loss") for m in members], 4))
-            shown.append(_spread([m.get("training_seconds") for m in members], 0) + " s")
+            shown += [
+                _spread([m.get(name) for m in members], 4) for name in ("validation_loss", "last_validation_loss")
+            ]
+            shown.append(_spread([m.get("training_seconds") for m in members], 0))
             lines.append(f"| {label} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def _last_validation(metrics: Path) -> float:
+    with metrics.open() as file:
+        return [float(row["val/gene"]) for row in csv.DictReader(file) if row.get("val/gene")][-1]
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
