@@ -1,7 +1,8 @@
 """A process that fine-tunes in forked children which kill themselves with SIGKILL where they are told; run by test_resume.py.
 
-One process imports everything once; argument: a JSON file with `threads`, `config` and `scenarios` (`run_dir`, and
-`step` or `file` with `number`).
+One process imports everything once, so that the uninterrupted run, the killed ones and their resumptions compute under the
+same conditions. Argument: a JSON file with `threads`, `config`, `whole` (directory of the uninterrupted run) and `scenarios`
+(`run_dir`, and `step` or `file` with `number`).
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 import steval.trainer.state as state
+from steval.checkpoints.store import load_checkpoint
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.run import finetune
 
@@ -56,11 +58,21 @@ def die_while_writing(which: str, number: int) -> None:
         store.save_file = write_half
 
 
+def finish(config: FinetuneConfig | None, run_dir: Path) -> None:
+    """Run to the end in a child; without a configuration, resume."""
+    child = os.fork()
+    if not child:
+        done = finetune(config, run_dir, resume=config is None, device="cpu")
+        os._exit(0 if done.finished else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, run_dir
+
+
 def main() -> None:
     """Run every scenario in a child of its own."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     config = FinetuneConfig.parse(job["config"])
+    finish(config, Path(job["whole"]))
     for scenario in job["scenarios"]:
         child = os.fork()
         if not child:
@@ -75,6 +87,9 @@ def main() -> None:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (scenario, status)
+        for path in Path(scenario["run_dir"]).glob("checkpoints/*.safetensors"):
+            load_checkpoint(path)
+        finish(None, Path(scenario["run_dir"]))
 
 
 if __name__ == "__main__":

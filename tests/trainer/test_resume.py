@@ -50,13 +50,14 @@ SCENARIOS = [
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory, screen_path: Path) -> dict[str, Path]:
-    """Run directories of processes killed with SIGKILL, by scenario."""
+def resumed(tmp_path_factory: pytest.TempPathFactory, screen_path: Path) -> dict[str, Path]:
+    """Run directories of processes that were killed with SIGKILL and resumed, by scenario; under `""` the uninterrupted run."""
     root = tmp_path_factory.mktemp("killed")
     scenarios = [parameter.values[0] for parameter in SCENARIOS]
     places = {json.dumps(scenario): root / str(number) for number, scenario in enumerate(scenarios)}
     job = {
         "threads": torch.get_num_threads(),
+        "whole": str(root / "whole"),
         "config": tiny_config(screen_path, average_weights=0.9).as_dict(),
         "scenarios": [scenario | {"run_dir": str(places[json.dumps(scenario)])} for scenario in scenarios],
     }
@@ -66,15 +67,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory, screen_path: Path) -> dict[
         [sys.executable, str(script), str(root / "job.json")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return places
+    return places | {"": root / "whole"}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_killed_run_resumes_to_the_same_end(scenario: dict, killed: dict[str, Path], whole: Path) -> None:
-    run_dir = killed[json.dumps(scenario)]
-    for path in run_dir.glob("checkpoints/*.safetensors"):
-        load_checkpoint(path)
-    assert run(None, run_dir, resume=True).finished
+def test_a_killed_run_resumes_to_the_same_end(scenario: dict, resumed: dict[str, Path]) -> None:
+    run_dir, whole = resumed[json.dumps(scenario)], resumed[""]
     assert_same_run(whole, run_dir)
     assert not list(run_dir.rglob("*.part"))
     best, expected = (load_checkpoint(path / "checkpoints" / "best-val.safetensors") for path in (run_dir, whole))
@@ -84,10 +82,11 @@ def test_a_killed_run_resumes_to_the_same_end(scenario: dict, killed: dict[str, 
 @pytest.mark.parametrize("step", [2, 7, 11])
 def test_ctrl_c_stops_after_the_step_and_resumes(step: int, whole: Path, tmp_path: Path, screen_path: Path) -> None:
     config = tiny_config(screen_path, average_weights=0.9)
+    handler = signal.getsignal(signal.SIGINT)
     stopped = run(config, tmp_path / "run", on_step=stop_at(step))
     assert not stopped.finished
     assert stopped.step in (step, step + 1)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert run(None, tmp_path / "run", resume=True).finished
     assert_same_run(whole, tmp_path / "run")
 
