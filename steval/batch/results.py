@@ -24,6 +24,7 @@ def finish(layout: Layout, job: Job, seconds: float) -> None:
     """Mark the job's directory as whole and remove its parts."""
     directory = layout.directory(job)
     (directory / ERROR_FILE).unlink(missing_ok=True)
+    _sweep(directory)
     files = {
         str(path.relative_to(directory)): path.stat().st_size
         for path in sorted(directory.rglob("*"))
@@ -42,6 +43,15 @@ def finish(layout: Layout, job: Job, seconds: float) -> None:
     }
     _write(directory / DONE_FILE, record)
     shutil.rmtree(layout.parts(job), ignore_errors=True)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed writers left half done; the job's owner alone writes here."""
+    for partial in directory.glob(".*.part"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def fail(layout: Layout, job: Job, kind: str, message: str, details: str = "") -> None:
