@@ -133,6 +133,11 @@ class ModelConfig(Settings):
                 f"output space `all` adds the input to the output: output_dim {self.output_dim} must equal "
                 f"input_dim {self.input_dim}"
             )
+        if self.has_bottleneck and self.output_dim < 8:
+            problems.append(
+                f"head `down-then-up` has a bottleneck of an eighth of the outputs: 8 at least, got {self.output_dim}; "
+                "head `plain` takes any number"
+            )
         if self.attention == "causal-rope" and self.backbone.kind == "gpt2":
             problems.append("attention `causal-rope` is for llama; gpt2 takes `bidirectional` or `causal`")
         if self.attention == "causal-rope" and self.backbone.kind == "llama" and self.backbone.head_dim % 2:

@@ -6,7 +6,7 @@ The recipes shipped with the package (`steval.trainer.recipes`) are files of thi
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from steval.data.cellsets import ControlMapping, Sampling
 from steval.data.splits import CellSplit, SplitSettings, TomlSplit
@@ -18,7 +18,12 @@ from steval.trainer.objective_settings import ObjectiveSettings
 from steval.trainer.optimiser_settings import OptimiserSettings
 from steval.trainer.phases import PhaseSettings
 
-Precision = Literal["32", "bf16-mixed"]
+def _text(value: object) -> object:
+    """YAML reads a bare 32 as a number."""
+    return str(value) if isinstance(value, int) else value
+
+
+Precision = Annotated[Literal["32", "bf16-mixed"], BeforeValidator(_text)]
 
 
 class DataSettings(CellsSettings):

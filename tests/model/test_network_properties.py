@@ -105,6 +105,11 @@ def test_reset_depends_on_the_generator_alone():
             "equal in pairs",
             id="residual decoder",
         ),
+        pytest.param(
+            {"input_dim": 7, "output_dim": 7, "output_space": "all", "head": "down-then-up", "predict_residual": True},
+            "8 at least, got 7",
+            id="no bottleneck left",
+        ),
     ],
 )
 def test_impossible_configurations_are_refused(change, message):

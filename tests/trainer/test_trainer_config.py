@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from steval.errors import ConfigError
-from steval.settings import read_yaml
+from steval.settings import apply_overrides, read_yaml
 from steval.trainer.arc_config import translate
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.recipes import config_path, recipe_names
@@ -51,6 +51,12 @@ def test_all_problems_are_named_at_once_with_the_nearest_key() -> None:
 def test_contradictions_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FinetuneConfig.parse(values)
+
+
+@pytest.mark.parametrize("text", ["32", "'32'", "bf16-mixed"])
+def test_a_precision_may_be_written_as_yaml_reads_it(text: str) -> None:
+    values = apply_overrides({"phases": [PHASE]}, [f"compute.precision={text}"])
+    assert FinetuneConfig.parse(values).compute.precision == text.strip("'")
 
 
 @pytest.mark.parametrize("name", ["raw-staged", "embedding-rounds", "frozen-only", "full", "quick-cpu"])
