@@ -18,6 +18,7 @@ from steval.trainer.objective_settings import ObjectiveSettings
 from steval.trainer.optimiser_settings import OptimiserSettings
 from steval.trainer.phases import PhaseSettings
 
+
 def _text(value: object) -> object:
     """YAML reads a bare 32 as a number."""
     return str(value) if isinstance(value, int) else value
