@@ -14,6 +14,8 @@ from steval.errors import DataError
 
 MERGE_GAP_ROWS = 16
 """Rows that lie this close are read in one piece: a few unused rows cost less than another read."""
+MERGE_BYTES = 32 * 2**20
+"""Largest such piece (a longer single row excepted): evenly spaced rows do not pull in the whole file at once."""
 
 
 class Rows(Protocol):
@@ -136,7 +138,7 @@ class FileRows:
             raise DataError(f"{path}: X is stored as {self._layout or 'an unknown kind'}; csr, csc and dense are read")
         num_rows, num_genes = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape"))
         self.shape = (int(num_rows), int(num_genes))
-        self._indptr = stored["indptr"][:]
+        self._indptr = stored["indptr"][:].astype(np.int64)
 
     def rows(self, indices: np.ndarray) -> sp.csr_matrix:
         if self._layout == "csc":
@@ -168,7 +170,8 @@ class FileRows:
         indptr_sorted = np.concatenate([[0], np.cumsum(lengths)])
         data = np.empty(indptr_sorted[-1], dtype=stored["data"].dtype)
         columns = np.empty(indptr_sorted[-1], dtype=np.int32)
-        for first, last in _runs(wanted):
+        width = stored["data"].dtype.itemsize + stored["indices"].dtype.itemsize
+        for first, last in _runs(wanted, self._indptr[wanted] * width, self._indptr[wanted + 1] * width):
             low, high = int(self._indptr[wanted[first]]), int(self._indptr[wanted[last - 1] + 1])
             piece_data, piece_columns = stored["data"][low:high], stored["indices"][low:high]
             begin, end = indptr_sorted[first], indptr_sorted[last]
@@ -182,13 +185,22 @@ class FileRows:
         return matrix if np.array_equal(wanted, indices) else matrix[position]
 
 
-def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
-    """Pieces `[first, last)` of sorted row numbers that lie close together."""
+def _runs(wanted: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[tuple[int, int]]:
+    """Pieces `[first, last)` of sorted row numbers that lie close together.
+
+    `starts`, `stops`: the bytes at which each of these rows begins and ends; no piece of several rows is over `MERGE_BYTES`.
+    """
     if not len(wanted):
         return []
     cuts = np.flatnonzero(np.diff(wanted) > MERGE_GAP_ROWS) + 1
-    edges = [0, *cuts.tolist(), len(wanted)]
-    return list(pairwise(edges))
+    pieces = []
+    for begin, end in pairwise([0, *cuts.tolist(), len(wanted)]):
+        first = begin
+        while first < end:
+            fitting = int(np.searchsorted(stops[first:end], starts[first] + MERGE_BYTES, side="right"))
+            pieces.append((first, first + max(fitting, 1)))
+            first = pieces[-1][1]
+    return pieces
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -199,11 +211,12 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def _ordered_rows(stored: h5py.Dataset, indices: np.ndarray) -> np.ndarray:
     """Rows of a dense dataset in any order, repeats allowed."""
-    unique, inverse = np.unique(indices, return_inverse=True)
+    unique, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     if not len(unique):
         return np.empty((0, stored.shape[1]), dtype=stored.dtype)
+    width = stored.dtype.itemsize * int(np.prod(stored.shape[1:]))
     pieces = []
-    for first, last in _runs(unique):
+    for first, last in _runs(unique, unique * width, (unique + 1) * width):
         low = int(unique[first])
         pieces.append(stored[low : int(unique[last - 1]) + 1][unique[first:last] - low])
     return np.concatenate(pieces)[inverse]
