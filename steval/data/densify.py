@@ -6,13 +6,14 @@ All kernels release the interpreter lock, so that batches can be made by threads
 import math
 
 import numpy as np
-from numba import njit
+
+from steval.data.compiled import compiled
 
 TABLE = 64
 """Counts below this are looked up: most counts of a cell are small, and log1p is the costly part."""
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scatter_rows(out, numbers, starts, lengths, data, columns):  # type: ignore[no-untyped-def]
     """`out[numbers[i]]` becomes the dense row of `data[starts[i] : starts[i] + lengths[i]]` at `columns`; others untouched."""
     for i in range(len(numbers)):
@@ -22,7 +23,7 @@ def scatter_rows(out, numbers, starts, lengths, data, columns):  # type: ignore[
             row[columns[k]] += data[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scatter_aligned(out, numbers, starts, lengths, data, columns, position):  # type: ignore[no-untyped-def]
     """As `scatter_rows`, each column mapped by `position`; -1 drops it."""
     for i in range(len(numbers)):
@@ -34,7 +35,7 @@ def scatter_aligned(out, numbers, starts, lengths, data, columns, position):  # 
                 row[column] += data[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scatter_counts(out, numbers, starts, lengths, data, columns, position, target_sum):  # type: ignore[no-untyped-def]
     """As `scatter_aligned` for counts: lognorm to `target_sum`, the total taken over all genes of the source."""
     table = np.empty(TABLE, dtype=np.float32)
@@ -64,7 +65,7 @@ def scatter_counts(out, numbers, starts, lengths, data, columns, position, targe
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mark_sparse(starts, stops, bits, columns):  # type: ignore[no-untyped-def]
     """64-bit mark and number of non-zero values of each row; `bits` are the float32 values as uint32, columns ascend."""
     marks = np.zeros(len(starts), dtype=np.uint64)
@@ -80,7 +81,7 @@ def mark_sparse(starts, stops, bits, columns):  # type: ignore[no-untyped-def]
     return marks, counts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mark_dense(bits):  # type: ignore[no-untyped-def]
     """As `mark_sparse` for dense rows `[n, G]`; the same profile has the same mark."""
     marks = np.zeros(len(bits), dtype=np.uint64)

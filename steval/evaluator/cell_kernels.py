@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from steval.evaluator.compiled import compiled
+from steval.data.compiled import compiled
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)

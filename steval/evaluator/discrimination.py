@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steval.evaluator.compiled import compiled
+from steval.data.compiled import compiled
 
 DOUBT = {"l1": 1e-9, "l2": 1e-6, "cosine": 1e-5}
 """Differences of distances under which rounding could decide the order: relative to the distances (l1), to the effects'

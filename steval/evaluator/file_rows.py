@@ -10,9 +10,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from steval.data.cellfile import CellFile
+from steval.data.compiled import compiled
 from steval.data.csr_cache import cached_rows
 from steval.data.flat_array import FlatArray
-from steval.evaluator.compiled import compiled
 
 SORTING_BYTES = 1 << 28
 

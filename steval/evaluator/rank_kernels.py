@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from steval.evaluator.compiled import compiled
+from steval.data.compiled import compiled
 
 
 @compiled

@@ -195,19 +195,26 @@ class Predictor:
     def _predict_window(self, window: list[PlannedSet], encoded: EncodedControls) -> np.ndarray:
         """Cells of the window `[N, G]` in its order; the sets of one size are one batch."""
         sizes = np.array([one.num_cells for one in window])
+        if len(set(sizes.tolist())) == 1:
+            return self._on_host(self._predict_batch(window, encoded).flatten(0, 1)).numpy()
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         cells_NG = torch.empty((int(sizes.sum()), self.num_outputs), device=self.device)
         for size in np.unique(sizes):
             members = np.flatnonzero(sizes == size)
-            indices = np.stack([encoded.positions(window[member].control_indices) for member in members])
-            indices_BS = torch.from_numpy(indices).to(self.device)
-            features_BP = self._features[[self._feature_row[window[member].perturbation] for member in members]]
-            batch_BS = None if encoded.batch_N is None else encoded.batch_N[indices_BS]
-            prediction = self._run(encoded.terms, indices_BS, features_BP, batch_BS)
-            output_BSG = prediction.output_BSG if prediction.genes_BSD is None else prediction.genes_BSD
+            output_BSG = self._predict_batch([window[member] for member in members], encoded)
             place_BS = torch.from_numpy(starts[members][:, None] + np.arange(size)).to(self.device)
             cells_NG[place_BS.flatten()] = output_BSG.flatten(0, 1)
         return self._on_host(cells_NG).numpy()
+
+    def _predict_batch(self, sets: Sequence[PlannedSet], encoded: EncodedControls) -> Tensor:
+        """Predicted cells `[B, S, G]` of sets of one size."""
+        indices_BS = torch.from_numpy(np.stack([encoded.positions(one.control_indices) for one in sets])).to(
+            self.device
+        )
+        features_BP = self._features[[self._feature_row[one.perturbation] for one in sets]]
+        batch_BS = None if encoded.batch_N is None else encoded.batch_N[indices_BS]
+        prediction = self._run(encoded.terms, indices_BS, features_BP, batch_BS)
+        return prediction.output_BSG if prediction.genes_BSD is None else prediction.genes_BSD
 
     def _on_host(self, cells_NG: Tensor) -> Tensor:
         if not self._on_cuda:

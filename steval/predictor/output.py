@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,11 +102,21 @@ def write_predictions(
     if blocks is None:
         blocks = _cells(predictor, planned, pool, rows, options)
     writer = CellWriter(path, output_names(predictor), record, layout=options.layout, compression=options.compression)
-    with writer, progress_bar(request.num_cells, "predicting", "cell") as bar:
+    with (
+        writer,
+        progress_bar(request.num_cells, "predicting", "cell") as bar,
+        ThreadPoolExecutor(1, "writing") as beside,
+    ):
+        # a block is written while the next one is computed; one at a time keeps memory flat
+        writing: Future[None] | None = None
         for matrix, obs, num_predicted in blocks:
             cells = clip(matrix, options) if num_predicted else matrix
-            writer.append(csr_of(cells) if options.layout == "csr" else cells, obs)
+            if writing is not None:
+                writing.result()
+            writing = beside.submit(_append, writer, cells, obs, options.layout)
             bar.update(num_predicted)
+        if writing is not None:
+            writing.result()
     written = WrittenPredictions(
         path=Path(path),
         num_cells=request.num_cells,
@@ -119,6 +130,10 @@ def write_predictions(
         *(written.num_cells, written.num_perturbations, written.seconds, written.cells_per_second),
     )
     return written
+
+
+def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: dict[str, Any], layout: Layout) -> None:
+    writer.append(csr_of(cells) if layout == "csr" else cells, obs)
 
 
 def output_names(predictor: Predictor) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 
 import numba
 
-from steval.evaluator.compiled import compiled
+from steval.data.compiled import compiled
 
 PROGRAM = """
 import sys, time

@@ -1,4 +1,4 @@
-"""numba compilation for this room: once per machine, not once per process, wherever the package is installed.
+"""numba compilation: once per machine, not once per process, wherever the package is installed.
 
 numba keeps compiled code where NUMBA_CACHE_DIR says, else beside the module, else in the user's cache directory. Where
 none can be written the kernels are compiled anew in each process, and a log line says so.
