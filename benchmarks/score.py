@@ -4,13 +4,14 @@
     python benchmarks/score.py --pred M_pred.h5ad --real M_real.h5ad --profiles vcc full -o score.json
     python benchmarks/score.py --size medium                       # makes its own pair first
     python benchmarks/score.py --controls 20000 --de-only          # the challenge's shape, DE alone, against pdex
-    python benchmarks/score.py --growth                            # time against cells and perturbations
+    python benchmarks/score.py --growth --plot growth.png          # time and memory against perturbations, cells, controls
 
 `cell-eval` is taken from PATH, or from --cell-eval. Both sides are given the same files and the same number of threads.
 Each command runs `--repeats` times; medians and the ratios of medians are printed. `cold` has no cached real side,
 `cached` has it; numba's compiled code is warm for steval (it is compiled once per machine), as it would be from the second
-run on; `--first` also measures the very first run. Seconds on the processors (user and system) tell more than the clock on
-a machine that is busy with other things.
+run on; `--first` also measures the very first run. The default run, with baselines and checks, needs training cells: those
+of --train, else cells of another type with the same perturbations, made of the real file. Seconds on the processors (user
+and system) tell more than the clock on a machine that is busy with other things.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-SIZES = {"small": (10, 100, 500, 18080), "medium": (50, 200, 2000, 18080)}
-"""Perturbations, cells of each, controls, genes."""
+SIZES = {"small": (10, 100, 500), "medium": (50, 200, 2000)}
+"""Perturbations, cells of each, controls."""
 GROWTH = (
     (10, 100, 500),
     (20, 100, 500),
@@ -37,6 +38,7 @@ GROWTH = (
     (10, 100, 2000),
     (10, 100, 8000),
 )
+TINY = (4, 20, 60, 200)
 COLUMNS = ("target_gene", "non-targeting")
 
 
@@ -61,15 +63,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--real", type=Path)
     parser.add_argument("--size", choices=SIZES, default="small", help="of the pair that is made where none is given")
     parser.add_argument("--controls", type=int, help="number of control cells of that pair")
+    parser.add_argument("--genes", type=int, default=18080, help="number of genes of pairs that are made")
     parser.add_argument("--profiles", nargs="+", default=["vcc"])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--cell-eval", default=shutil.which("cell-eval"))
-    parser.add_argument("--train", type=Path, help="training cells: also measures a default run, baselines and checks")
+    parser.add_argument(
+        "--train", type=Path, help="training cells of the default run; made of the real ones if not given"
+    )
     parser.add_argument("--first", action="store_true", help="also the very first run, kernels compiled on the way")
     parser.add_argument("--de-only", action="store_true", help="differential expression alone, against pdex")
     parser.add_argument("--sample", type=int, default=3, help="perturbations that pdex is timed on")
-    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--growth", action="store_true", help="steval alone, on pairs of growing size")
+    parser.add_argument("--plot", type=Path, help="PNG or SVG of --growth")
     parser.add_argument("--work", type=Path, help="directory for files; a temporary one otherwise")
     parser.add_argument("-o", "--output", help="JSON with every figure")
     return parser.parse_args()
@@ -78,8 +84,10 @@ def parse() -> argparse.Namespace:
 def profiles(pred: Path, real: Path, work: Path, options: argparse.Namespace) -> dict:
     """Whole commands, profile by profile."""
     outcome = {}
+    train = options.train or make_training(real, work / "train.h5ad")
     for profile in options.profiles:
         ours = steval_command(pred, real, work, profile, "--metrics-only")
+        default = steval_command(pred, real, work, profile, "--train", train)
         theirs = [options.cell_eval, "run", "-ap", pred, "-ar", real, "--pert-col", COLUMNS[0], "--control-pert", COLUMNS[1],
                   "--profile", profile, "--num-threads", options.threads, "-o", work / "cell-eval"]  # fmt: skip
         rows = {}
@@ -87,20 +95,24 @@ def profiles(pred: Path, real: Path, work: Path, options: argparse.Namespace) ->
             rows["steval, first run on the machine"] = [
                 measure(ours, {"NUMBA_CACHE_DIR": fresh(work / "numba")}, options)
             ]
-        measure(ours, {}, options)
-        cache = work / "cache"
-        fresh(cache)
-        measure([*ours, "--cache-dir", cache], {}, options)
+        warm_up(work, profile, options)
+        cached = [*ours, "--cache-dir", fresh(work / "cache")]
+        measure(cached, {}, options)
         for _ in range(options.repeats):
             rows.setdefault("cell-eval", []).append(measure(theirs, {}, options))
             rows.setdefault("steval, cold", []).append(measure(ours, {}, options))
-            rows.setdefault("steval, real side cached", []).append(measure([*ours, "--cache-dir", cache], {}, options))
-            if options.train:
-                full = steval_command(pred, real, work, profile, "--train", options.train)
-                rows.setdefault("steval, with baselines and checks", []).append(measure(full, {}, options))
+            rows.setdefault("steval, real side cached", []).append(measure(cached, {}, options))
+            rows.setdefault("steval, with baselines and checks", []).append(measure(default, {}, options))
         outcome[profile] = {name: median(runs) for name, runs in rows.items()}
         show(f"profile {profile}", outcome[profile], "cell-eval")
     return outcome
+
+
+def warm_up(work: Path, profile: str, options: argparse.Namespace) -> None:
+    """Compile what is compiled once per machine, on a tiny pair."""
+    pred, real = make_pair(fresh(work / "tiny"), *TINY)
+    train = make_training(real, work / "tiny" / "train.h5ad")
+    measure(steval_command(pred, real, work, profile, "--train", train), {}, options)
 
 
 def steval_command(pred: Path, real: Path, work: Path, profile: str, *more: object) -> list:
@@ -205,31 +217,61 @@ def de_only(pred: Path, real: Path, options: argparse.Namespace) -> dict:
 def growth(work: Path, options: argparse.Namespace) -> list[dict]:
     """Seconds and memory of `steval score --metrics-only` against perturbations, cells and controls."""
     rows = []
-    for perts, cells, controls in (
-        (10, 100, 500),
-        (20, 100, 500),
-        (40, 100, 500),
-        (10, 200, 500),
-        (10, 400, 500),
-        (10, 100, 2000),
-        (10, 100, 8000),
-    ):
-        pred, real = make_pair(work, perts, cells, controls, 18080)
-        command = steval_command(pred, real, work, "vcc", "--metrics-only")
-        measure(command, {}, options)
-        rows.append({"perturbations": perts, "cells": cells, "controls": controls, **measure(command, {}, options)})
+    profile = options.profiles[0]
+    warm_up(work, profile, options)
+    for perts, cells, controls in GROWTH:
+        pred, real = make_pair(work, perts, cells, controls, options.genes)
+        command = steval_command(pred, real, work, profile, "--metrics-only")
+        taken = median([measure(command, {}, options) for _ in range(options.repeats)])
+        rows.append({"perturbations": perts, "cells": cells, "controls": controls, "genes": options.genes, **taken})
         print(rows[-1], flush=True)
         pred.unlink()
         real.unlink()
+    if options.plot:
+        plot_growth(rows, options.plot)
     return rows
+
+
+def plot_growth(rows: list[dict], path: Path) -> None:
+    """Three panels: one size grows, the other two stay at those of the first row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    base = rows[0]
+    labels = {"perturbations": "perturbations", "cells": "cells of each perturbation", "controls": "control cells"}
+    figure = Figure(figsize=(7.6, 3.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, 3, sharey="row", sharex="col")
+    lines_of = {"seconds": ("on the clock", "#1f5fbf", "-"), "cpu_seconds": ("on the processors", "#d9822b", "--")}
+    for column, (size, label) in enumerate(labels.items()):
+        others = [name for name in labels if name != size]
+        shown = sorted((r for r in rows if all(r[o] == base[o] for o in others)), key=lambda row: row[size])
+        at = [row[size] for row in shown]
+        for key, (name, colour, style) in lines_of.items():
+            grid[0][column].plot(at, [r[key] for r in shown], style, marker="o", ms=4, color=colour, label=name)
+        grid[1][column].plot(at, [row["megabytes"] for row in shown], "-", marker="o", ms=4, color="#2a8a57")
+        fixed = {"perturbations": "{} perturbations", "cells": "{} cells each", "controls": "{:,} controls"}
+        grid[0][column].set_title(", ".join(fixed[o].format(base[o]) for o in others), fontsize=8.5)
+        grid[1][column].set_xlabel(label, fontsize=8.5)
+        grid[1][column].set_xticks(at, [f"{value:,}" for value in at])
+    for axes in grid.flat:
+        axes.set_xlim(0, 1.08 * axes.dataLim.xmax)
+        axes.grid(axis="y", color="#d9dee4", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    for row, label in enumerate(("seconds", "peak memory, MB")):
+        grid[row][0].set_ylabel(label, fontsize=8.5)
+        grid[row][0].set_ylim(0, 1.12 * max(axes.dataLim.ymax for axes in grid[row]))
+    grid[0][0].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.savefig(path, dpi=160)
 
 
 def pair_of(work: Path, options: argparse.Namespace) -> tuple[Path, Path]:
     """The pair that was given, or one of `--size`."""
     if options.pred and options.real:
         return options.pred, options.real
-    perts, cells, controls, genes = SIZES[options.size]
-    return make_pair(work, perts, cells, options.controls or controls, genes)
+    perts, cells, controls = SIZES[options.size]
+    return make_pair(work, perts, cells, options.controls or controls, options.genes)
 
 
 def make_pair(work: Path, perts: int, cells: int, controls: int, genes: int) -> tuple[Path, Path]:
@@ -254,6 +296,27 @@ def make_pair(work: Path, perts: int, cells: int, controls: int, genes: int) -> 
         paths.append(work / f"{perts}x{cells}+{controls}_{which}.h5ad")
         ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=names)).write_h5ad(paths[-1])
     return paths[0], paths[1]
+
+
+def make_training(real: Path, path: Path) -> Path:
+    """Cells like the real ones of another cell type: counts drawn again about what they express, normalised to the same total."""
+    import anndata as ad
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(1)
+    adata = ad.read_h5ad(real)
+    matrix = sp.csr_matrix(adata.X, dtype=np.float32)
+    totals = np.asarray(matrix.expm1().sum(axis=1)).ravel()
+    matrix.data = rng.poisson(np.expm1(matrix.data)).astype(np.float32)
+    drawn = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1)
+    matrix.data *= np.repeat((totals / drawn).astype(np.float32), np.diff(matrix.indptr))
+    np.log1p(matrix.data, out=matrix.data)
+    matrix.eliminate_zeros()
+    adata.X = matrix
+    if "cell_type" in adata.obs:
+        adata.obs["cell_type"] = "other"
+    adata.write_h5ad(path)
+    return path
 
 
 def lognorm_cells(rng: np.random.Generator, weights: np.ndarray, number: int):
