@@ -2,13 +2,15 @@
 
 It is a subclass of cell_eval's (MIT licence, Arc Research Institute): reading, checking and the ceiling's halves are
 inherited, differential expression and metrics are replaced. What the engine does not cover (counts kept as they are,
-unusual pdex options, repeated gene names, cells without a label) goes through cell_eval's own code, so that every call
-that works there works here.
+unusual pdex options, repeated gene names, cells without a label, metrics that a user registered, a comparison that a user
+put in place), or cannot compute, goes through cell_eval's own code: every call that works there works here, and one that
+fails there fails with the same error.
 """
 
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from cell_eval.metrics import MetricResult
 from steval.data.columns import Columns
 from steval.data.genes import GeneAlignment
 from steval.data.scale import ScaleRecord
+from steval.errors import StevalError
 from steval.evaluator.catalog import CATALOG
 from steval.evaluator.cells import CellSide, group_rows, open_cells
 from steval.evaluator.de import DifferentialExpression
@@ -38,6 +41,8 @@ from steval.evaluator.scan import Needs, SideTables, scan
 logger = logging.getLogger(__name__)
 
 ENGINE_OPTIONS = {"reference", "groupby", "threads", "is_log1p", "epsilon", "geometric_mean", "cpm_filter"}
+UPSTREAM_METRICS = {name: info.func for name, info in metrics_registry.metrics.items()}
+"""cell_eval's functions as they were when this module was imported; a metric that a user replaced is not the engine's."""
 
 
 class MetricsEvaluator(CellEvalEvaluator):
@@ -68,6 +73,7 @@ class MetricsEvaluator(CellEvalEvaluator):
         if not (skip_de or self.ceiling_only):
             frames = self._de_frames(self._measured, {"real": de_real, "pred": de_pred}, outdir)
             self.de_comparison = initialize_de_comparison(real=frames["real"], pred=frames["pred"])
+            self._measured.comparison = self.de_comparison
 
     def compute(
         self,
@@ -80,10 +86,7 @@ class MetricsEvaluator(CellEvalEvaluator):
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Metrics of the prediction by perturbation, and their summary (`describe`); as cell_eval."""
         if self.ceiling_only:
-            raise ValueError(
-                "compute() requires a prediction (adata_pred); this evaluator was created without one (ceiling-only mode): "
-                "call compute_ceiling() instead"
-            )
+            return super().compute()  # raises: there is no prediction
         pipeline = _Pipeline(self._measured, profile, metric_configs, break_on_error)
         results, summary = pipeline.run(self.de_comparison, self.anndata_pair, skip_metrics)
         if write_csv:
@@ -104,13 +107,18 @@ class MetricsEvaluator(CellEvalEvaluator):
         half_real, half_pred = self._disjoint_halves(seed)
         whole = self.anndata_pair
         halves = PerturbationAnndataPair(
-            real=half_real, pred=half_pred, control_pert=whole.control_pert, pert_col=whole.pert_col
+            real=half_real,
+            pred=half_pred,
+            control_pert=whole.control_pert,
+            pert_col=whole.pert_col,
+            embed_key=whole.embed_key,
         )
         measured = _Measured(halves, self._threads(), self._allow_discrete)
         comparison = None
         if not self._skip_de:
             frames = self._de_frames(measured, {"real": None, "pred": None}, None)
             comparison = initialize_de_comparison(real=frames["real"], pred=frames["pred"])
+            measured.comparison = comparison
         pipeline = _Pipeline(measured, profile, metric_configs, break_on_error)
         results, _ = pipeline.run(comparison, halves, skip_metrics)
         ceiling = _spearman_brown_correct(results.drop("perturbation").mean())
@@ -128,8 +136,9 @@ class MetricsEvaluator(CellEvalEvaluator):
         """DE of both sides: read where given, else from the engine or pdex; written beside the results as cell_eval does."""
         frames = {}
         for which, source in given.items():
-            if source is None and measured.takes(self._pdex_kwargs):
-                frames[which] = measured.differential_expression(which, self._pdex_kwargs.get("epsilon", 0.0))
+            found = None if source is not None else measured.differential_expression(which, self._pdex_kwargs)
+            if found is not None:
+                frames[which] = found
                 if outdir is not None:
                     prefix = f"{self.prefix_of_files}_" if self.prefix_of_files else ""
                     frames[which].write_csv(Path(outdir) / f"{prefix}{which}_de.csv")
@@ -158,11 +167,33 @@ class _Measured:
 
     def __init__(self, anndata_pair: PerturbationAnndataPair, threads: int, allow_discrete: bool):
         self.anndata_pair = anndata_pair
+        self.comparison: Any = None
+        """The DE comparison that was made of `arrays` and `frames`."""
         self.threads = threads
         self.arrays: dict[str, DifferentialExpression] = {}
         self.frames: dict[str, pl.DataFrame] = {}
         self._tables: dict[str, SideTables] = {}
-        self.pair = None if allow_discrete or not _is_plain(anndata_pair) else _as_pair(anndata_pair)
+        self._allow_discrete = allow_discrete
+
+    @cached_property
+    def pair(self) -> Pair | None:
+        """The engine's view of the pair, made when it is first needed; None where the engine's assumptions do not hold."""
+        if self._allow_discrete or not _is_plain(self.anndata_pair):
+            return None
+        try:
+            return _as_pair(self.anndata_pair)
+        except METRIC_ERRORS as error:
+            logger.warning("these cells go through cell_eval's own code: %s", error)
+            return None
+
+    def covers(self, name: str, data: Any) -> bool:
+        """Whether the engine has the values of metric `name` of `data`."""
+        return (
+            any(data is known for known in (self.comparison, self.anndata_pair))
+            and name in CATALOG
+            and metrics_registry.get_metric(name).func is UPSTREAM_METRICS[name]
+            and self.pair is not None
+        )
 
     def takes(self, pdex_kwargs: Mapping[str, Any]) -> bool:
         """Whether the engine computes what these pdex options ask for."""
@@ -177,9 +208,15 @@ class _Measured:
             and pdex_kwargs.get("cpm_filter") is None
         )
 
-    def differential_expression(self, which: str, epsilon: float) -> pl.DataFrame:
-        """pdex's frame, perturbations in the order of their categories."""
-        de = self._scan(which, Needs(de=True, epsilon=epsilon)).de
+    def differential_expression(self, which: str, pdex_kwargs: Mapping[str, Any]) -> pl.DataFrame | None:
+        """pdex's frame, perturbations in the order of their categories; None where pdex itself has to make it."""
+        if not self.takes(pdex_kwargs):
+            return None
+        try:
+            de = self._scan(which, Needs(de=True, epsilon=pdex_kwargs.get("epsilon", 0.0))).de
+        except StevalError as error:
+            logger.warning("differential expression of the %s cells goes through pdex: %s", which, error)
+            return None
         assert de is not None
         self.arrays[which] = de
         column = getattr(self.anndata_pair, which).obs[self.anndata_pair.pert_col]
@@ -216,7 +253,7 @@ class _Measured:
 
 
 class _Pipeline(MetricPipeline):
-    """cell_eval's pipeline with the engine's values; options do not outlive it, as they do there."""
+    """cell_eval's pipeline with the engine's values. Options do not outlive it (in cell_eval they stay in its registry)."""
 
     def __init__(
         self, measured: _Measured, profile: Any, metric_configs: dict[str, dict[str, Any]] | None, break_on_error: bool
@@ -237,12 +274,15 @@ class _Pipeline(MetricPipeline):
         return self.get_results(), self.get_agg_results()
 
     def _compute_metric(self, name: str, data: Any) -> None:
+        """The engine's value; where it has none, cell_eval's own, whose errors and log lines then are cell_eval's too."""
+        if not self._measured.covers(name, data):
+            super()._compute_metric(name, data)
+            return
         try:
-            value = self._value(name, data)
+            value = self._value(name)
         except METRIC_ERRORS as error:
-            logger.error("Error computing metric '%s': %s", name, error)
-            if self._break_on_error:
-                raise
+            logger.warning("metric '%s' goes through cell_eval's own code: %s", name, error)
+            super()._compute_metric(name, data)
             return
         if not isinstance(value, dict):
             value = dict.fromkeys(data.get_perts(include_control=False), value)
@@ -252,9 +292,7 @@ class _Pipeline(MetricPipeline):
                 MetricResult(name=column, value=one, perturbation=perturbation) for column, one in parts.items()
             ]
 
-    def _value(self, name: str, data: Any) -> Any:
-        if self._measured.pair is None or name not in CATALOG:
-            return metrics_registry.compute(name, data, kwargs=self._metric_configs.get(name, {}))
+    def _value(self, name: str) -> Any:
         metric = CATALOG[name]
         chosen = {**(metrics_registry.get_metric(name).kwargs or {}), **self._metric_configs.get(name, {})}
         if self._inputs is None:

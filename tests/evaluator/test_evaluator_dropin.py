@@ -8,8 +8,6 @@ import pytest
 from engine_screens import screen
 from polars.testing import assert_frame_equal
 
-from steval.errors import EvaluationError
-
 SYNTHETIC = {"control_pert": "non-targeting", "pert_col": "target_gene"}
 RANDOM = {"control_pert": "control", "pert_col": "perturbation"}
 
@@ -100,8 +98,134 @@ def test_a_failed_metric_is_left_out_as_cell_eval_does(tmp_path):
     results, _ = evaluator.compute(profile="anndata", write_csv=False)
     assert "clustering_agreement" not in results.columns
     assert "mae" in results.columns
-    with pytest.raises(EvaluationError, match="at least three"):
-        evaluator.compute(profile="anndata", write_csv=False, break_on_error=True)
+
+
+def outcome(kind, pair, outdir, call, **settings):
+    """What a call returns, or the error it raises."""
+    try:
+        copies = (None if cells is None else cells.copy() for cells in pair)
+        return call(kind(*copies, outdir=str(outdir), **(SYNTHETIC | settings)))
+    except Exception as error:  # noqa: BLE001  (whatever cell_eval raises)
+        return type(error), str(error)
+
+
+def on_two(evaluator):
+    return evaluator.compute(profile="anndata", break_on_error=True)
+
+
+def without_prediction(evaluator):
+    return evaluator.compute()
+
+
+def with_options(**options):
+    others = ["mse", "pearson_edistance", "clustering_agreement"]
+    return lambda evaluator: evaluator.compute(
+        profile="anndata", skip_metrics=others, metric_configs=options, break_on_error=True
+    )
+
+
+FAILING = {
+    "clusters of two": (2, on_two, {"skip_de": True}),
+    "no such option": (4, with_options(mae={"power": 3}), {"skip_de": True}),
+    "no such embedding": (4, with_options(mae={"embed_key": "nowhere"}), {"skip_de": True}),
+    "no such profile": (4, lambda evaluator: evaluator.compute(profile="all"), {"skip_de": True}),
+    "nothing to compute": (4, lambda evaluator: evaluator.compute(profile="de"), {"skip_de": True}),
+    "no such control": (4, on_two, {"control_pert": "nobody"}),
+    "no such column": (4, on_two, {"pert_col": "nowhere"}),
+    "no such reference": (4, on_two, {"pdex_kwargs": {"reference": "nobody"}}),
+    "a DE table of another kind": (4, on_two, {"de_real": ["rows"]}),
+    "a DE table without FDR": (4, on_two, {"de_real": pl.DataFrame({"target": ["a"], "feature": ["b"]})}),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_what_fails_in_cell_eval_fails_with_the_same_error(case, tmp_path):
+    from cell_eval import MetricsEvaluator as Theirs
+
+    from steval.evaluator import MetricsEvaluator as Ours
+
+    number, call, settings = FAILING[case]
+    pair = screen(num_perturbations=number, num_genes=60, cells=20, controls=40)[::-1]
+    found = outcome(Ours, pair, tmp_path / "ours", call, **settings)
+    assert isinstance(found[0], type), found
+    assert found == outcome(Theirs, pair, tmp_path / "theirs", call, **settings)
+
+
+def test_an_evaluator_without_prediction_refuses_in_cell_evals_words(tmp_path):
+    from cell_eval import MetricsEvaluator as Theirs
+
+    from steval.evaluator import MetricsEvaluator as Ours
+
+    real = screen(num_perturbations=3, num_genes=60, cells=20, controls=40)[0]
+    found = [outcome(kind, (None, real), tmp_path / kind.__module__, without_prediction) for kind in (Ours, Theirs)]
+    assert found[0] == found[1]
+    assert found[0][0] is ValueError
+
+
+@pytest.fixture
+def small(tmp_path):
+    from steval.evaluator import MetricsEvaluator
+
+    real, pred = screen(num_perturbations=4, num_genes=80, cells=25, controls=50)
+    return MetricsEvaluator(pred, real, outdir=str(tmp_path / "out"), **SYNTHETIC)
+
+
+class Unexpected(Exception):
+    """Of a kind that no metric of ours raises."""
+
+
+def test_metrics_that_a_user_registers_are_computed_and_may_fail_in_any_way(small, monkeypatch):
+    from cell_eval import metrics_registry
+    from cell_eval._types import MetricBestValue, MetricType
+
+    def fail(_):
+        raise Unexpected("as it likes")
+
+    monkeypatch.setattr(metrics_registry, "metrics", dict(metrics_registry.metrics))
+    own = {"length": lambda pair: {perturbation: float(len(perturbation)) for perturbation in pair.perts}, "bad": fail}
+    for name, function in own.items():
+        metrics_registry.register(name, MetricType.ANNDATA_PAIR, name, function, MetricBestValue.ONE)
+    others = ["pearson_edistance", "clustering_agreement"]
+    results, _ = small.compute(profile="anndata", skip_metrics=others, write_csv=False)
+    assert results["length"].to_list() == [float(len(name)) for name in results["perturbation"]]
+    assert "bad" not in results.columns
+    with pytest.raises(Unexpected):
+        small.compute(profile="anndata", skip_metrics=others, write_csv=False, break_on_error=True)
+
+
+def test_a_metric_or_comparison_that_a_user_puts_in_place_is_used(small, monkeypatch):
+    from cell_eval import metrics_registry
+    from cell_eval._types import initialize_de_comparison
+
+    before, _ = small.compute(profile="minimal", write_csv=False)
+    monkeypatch.setattr(metrics_registry.metrics["mae"], "func", lambda pair, **_: 7.0)
+    sides = small.de_comparison
+    small.de_comparison = initialize_de_comparison(real=sides.pred.data, pred=sides.real.data)
+    after, _ = small.compute(profile="minimal", write_csv=False)
+    assert set(after["mae"]) == {7.0}
+    assert after.sort("perturbation")["de_nsig_counts_pred"].to_list() == (
+        before.sort("perturbation")["de_nsig_counts_real"].to_list()
+    )
+    assert after["mse"].equals(before["mse"])
+    small.de_comparison = None
+    assert "de_nsig_counts_real" not in small.compute(profile="minimal", write_csv=False)[0].columns
+
+
+def test_cells_that_the_engine_refuses_go_through_pdex(tmp_path, monkeypatch, caplog):
+    from steval.errors import DataError
+    from steval.evaluator import MetricsEvaluator
+
+    pair = screen(num_perturbations=4, num_genes=80, cells=25, controls=50)[::-1]
+    expected = outcome(MetricsEvaluator, pair, tmp_path / "a", lambda e: e.compute(profile="vcc")[0])
+
+    def refuse(*_, **__):
+        raise DataError("not with these cells")
+
+    monkeypatch.setattr("steval.evaluator.dropin.scan", refuse)
+    found = outcome(MetricsEvaluator, pair, tmp_path / "b", lambda e: e.compute(profile="vcc")[0])
+    assert_frame_equal(found, expected, abs_tol=1e-6, rel_tol=0)
+    assert "goes through pdex: not with these cells" in caplog.text
+    assert (tmp_path / "a" / "real_de.csv").read_bytes() == (tmp_path / "b" / "real_de.csv").read_bytes()
 
 
 def test_options_do_not_outlive_a_call(tmp_path):
