@@ -16,7 +16,7 @@ from steval.batch.identity import RunnerIdentity, is_gone
 from steval.batch.jobs import Stamp, Task
 from steval.batch.places import is_url, local_copy
 from steval.data.files import require_directory, sha256_file
-from steval.errors import ConfigError, DataError
+from steval.errors import BatchError, ConfigError, DataError
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x53544556
@@ -51,17 +51,20 @@ class Ledger:
         self.path = path
         if path != ":memory:":
             require_directory(Path(path).parent)
-        self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        try:
-            self._prepare()
-        except sqlite3.DatabaseError as error:
-            self._database.close()
-            raise ConfigError(
-                f"{path} is not a ledger of steval batch: {error}. Name another output directory"
-            ) from error
-        except BaseException:
-            self._database.close()
-            raise
+        with contextlib.ExitStack() as on_error:
+            try:
+                self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+                on_error.callback(self._database.close)
+                self._prepare()
+            except sqlite3.OperationalError as error:
+                raise ConfigError(
+                    f"cannot open or make the ledger {path}: {error}. The directory must be writable and have space"
+                ) from error
+            except sqlite3.DatabaseError as error:
+                raise ConfigError(
+                    f"{path} is not a ledger of steval batch: {error}. Name another output directory"
+                ) from error
+            on_error.pop_all()
 
     def close(self) -> None:
         """Close the file."""
@@ -76,32 +79,30 @@ class Ledger:
     def join(self, runner: RunnerIdentity) -> None:
         """Show life for the first time."""
         values = (runner.id, runner.host, runner.pid, runner.born, time.time())
-        self._database.execute("INSERT OR REPLACE INTO runners VALUES (?, ?, ?, ?, ?)", values)
+        self._execute("INSERT OR REPLACE INTO runners VALUES (?, ?, ?, ?, ?)", values)
 
     def beat(self, runner: RunnerIdentity) -> None:
         """Show life again."""
-        self._database.execute("UPDATE runners SET heartbeat = ? WHERE id = ?", (time.time(), runner.id))
+        self._execute("UPDATE runners SET heartbeat = ? WHERE id = ?", (time.time(), runner.id))
 
     def leave(self, runner: RunnerIdentity) -> None:
         """Free what the runner still holds."""
-        with self._transaction():
-            self._database.execute(
-                "UPDATE jobs SET state = 'free' WHERE state = 'running' AND runner = ?", (runner.id,)
-            )
-            self._database.execute("DELETE FROM runners WHERE id = ?", (runner.id,))
+        with self._saying(), self._transaction():
+            self._execute("UPDATE jobs SET state = 'free' WHERE state = 'running' AND runner = ?", (runner.id,))
+            self._execute("DELETE FROM runners WHERE id = ?", (runner.id,))
 
     def claim(self, key: str, name: str, runner: RunnerIdentity, lease_seconds: float, run_started: float) -> str:
         """Take a job: `claimed`, or why not: `held` by a live runner, `done`, or `failed` since `run_started`."""
         now = time.time()
-        with self._transaction():
-            row = self._database.execute("SELECT state, runner, finished FROM jobs WHERE key = ?", (key,)).fetchone()
+        with self._saying(), self._transaction():
+            row = self._execute("SELECT state, runner, finished FROM jobs WHERE key = ?", (key,)).fetchone()
             if row is not None:
                 state, holder, finished = row
                 if state == "running" and holder != runner.id and not self._is_gone(holder, lease_seconds, now):
                     return "held"
                 if state == "done" or (state == "failed" and finished is not None and finished >= run_started):
                     return str(state)
-            self._database.execute(
+            self._execute(
                 "INSERT INTO jobs (key, name, state, runner, starts, started) VALUES (?, ?, 'running', ?, 1, ?) "
                 "ON CONFLICT (key) DO UPDATE SET state = 'running', runner = excluded.runner, starts = starts + 1, "
                 "started = excluded.started, finished = NULL, error = NULL",
@@ -111,7 +112,7 @@ class Ledger:
 
     def settle(self, key: str, runner: RunnerIdentity, error: str | None) -> bool:
         """Record the end of a job; False where another runner has taken it over meanwhile."""
-        changed = self._database.execute(
+        changed = self._execute(
             "UPDATE jobs SET state = ?, finished = ?, error = ? WHERE key = ? AND state = 'running' AND runner = ?",
             ("done" if error is None else "failed", time.time(), error, key, runner.id),
         )
@@ -120,7 +121,7 @@ class Ledger:
     def note(self, key: str, name: str, is_done: bool) -> None:
         """Bring the ledger in line with what is on disk: a whole result is done, a missing one is free."""
         state = "done" if is_done else "free"
-        self._database.execute(
+        self._execute(
             "INSERT INTO jobs (key, name, state, finished) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
             "state = excluded.state WHERE state != 'running' AND (state = 'done' OR excluded.state = 'done')",
             (key, name, state, time.time()),
@@ -129,17 +130,17 @@ class Ledger:
     def states(self, keys: Sequence[str]) -> dict[str, JobState]:
         """What is known of these jobs."""
         wanted = set(keys)
-        rows = self._database.execute("SELECT key, state, starts, error, started, finished FROM jobs")
+        rows = self._execute("SELECT key, state, starts, error, started, finished FROM jobs")
         return {row[0]: JobState(*row) for row in rows if row[0] in wanted}
 
     def record_task(self, task: Task, seconds: float) -> None:
         """Keep how long a task took, for estimates."""
         values = (task.job.key, str(task.output), task.kind, task.units, seconds, time.time())
-        self._database.execute("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?)", values)
+        self._execute("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def rates(self) -> dict[str, tuple[float, int]]:
         """Seconds per unit of each kind of task, and how many were measured."""
-        rows = self._database.execute("SELECT kind, sum(seconds), sum(units), count(*) FROM tasks GROUP BY kind")
+        rows = self._execute("SELECT kind, sum(seconds), sum(units), count(*) FROM tasks GROUP BY kind")
         return {kind: (seconds / units, count) for kind, seconds, units, count in rows if units}
 
     def stamp(self, place: str, cache: Path) -> Stamp:
@@ -154,17 +155,13 @@ class Ledger:
         if not path.is_file():
             raise DataError(f"{place} is not a file")
         known = (status.st_size, status.st_mtime_ns)
-        row = self._database.execute(
-            "SELECT num_bytes, modified_ns, sha256 FROM files WHERE place = ?", (place,)
-        ).fetchone()
+        row = self._execute("SELECT num_bytes, modified_ns, sha256 FROM files WHERE place = ?", (place,)).fetchone()
         sha256 = row[2] if row is not None and row[:2] == known else sha256_file(path)
-        self._database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (place, *known, sha256))
+        self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (place, *known, sha256))
         return Stamp(place=place, num_bytes=known[0], modified_ns=0 if is_url(place) else known[1], sha256=sha256)
 
     def _is_gone(self, runner_id: str | None, lease_seconds: float, now: float) -> bool:
-        row = self._database.execute(
-            "SELECT id, host, pid, born, heartbeat FROM runners WHERE id = ?", (runner_id,)
-        ).fetchone()
+        row = self._execute("SELECT id, host, pid, born, heartbeat FROM runners WHERE id = ?", (runner_id,)).fetchone()
         if row is None:
             return True
         return now - row[4] > lease_seconds or is_gone(RunnerIdentity(*row[:4]))
@@ -201,13 +198,29 @@ class Ledger:
             "the versions that they depend on are the same"
         )
 
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        with self._saying():
+            return self._database.execute(statement, values)
+
+    @contextlib.contextmanager
+    def _saying(self) -> Generator[None]:
+        """Say what to do where the ledger can no longer be written."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise BatchError(
+                f"the ledger {self.path} cannot be used: {error}. Mend that (space, permissions) and run the same command again; "
+                "what is done is kept"
+            ) from error
+
     @contextlib.contextmanager
     def _transaction(self) -> Generator[None]:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # a full disk has rolled back already
+                self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
 

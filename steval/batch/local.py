@@ -6,8 +6,12 @@ Processes are started anew (`spawn`), so a program of your own that runs a batch
 import logging
 import multiprocessing
 import os
+import signal
 from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -120,7 +124,13 @@ class LocalEngine:
     def _hire(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, self._running.threads), daemon=True)
-        process.start()
+        previous = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT}
+        )  # Ctrl-C is the runner's; a child inherits this
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)
@@ -146,6 +156,17 @@ class LocalEngine:
             "chunk"
         )
         return [Outcome(task, error=text, error_kind="WorkerDied")]
+
+
+@contextmanager
+def _without_ctrl_c() -> Generator[None]:
+    """Ctrl-C reaches every process of a terminal; those started here leave it to the runner, whose signals they inherit."""
+    resource_tracker.ensure_running()  # starting it lets the signal through again
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def num_cores() -> int:

@@ -21,7 +21,8 @@ def is_url(place: str) -> bool:
 def find(place: str, base: Path) -> list[str]:
     """Absolute paths or URLs that `place` means, sorted; one that is no glob is itself, whether it exists or not."""
     if not is_url(place):
-        path = str(base / Path(place).expanduser())
+        given = base / Path(place).expanduser()
+        path = str(given.parent.resolve() / given.name if ".." in given.parts else given)
         if not glob.has_magic(path) or Path(path).exists():
             return [path]
         return sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern

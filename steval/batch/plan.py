@@ -4,35 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from steval.batch.estimates import DataSize
+from steval.batch.fitness import DataView, look, misfits, prediction_misfits, training_misfits
 from steval.batch.jobs import Job, Layout, Stamp
+from steval.batch.places import local_copy
+from steval.batch.results import one_line
 from steval.batch.settings import BatchManifest, RequestEntry, out_dir
-from steval.batch.sources import Digest, FoundCheckpoint, FoundData, Sources, check_scale, result_versions
-from steval.data.cellfile import CellFile
-from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
-from steval.data.genes import align
+from steval.batch.sources import Digest, FoundCheckpoint, FoundData, Sources, result_versions
+from steval.data.columns import ColumnOptions
 from steval.errors import ConfigError, DataError, StevalError
 from steval.evaluator.profiles import resolve
-from steval.predictor.request_files import items_like, read_request
-from steval.predictor.requests import RequestItem, require_known
+from steval.predictor.request_files import read_request
+from steval.predictor.requests import RequestItem
 from steval.settings import json_digest
+from steval.workflows.score import only_perturbations
 
 MOST_PROBLEMS = 40
-
-
-@dataclass(frozen=True)
-class DataView:
-    """What planning needs of a data set once it is open."""
-
-    columns: Columns
-    items: tuple[RequestItem, ...]
-    """Every perturbation and cell type with its number of cells."""
-    control_cell_types: frozenset[str]
-    genes: tuple[str, ...]
-    obsm_keys: frozenset[str]
-    num_cells: int
 
 
 @dataclass(frozen=True)
@@ -42,10 +29,8 @@ class Plan:
     manifest: BatchManifest
     jobs: tuple[Job, ...]
     layout: Layout
-    num_cells: dict[str, int]
-    """Cells of each job's real data, by job key."""
-    num_genes: dict[str, int]
-    """Genes of each job's predictions, by job key."""
+    sizes: dict[str, DataSize]
+    """Of each job's real cells, by job key."""
 
 
 def make_plan(manifest: BatchManifest, path: Path, digest: Digest, out: Path | None = None) -> Plan:
@@ -70,8 +55,7 @@ class _Planner:
         data_dirs = self._sources.data_dirs
         checkpoints, data_sets = self._sources.checkpoints(), self._sources.data_sets()
         jobs: list[Job] = []
-        num_cells: dict[str, int] = {}
-        num_genes: dict[str, int] = {}
+        sizes: dict[str, DataSize] = {}
         for checkpoint in checkpoints:
             for data in data_sets:
                 view = self._view(checkpoint, data)
@@ -80,13 +64,13 @@ class _Planner:
                     job = self._job(checkpoint, data, request, view, wants_de, data_dirs)
                     if job is not None:
                         jobs.append(job)
-                        num_cells[job.key], num_genes[job.key] = view.num_cells, len(view.genes)
-        problems = list(dict.fromkeys(self._problems))
+                        sizes[job.key] = _size(job, checkpoint, view)
+        problems = list(dict.fromkeys(map(one_line, self._problems)))
         if problems:
             more = len(problems) - MOST_PROBLEMS
             shown = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
             raise ConfigError("the batch cannot run; nothing was started", shown)
-        return Plan(self._manifest, tuple(jobs), self._layout, num_cells, num_genes)
+        return Plan(self._manifest, tuple(jobs), self._layout, sizes)
 
     def _wants_de(self) -> bool:
         scoring = self._manifest.score
@@ -104,11 +88,12 @@ class _Planner:
         if place not in self._views:
             try:
                 with self._sources.open_data(data, checkpoint) as cells:
-                    self._views[place] = _look(cells, checkpoint, data)
+                    self._views[place] = look(cells, checkpoint, data)
             except StevalError as error:
                 self._views[place] = error
             except (OSError, KeyError, ValueError, RuntimeError) as error:
                 self._views[place] = DataError(f"cannot be read: {error}")
+            self._check_training(data, self._views[place])
         found = self._views[place]
         if isinstance(found, StevalError):
             self._problems.append(f"data {data.name}: {found}")
@@ -130,13 +115,17 @@ class _Planner:
         except StevalError as error:
             self._problems.append(f"{where}: {error}")
             return None
-        problems = _misfits(checkpoint, request, view, items)
+        problems = misfits(checkpoint, request, view, items)
         self._problems += [f"{where}: {problem}" for problem in problems]
+        subset = {item.perturbation for item in items} != {item.perturbation for item in view.items}
         predictions = None
         if request.predictions is not None:
             place = request.predictions.replace("{checkpoint}", checkpoint.name).replace("{data}", data.name)
             predictions = self._sources.stamp_file(place, where)
-            problems += [] if predictions else ["no predictions"]
+            names = [item.perturbation for item in items] if subset else []
+            found = self._prediction_problems(checkpoint, data, predictions, view, names) if predictions else []
+            self._problems += [f"{where}: {problem}" for problem in found]
+            problems += found if predictions else ["no predictions"]
         if problems:
             return None
         scores = request.do != "predict"
@@ -152,7 +141,7 @@ class _Planner:
             "columns": ColumnOptions.parse(view.columns.as_dict()),
             "scale": data.entry.scale,
             "items": items,
-            "subset": {item.perturbation for item in items} != {item.perturbation for item in view.items},
+            "subset": subset,
             "seed": request.seed,
             "output": request.output,
             "score": self._manifest.score,
@@ -161,6 +150,20 @@ class _Planner:
             "data_dirs": tuple(str(directory) for directory in data_dirs),
         }
         return Job(**values, key=self._key(values, checkpoint), real_key=self._real_key(values))
+
+    def _check_training(self, data: FoundData, view: DataView | StevalError) -> None:
+        if data.train is None or self._manifest.score.metrics_only or isinstance(view, StevalError):
+            return
+        found = training_misfits(local_copy(data.train.place, self._layout.fetched), view)
+        self._problems += [f"data {data.name}: train: {problem}" for problem in found]
+
+    def _prediction_problems(
+        self, checkpoint: FoundCheckpoint, data: FoundData, predictions: Stamp, view: DataView, names: list[str]
+    ) -> list[str]:
+        with self._sources.open_data(data, checkpoint) as cells:
+            real = only_perturbations(cells, view.columns, names)
+            path = local_copy(predictions.place, self._layout.fetched)
+            return prediction_misfits(path, real, view.columns, data.entry.scale)
 
     def _items(self, checkpoint: FoundCheckpoint, request: RequestEntry, view: DataView) -> tuple[RequestItem, ...]:
         manifest = checkpoint.manifest
@@ -196,6 +199,17 @@ class _Planner:
         return json_digest({**parts, "recorded": recorded, "names": names, "versions": self._versions})
 
 
+def _size(job: Job, checkpoint: FoundCheckpoint, view: DataView) -> DataSize:
+    names = set(job.perturbations)
+    perturbed = sum(item.num_cells for item in view.items)
+    return DataSize(
+        num_perturbed=sum(item.num_cells for item in view.items if item.perturbation in names),
+        num_controls=view.num_cells - perturbed,
+        num_genes=len(view.genes),
+        has_training=job.train is not None or checkpoint.manifest.training_data is not None,
+    )
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """JSON types, a file as its digest."""
     return {
@@ -208,68 +222,3 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
-
-
-def _look(cells: CellFile, checkpoint: FoundCheckpoint, data: FoundData) -> DataView:
-    columns = resolve_columns(
-        cells.obs, cells.record, data.entry.columns, checkpoint.manifest.columns, source=str(cells.name)
-    )
-    check_scale(cells, data.entry.scale)
-    labels = cells.obs[columns.perturbation].astype(str)
-    types = column_or_single(cells.obs, columns.cell_type, "")
-    return DataView(
-        columns=columns,
-        items=tuple(items_like(cells, ColumnOptions.parse(columns.as_dict()))),
-        control_cell_types=frozenset(pd.unique(types[np.asarray(labels == columns.control)])),
-        genes=tuple(cells.genes),
-        obsm_keys=frozenset(cells.obsm_keys),
-        num_cells=cells.num_cells,
-    )
-
-
-def _misfits(
-    checkpoint: FoundCheckpoint, request: RequestEntry, view: DataView, items: tuple[RequestItem, ...]
-) -> list[str]:
-    """Why this checkpoint cannot do this request on this data."""
-    manifest = checkpoint.manifest
-    names = sorted({item.perturbation for item in items})
-    problems: list[str] = []
-
-    def check(test: Any) -> None:
-        try:
-            test()
-        except StevalError as error:
-            problems.append(str(error))
-
-    if request.do != "score":
-        check(lambda: require_known(names, manifest.perturbation_names, manifest.control))
-        wanted = {item.cell_type for item in items if item.cell_type} - view.control_cell_types
-        if wanted:
-            problems.append(f"the data has no control cells of cell type {', '.join(sorted(wanted))} to start from")
-        if manifest.model.input_is_genes and manifest.input_genes is not None:
-            genes = manifest.input_genes
-            check(lambda: align(view.genes, genes, what="the data"))
-        elif not manifest.model.input_is_genes and manifest.model.input_key not in view.obsm_keys:
-            problems.append(
-                f"the data has no obsm matrix {manifest.model.input_key!r}, which the checkpoint takes; it has: "
-                f"{', '.join(sorted(view.obsm_keys)) or '(none)'}"
-            )
-    if request.do == "both":
-        problems += _unscorable(manifest.output_genes, view)
-        absent = sorted(set(names) - {item.perturbation for item in view.items})
-        if absent:
-            problems.append(f"the data has no real cells to score {', '.join(absent[:10])} against")
-    return problems
-
-
-def _unscorable(output_genes: tuple[str, ...] | None, view: DataView) -> list[str]:
-    if output_genes is None:
-        return ["the checkpoint predicts an embedding, which is not scored; use do: predict"]
-    extra, lacking = set(view.genes) - set(output_genes), set(output_genes) - set(view.genes)
-    if not extra and not lacking:
-        return []
-    return [
-        f"the checkpoint predicts {len(output_genes)} genes and the data has {len(view.genes)}; only the same genes are "
-        f"scored ({len(extra)} are in the data alone, {len(lacking)} in the checkpoint alone). Make the data with: "
-        "steval prepare --genes"
-    ]

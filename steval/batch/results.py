@@ -73,6 +73,12 @@ def score_of(layout: Layout, job: Job) -> Path | None:
     return directory if directory.is_dir() else None
 
 
+def one_line(text: str) -> str:
+    """A message of several lines, such as one with a list of problems, as one line."""
+    first, *rest = [line.strip().removeprefix("- ") for line in text.strip().splitlines() if line.strip()] or [""]
+    return f"{first.rstrip(':')}: {'; '.join(rest)}" if rest else first
+
+
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 

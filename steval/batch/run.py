@@ -95,7 +95,7 @@ def run_batch(path: Path, manifest: BatchManifest, *, shard: Shard | None = None
         finally:
             if engine is not None:
                 engine.close()
-    part = Plan(plan.manifest, tuple(jobs), plan.layout, plan.num_cells, plan.num_genes)
+    part = Plan(plan.manifest, tuple(jobs), plan.layout, plan.sizes)
     name = NAME if shard is None else f"{NAME}-{shard[0]}-of-{shard[1]}"
     return _result(part, counts, name, clean=shard is None)
 
@@ -131,8 +131,10 @@ def outline(path: Path, manifest: BatchManifest, *, shard: Shard | None = None) 
                 is_done=done,
                 num_tasks=len(tasks),
                 memory=max((task.memory for task in tasks), default=0),
-                output_bytes=int(job.num_cells * plan.num_genes[job.key] * 2.5) if job.do != "score" else 0,
-                seconds=estimate_seconds([(task.kind, task.units) for task in tasks], rates, workers),
+                output_bytes=int(job.num_cells * plan.sizes[job.key].num_genes * 2.5) if job.do != "score" else 0,
+                seconds=estimate_seconds(
+                    [(task.kind, task.units) for task in tasks], rates, workers, manifest.run.threads
+                ),
             )
         )
     return Outline(plan, outlines, workers, sum(count for _, count in rates.values()))

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from sqlite3 import OperationalError
 
 from steval.batch.engine import Engine
 from steval.batch.identity import RunnerIdentity, own_identity
 from steval.batch.jobs import Job, Outcome, Task
 from steval.batch.ledger import Ledger
 from steval.batch.plan import Plan
-from steval.batch.results import fail, finish, is_whole
+from steval.batch.results import fail, finish, is_whole, one_line
 from steval.batch.settings import Running
 from steval.batch.stages import job_stages
 from steval.data.files import require_directory
+from steval.errors import BatchError
 from steval.logs import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Runner:
 
     def _fail(self, active: _Active, outcome: Outcome) -> None:
         job = active.job
-        message = f"{outcome.task.kind}: {outcome.error}"
+        message = one_line(f"{outcome.task.kind}: {outcome.error}")
         if outcome.details:
             logger.debug("%s", outcome.details)
         fail(self._layout, job, outcome.error_kind, message, outcome.details)
@@ -220,7 +220,5 @@ class _Heartbeat:
     def _beat(self) -> None:
         with Ledger(self._path) as ledger:
             while not self._stopping.wait(self._seconds):
-                with suppress(
-                    OperationalError
-                ):  # the disk is full or the ledger is locked for long: the next beat may do
+                with suppress(BatchError):  # the disk is full, or the ledger locked for long: the next beat may do
                     ledger.beat(self._identity)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from steval.batch.places import plain_name
 from steval.data.columns import ColumnOptions
 from steval.settings import Settings
 
@@ -58,6 +59,7 @@ class RequestEntry(Settings):
     """What to do with every checkpoint and data set."""
 
     name: str = "all"
+    """Name in tables and directories; other characters than letters, digits and `._+-` become hyphens."""
     do: Do = "both"
     """`predict` cells; `score` cells that were predicted before (`predictions` says where they are); or `both`."""
     perturbations: tuple[str, ...] = ()
@@ -70,6 +72,11 @@ class RequestEntry(Settings):
     output: Literal["cells", "mean"] = "cells"
     predictions: str | None = None
     """For `score`: the predictions, with {checkpoint} and {data} in place of their names."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        return plain_name(value)
 
     @model_validator(mode="after")
     def _possible(self) -> "RequestEntry":

@@ -88,13 +88,18 @@ class Sources:
     def data_sets(self) -> list[FoundData]:
         """All data sets, each once."""
         found: list[FoundData] = []
+        seen: set[tuple[str, str]] = set()
         for entry in self.manifest.data:
             train = self._stamp(entry.train, f"train of {entry.name or entry.real}") if entry.train else None
             if entry.recorded:
-                found.append(FoundData(entry.name or "recorded", entry, None, train, None))
+                found.append(FoundData(plain_name(entry.name or "recorded"), entry, None, train, None))
                 continue
             assert entry.real is not None
+            how = entry.model_copy(update={"real": None}).digest()
             for name, place in self._expand([(entry.real, entry.name)], "data").items():
+                if (place, how) in seen:
+                    continue
+                seen.add((place, how))
                 stamp = self._stamp(place, f"data {name}")
                 if stamp is not None:
                     found.append(FoundData(name, entry, stamp, train, local_copy(place, self.cache)))

@@ -27,7 +27,7 @@ def job_stages(job: Job, plan: Plan) -> list[list[Task]]:
 class _Maker:
     def __init__(self, job: Job, plan: Plan):
         self._job, self._layout, self._run = job, plan.layout, plan.manifest.run
-        self._sizes = Sizes.of(job, plan.num_cells[job.key], plan.num_genes[job.key], self._run.threads)
+        self._sizes = Sizes.of(job, plan.sizes[job.key])
 
     def chunks(self, kind: Kind, side: str = "pred") -> list[Task]:
         job, layout = self._job, self._layout

@@ -25,7 +25,10 @@ def atomic_path(path: Path) -> Generator[Path]:
             os.fsync(handle.fileno())
         partial.replace(path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = (
+            os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        )  # HDF5's own text has many lines
+        raise DataError(f"cannot write {path}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
 

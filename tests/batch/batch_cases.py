@@ -108,12 +108,15 @@ def write_manifest(directory: Path, name: str = "night", **changes) -> Path:
     return path
 
 
-def start_batch(manifest: Path, *arguments: str) -> subprocess.Popen:
-    """`steval batch` as a process of its own, in a process group of its own."""
+def start_batch(manifest: Path, *arguments: str, most_kilobytes: int | None = None) -> subprocess.Popen:
+    """`steval batch` as a process of its own, in a process group of its own; no file of it gets larger than `most_kilobytes`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STEVAL_")}
+    command = [sys.executable, "-m", "steval", "batch", str(manifest), *arguments]
+    if most_kilobytes is not None:
+        command = ["bash", "-c", f'ulimit -f {most_kilobytes}; exec "$@"', "bash", *command]
     return subprocess.Popen(
-        [sys.executable, "-m", "steval", "batch", str(manifest), *arguments],
-        env={**environment, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, env={**environment, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
 
 

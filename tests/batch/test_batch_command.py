@@ -8,7 +8,7 @@ from pathlib import Path
 import anndata as ad
 import polars as pl
 import pytest
-from batch_cases import reference_to, start_batch, write_checkpoint, write_manifest
+from batch_cases import reference_to, write_checkpoint, write_manifest
 from typer.testing import CliRunner
 
 from steval.cli.app import app
@@ -41,42 +41,15 @@ def test_a_bad_manifest_is_exit_2_with_every_problem(case: Path):
     assert invoke(str(path), "--shard", "9").exit_code == 2
 
 
-def test_a_ledger_of_an_older_version_is_exit_2(case: Path, tmp_path: Path):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_ledger_of_an_older_version_is_exit_2(case: Path, tmp_path: Path, engine: str):
     database = sqlite3.connect(tmp_path / "ledger.sqlite")
     database.executescript("CREATE TABLE jobs (key TEXT); PRAGMA user_version = 1; PRAGMA application_id = 1398031702;")
     database.close()
-    result = invoke(str(write_manifest(case, "old")), "--out", str(tmp_path))
+    result = invoke(str(write_manifest(case, "old")), "--out", str(tmp_path), "--engine", engine)
     assert result.exit_code == 2
     assert "was written by an older steval (ledger format 1; this one has 2)" in result.stderr
     assert "move the file away" in result.stderr
-
-
-def test_a_failed_job_is_exit_5_and_the_others_are_done(case: Path, tmp_path: Path):
-    own = tmp_path / "case"
-    shutil.copytree(case, own)
-    data = own / "data" / "packaged.h5ad"
-    damage(data)
-    process = start_batch(
-        write_manifest(own, data=[{"real": "data/*.h5ad"}], checkpoints=["models/a.safetensors"]), "--json"
-    )
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 5, err
-    assert "1 of 2 jobs have no result" in err and "a × packaged × all" in err
-    assert "Traceback" not in err
-    result = json.loads(out)
-    assert [row["state"] for row in result["leaderboard"]] == ["scored", "failed"]
-    assert (own / "night.batch" / "leaderboard.html").is_file()
-
-
-def damage(path: Path) -> None:
-    """Overwrite compressed or raw values in the middle of X with what is no number."""
-    import h5py
-    import numpy as np
-
-    with h5py.File(path, "r+") as handle:
-        values = handle["X/data"]
-        indptr = handle["X/indptr"][:]
-        values[int(indptr[101]) : int(indptr[102])] = np.nan
 
 
 def test_shards_and_their_collection(case: Path):

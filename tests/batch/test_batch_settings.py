@@ -51,3 +51,10 @@ def test_contradictions_are_refused(request_values: dict, message: str):
 def test_requests_have_names_of_their_own():
     with pytest.raises(ConfigError, match="more than once: all"):
         BatchManifest.parse({**BASE, "requests": [{}, {"do": "predict"}]})
+
+
+def test_names_of_requests_stay_within_their_directory():
+    manifest = BatchManifest.parse({**BASE, "requests": [{"name": "../../up/500 cells"}]})
+    assert manifest.requests[0].name == "up-500-cells"
+    with pytest.raises(ConfigError, match="more than once: a-b"):
+        BatchManifest.parse({**BASE, "requests": [{"name": "a b"}, {"name": "a/b"}]})

@@ -13,7 +13,7 @@ import pytest
 
 from steval.batch.identity import RunnerIdentity, is_gone, own_identity
 from steval.batch.ledger import APPLICATION_ID, SCHEMA_VERSION, Ledger
-from steval.errors import ConfigError, DataError
+from steval.errors import BatchError, ConfigError, DataError
 
 LEASE = 60.0
 
@@ -152,6 +152,22 @@ def test_other_files_are_no_ledgers(path: Path):
     database.close()
     with pytest.raises(ConfigError, match="no ledger of steval batch"):
         Ledger(path)
+
+
+def test_a_ledger_that_cannot_be_made_or_written_says_so(path: Path):
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"cannot open or make the ledger .*must be writable and have space"):
+        Ledger(path)
+    path.rmdir()
+    with Ledger(path) as ledger:
+        us = own_identity()
+        ledger.join(us)
+        ledger._database.execute("PRAGMA max_page_count = 1")  # SQLite's own full disk: no page more than there are
+        with pytest.raises(BatchError, match=r"cannot be used: database or disk is full.*what is done is kept"):
+            for number in range(1000):
+                ledger.claim(f"k{number}", "a long name " * 100, us, LEASE, time.time())
+        ledger._database.execute("PRAGMA max_page_count = 100000")
+        assert ledger.claim("later", "job", us, LEASE, time.time()) == "claimed"
 
 
 def test_the_ledger_writes_ahead(path: Path):

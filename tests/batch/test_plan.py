@@ -118,6 +118,44 @@ def test_equal_names_are_refused(case: Path, tmp_path: Path):
         plan_of(write_manifest(case, "plan-same", checkpoints=entries))
 
 
+def test_the_same_file_named_twice_is_taken_once(case: Path):
+    path = write_manifest(
+        case, "plan-twice", checkpoints=["models/a.safetensors", "./models/*.safetensors", "data/../models/a.safetensors"],
+        data=["data/packaged.h5ad", "data/*.h5ad", "models/../data/packaged.h5ad"],
+    )  # fmt: skip
+    names = [f"{checkpoint}__{data}__all" for checkpoint in "ab" for data in ("packaged", "synthetic")]
+    assert [job.name for job in plan_of(path).jobs] == names
+    twice = [{"real": "data/packaged.h5ad"}, {"real": "data/packaged.h5ad", "train": "train.h5ad"}]
+    with pytest.raises(ConfigError, match="more than once: packaged"):
+        plan_of(write_manifest(case, "plan-two-ways", data=twice))
+
+
+def test_training_cells_and_earlier_predictions_are_looked_at_too(case: Path, tmp_path: Path):
+    own = tmp_path / "case"
+    shutil.copytree(case, own)
+    cells = ad.read_h5ad(own / "data" / "packaged.h5ad")
+    cells[:, :119].copy().write_h5ad(own / "lacks-a.h5ad")
+    cells[cells.obs["target_gene"] != "SRC"].copy().write_h5ad(own / "lacks-b.h5ad")
+    (own / "cut.h5ad").write_bytes((own / "train.h5ad").read_bytes()[:50_000])
+    cells[cells.obs["target_gene"] != "non-targeting"].copy().write_h5ad(own / "treated.h5ad")
+    data = [
+        {"real": "data/packaged.h5ad", "train": "cut.h5ad", "name": "one"},
+        {"real": "data/packaged.h5ad", "train": "treated.h5ad", "name": "two"},
+        {"real": "data/packaged.h5ad", "train": "lacks-a.h5ad", "name": "three"},
+    ]
+    requests = [{"name": "x", "do": "score", "predictions": "lacks-{checkpoint}.h5ad"}]
+    with pytest.raises(ConfigError) as caught:
+        plan_of(write_manifest(own, data=data, requests=requests))
+    found = {problem.split(": ")[0]: problem for problem in caught.value.problems}
+    assert "cut.h5ad is not a readable h5ad file" in found["data one"]
+    assert "no control cells ('non-targeting')" in found["data two"]
+    assert f"lacks 1 of the 120 genes that are needed: {cells.var_names[119]}" in found["data three"]
+    assert f"predictions lacks 1 of the 120 genes that are needed: {cells.var_names[119]}" in found["a × one × x"]
+    assert "predictions: 1 perturbations of the data are missing: SRC" in found["b × two × x"]
+    assert len(found) == 9
+    assert not any("\n" in problem for problem in caught.value.problems)
+
+
 def test_a_dry_run_has_sizes_and_writes_nothing(case: Path):
     path = write_manifest(case, "plan-dry")
     found = outline(path, BatchManifest.load(path))

@@ -143,24 +143,6 @@ def test_corrupt_cells_fail_their_jobs_and_no_others(case: Path, tmp_path: Path)
         ]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["missing", "changed"])
-def test_a_file_lost_or_changed_after_planning_fails_its_jobs(case: Path, tmp_path: Path, what: str):
-    late = tmp_path / "case"
-    shutil.copytree(case, late)
-    path = write_manifest(late, requests=[{"name": "x", "do": "predict"}])
-    plan = plan_of(path)
-    victim = late / "data" / "synthetic.h5ad"
-    if what == "missing":
-        victim.unlink()
-    else:
-        shutil.copy(late / "data" / "packaged.h5ad", victim)
-    counts = run_in_process(path, plan=plan)
-    assert sorted(counts.failed) == ["a__synthetic__x", "b__synthetic__x"]
-    expected = "is not any more" if what == "missing" else "has changed since the batch was planned"
-    assert all(expected in error for error in counts.failed.values())
-    assert len(counts.finished) == 2
-
-
 def test_a_checkpoint_changed_after_planning_is_not_used(case: Path, tmp_path: Path):
     late = tmp_path / "case"
     shutil.copytree(case, late)

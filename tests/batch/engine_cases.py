@@ -1,0 +1,99 @@
+"""The engines to try a batch on, their processes, and ways in which a data file breaks."""
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+from in_process import InProcessEngine
+
+from steval.batch.engine import Engine
+from steval.batch.run import make_engine
+from steval.batch.settings import Running
+from steval.batch.sources import SCALE_CELLS
+from steval.data.scale import sample_indices
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (steval[ray])")
+RAY = pytest.param("ray", marks=[needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning")], id="ray")
+"""Ray is slow to start, and its own warnings are not ours."""
+
+
+@contextmanager
+def engine_of(name: str, workers: int = 2) -> Iterator[Engine]:
+    """`in-process`, or one of the engines that a manifest may name."""
+    engine = InProcessEngine() if name == "in-process" else make_engine(Running(engine=name, workers=workers))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def write_compressed(cells: ad.AnnData, path: Path) -> None:
+    """An h5ad whose values are stored in many small compressed pieces."""
+    cells.write_h5ad(path)
+    with h5py.File(path, "r+") as handle:
+        values = handle["X/data"][:]
+        del handle["X/data"]
+        handle["X"].create_dataset("data", data=values, chunks=(64,), compression="gzip")
+
+
+def tear(path: Path, row: int) -> None:
+    """Spoil the stored values of a cell of a compressed file, size and times as before: what a failing disk does."""
+    status = path.stat()
+    with h5py.File(path, "r") as handle:
+        values = handle["X/data"]
+        start = int(handle["X/indptr"][row]) // values.chunks[0] * values.chunks[0]
+        piece = values.id.get_chunk_info_by_coord((start,))
+    with path.open("r+b") as file:
+        file.seek(piece.byte_offset)
+        file.write(b"\xff" * piece.size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def write_torn(source: Path, path: Path, label: str) -> None:
+    """Many times the cells of `source`, spoilt in a cell of `label` that planning, which looks at a few cells, does not read."""
+    cells = ad.read_h5ad(source)
+    many = ad.concat([cells] * 15, uns_merge="first", index_unique="-")
+    write_compressed(many, path)
+    looked_at = sample_indices(many.n_obs, SCALE_CELLS)
+    tear(path, next(row for row in rows_of(many, label) if np.abs(looked_at - row).min() > 5))
+
+
+def rows_of(cells: ad.AnnData, label: str) -> np.ndarray:
+    """Row numbers of the cells of a perturbation."""
+    return np.flatnonzero((cells.obs["target_gene"] == label).to_numpy())
+
+
+def wait_for_children(pid: int, seconds: float = 60.0) -> list[int]:
+    """Worker processes of a runner: its children that `spawn` started."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = [child for child, command in descendants(pid) if b"spawn_main" in command]
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no worker was started")
+
+
+def descendants(pid: int) -> Iterator[tuple[int, bytes]]:
+    """Process number and command line of every process below `pid`."""
+    parents: dict[int, tuple[int, bytes]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(entry.name)] = (parent, (entry / "cmdline").read_bytes())
+            except (OSError, ValueError):
+                continue
+    for child, (_, command) in parents.items():
+        above = child
+        while above in parents and above != pid:
+            above = parents[above][0]
+        if above == pid and child != pid:
+            yield child, command

@@ -1,0 +1,131 @@
+"""What breaks during a batch: data, on every engine; the disk; Ctrl-C. The reason is told and the next run goes on."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import anndata as ad
+import pytest
+from batch_cases import CONTROL, start_batch, write_manifest
+from engine_cases import RAY, engine_of, rows_of, tear, wait_for_children, write_compressed, write_torn
+from in_process import plan_of, run_in_process
+
+from steval.batch.jobs import read_json
+from steval.batch.leaderboard import build_leaderboard
+from steval.batch.ledger import Ledger, ledger_path
+from steval.batch.runner import Runner
+
+REASONS = {
+    "changed": "has changed since the batch was planned",
+    "missing": "was there when the batch was planned and is not any more",
+    "torn": "is damaged: X cannot be read",
+    "truncated": "has changed since the batch was planned",
+}
+
+
+def break_late(data: Path) -> None:
+    """What may happen to files while a batch runs."""
+    (data / "missing.h5ad").unlink()
+    shutil.copy(data / "whole.h5ad", data / "changed.h5ad")
+    os.truncate(data / "truncated.h5ad", 20_000)
+    tear(data / "torn.h5ad", int(rows_of(ad.read_h5ad(data / "torn.h5ad"), CONTROL)[3]))
+
+
+@pytest.mark.parametrize("name", ["in-process", pytest.param("local", marks=pytest.mark.slow), RAY])
+def test_files_that_break_after_planning_fail_their_jobs_until_they_are_mended(case: Path, tmp_path: Path, name: str):
+    data, good = tmp_path / "data", tmp_path / "good"
+    good.mkdir()
+    cells = ad.read_h5ad(case / "data" / "packaged.h5ad")
+    for kind in (*REASONS, "whole"):
+        cells.obs["batch"] = kind  # each file has its own content, and so its own jobs
+        write_compressed(cells, good / f"{kind}.h5ad")
+    shutil.copytree(good, data)
+    values = {"checkpoints": [str(case / "models" / "a.safetensors")], "data": ["data/*.h5ad"]}
+    manifest = write_manifest(tmp_path, **values, requests=[{"name": "x", "do": "predict", "cells": 5}])
+    plan = plan_of(manifest)
+    jobs = {job.data_name: job for job in plan.jobs}
+    break_late(data)
+    with Ledger(ledger_path(plan.layout.root, None)) as ledger, engine_of(name) as engine:
+        counts = Runner(plan, plan.jobs, ledger, engine).run()
+        assert counts.finished == ["a__whole__x"]
+        states = ledger.states([job.key for job in plan.jobs])
+        for kind, reason in REASONS.items():
+            job = jobs[kind]
+            record = read_json(plan.layout.directory(job) / "error.json") or {}
+            assert reason in counts.failed[job.name]
+            assert f"{kind}.h5ad" in record["error"] and reason in record["error"]
+            assert record["kind"] == "DataError"
+            assert (states[job.key].state, states[job.key].error) == ("failed", record["error"])
+        board = build_leaderboard(plan)
+        assert board["state"].to_list() == ["predicted", *["failed"] * 4]
+        assert board["error"].null_count() == 1
+        for kind in REASONS:
+            shutil.copy2(good / f"{kind}.h5ad", data)
+        counts = Runner(plan, plan.jobs, ledger, engine).run()
+        assert (sorted(counts.finished), counts.reused) == ([f"a__{kind}__x" for kind in REASONS], 1)
+        states = ledger.states([job.key for job in plan.jobs])
+        assert {kind: states[job.key].starts for kind, job in jobs.items()} == {"whole": 1, **dict.fromkeys(REASONS, 2)}
+    assert not list(plan.layout.root.rglob("error.json"))
+
+
+@pytest.mark.parametrize("engine", [pytest.param("local", marks=pytest.mark.slow), RAY])
+def test_damage_found_in_mid_job_is_exit_5_and_the_next_run_tries_again(case: Path, tmp_path: Path, engine: str):
+    write_torn(case / "data" / "packaged.h5ad", tmp_path / "torn.h5ad", "SRC")
+    shutil.copy(case / "data" / "synthetic.h5ad", tmp_path / "whole.h5ad")
+    values = {
+        "checkpoints": [str(case / "models" / "a.safetensors")],
+        "data": ["*.h5ad"],
+        "score": {"metrics_only": True},
+    }
+    manifest = write_manifest(tmp_path, **values, requests=[{"name": "x", "perturbations": ["SRC"], "cells": 20}])
+    for number in (1, 2):
+        process = start_batch(manifest, "--engine", engine, "--json")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 5, err
+        assert "1 of 2 jobs have no result" in err and "a × torn × x: de: " in err
+        assert "is damaged: X cannot be read" in err and "Traceback" not in err
+        result = json.loads(out)
+        assert [(row["data"], row["state"]) for row in result["leaderboard"]] == [
+            ("whole", "scored"),
+            ("torn", "failed"),
+        ]
+        assert "is damaged" in result["leaderboard"][1]["error"]
+        assert (result["finished"], result["reused"]) == ((1, 0) if number == 1 else (0, 1))
+        assert "is damaged" in (tmp_path / "night.batch" / "leaderboard.html").read_text(encoding="utf-8")
+        plan = plan_of(manifest)
+        with Ledger(ledger_path(plan.layout.root, None)) as ledger:
+            states = ledger.states([job.key for job in plan.jobs])
+        assert sorted((state.state, state.starts) for state in states.values()) == [("done", 1), ("failed", number)]
+
+
+def test_a_full_disk_fails_the_job_in_one_line_and_leaves_nothing_under_a_final_name(case: Path, tmp_path: Path):
+    values = {"checkpoints": [str(case / "models" / "a.safetensors")], "data": [str(case / "data" / "packaged.h5ad")]}
+    manifest = write_manifest(tmp_path, **values, requests=[{"name": "x", "do": "predict"}], chunk=25)
+    process = start_batch(manifest, "--workers", "1", most_kilobytes=1024)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 5, err
+    assert "Traceback" not in err and "Exception ignored" not in err
+    said = [line for line in err.splitlines() if "x: predict: cannot write" in line]
+    assert len(said) == 2 and all(line.endswith("predict-00000.h5ad: File too large") for line in said), err
+    assert not list((tmp_path / "night.batch").rglob("*.h5ad*"))
+    assert not list((tmp_path / "night.batch").rglob("*.part"))
+
+
+def test_ctrl_c_says_one_line_ends_the_workers_and_the_next_run_goes_on(case: Path, tmp_path: Path):
+    values = {"checkpoints": [str(case / "models" / "a.safetensors")], "data": [str(case / "data" / "packaged.h5ad")]}
+    manifest = write_manifest(tmp_path, **values, requests=[{"name": "x", "do": "predict"}])
+    process = start_batch(manifest, "--json")
+    workers = wait_for_children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err and "Process Spawn" not in err and err.splitlines()[-1].startswith("interrupted")
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(run_in_process(manifest).finished) == 1
