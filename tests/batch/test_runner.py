@@ -220,6 +220,20 @@ def test_predictions_made_before_are_scored(ran: Path, case: Path):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_urls_make_the_same_jobs_and_results_as_paths(ran: Path, case: Path):
+    here = f"file://{case}"
+    data = [{"real": f"{here}/data/pack*.h5ad", "train": f"{here}/train.h5ad"}]
+    path = write_manifest(case, "urls", checkpoints=[f"{here}/models/a.safetensors"], data=data)
+    (theirs,) = plan_of(path).jobs
+    plan = plan_of(ran)
+    ours = plan.jobs[0]
+    assert (theirs.name, theirs.key) == (ours.name, ours.key)
+    assert not run_in_process(path).failed
+    for name in ("results.csv", "baselines.csv"):
+        tables = [one.layout.directory(ours) / "score" / name for one in (plan, plan_of(path))]
+        assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
 def test_recorded_data_of_a_part_is_predicted_and_scored(case: Path, tmp_path: Path):
     source = tmp_path / "cells.h5ad"
     shutil.copy(case / "data" / "packaged.h5ad", source)
