@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import socket
 from typing import Any
 
 from steval.batch.jobs import Outcome, Task
@@ -18,6 +19,7 @@ from steval.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+CONNECT_SECONDS = 10.0
 STORE_BYTES = 100 * 2**20
 """Nothing large passes through Ray's object store."""
 
@@ -34,6 +36,8 @@ class RayEngine:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray: Any = importlib.import_module("ray")
         self._ray, self._running = ray, running
+        if running.address is not None:
+            _require_reachable(running.address)
         workers = running.workers or max(1, num_cores() // running.threads)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         try:
@@ -99,6 +103,19 @@ class RayEngine:
             self._ray.cancel(reference, force=True)
         self._running_refs.clear()
         self._ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Whether anybody listens at `host:port`; Ray itself goes on trying for many minutes. `auto` finds its own address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with: ray start --head"
+        ) from error
 
 
 def _perform(task: Task) -> Outcome:

@@ -1,14 +1,9 @@
 """A worker process of the local engine: takes tasks from a pipe one after another, ends with its parent."""
 
-import logging
 import os
-import sys
 import threading
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-
-logger = logging.getLogger(__name__)
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS",
@@ -19,8 +14,6 @@ def work(pipe: Connection, threads: int) -> None:
     """Do `(task, device)` after `(task, device)` from `pipe` and send each outcome back, until the pipe closes."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(threads)
-    sys.excepthook = _note_stray
-    sys.unraisablehook = lambda stray: _note_stray(stray.exc_type, stray.exc_value, stray.exc_traceback)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     from tqdm import tqdm
 
@@ -37,11 +30,6 @@ def work(pipe: Connection, threads: int) -> None:
             pipe.send(outcome)
         except OSError:
             return
-
-
-def _note_stray(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """An error that nobody can catch: on a full disk h5py has one for each object of the file. The task's outcome says why."""
-    logger.debug("in a worker: %s: %s", kind.__name__, error)
 
 
 def _die_with_parent() -> None:

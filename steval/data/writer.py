@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -52,7 +53,10 @@ class CellWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             partial = stack.enter_context(atomic_path(self.path))
-            self._handle = stack.enter_context(h5py.File(partial, "w"))
+            self._disk = _Disk(partial)
+            stack.callback(self._disk.check)
+            stack.callback(self._disk.close)
+            self._handle = stack.enter_context(h5py.File(self._disk, "w"))
             self._handle.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             if self._layout == "dense":
                 self._create_dense()
@@ -70,6 +74,7 @@ class CellWriter:
             self._append_dense(block)
         else:
             self._append_csr(sp.csr_matrix(block))
+        self._disk.check()
         self._obs.append(frame)
         self.num_cells += len(frame)
 
@@ -132,6 +137,40 @@ class CellWriter:
         ad.io.write_elem(self._handle, "obsm", self.obsm)
         for key in ("varm", "obsp", "varp", "layers"):
             ad.io.write_elem(self._handle, key, {})
+
+
+class _Disk(FileIO):
+    """The file under an HDF5 file. A write that fails is kept for `check`, and HDF5 is told that all is well.
+
+    HDF5 cannot close a file that it cannot write (a full disk): every object then fails with a traceback that nobody can
+    catch, and the process crashes as it ends.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise what kept a write from the disk."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self._error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = error
+            return self.tell() if size is None else size
 
 
 _FILTERS: dict[str, dict[str, Any]] = {

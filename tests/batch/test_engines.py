@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -113,6 +114,16 @@ def test_local_engine_stays_within_memory_and_workers(case: Path):
 def test_gpus_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match="machine_gpus is 0"):
         make_engine(Running(gpus=1, machine_gpus=0))
+
+
+@needs_ray
+def test_a_ray_cluster_that_is_not_there_is_said_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            with pytest.raises(ConfigError, match=f"no Ray cluster answers at {given} .*ray start --head"):
+                make_engine(Running(engine="ray", address=given))
 
 
 def test_workers_end_with_their_runner(case: Path):

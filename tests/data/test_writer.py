@@ -1,8 +1,13 @@
+import gc
+import resource
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pytest
 
 from steval.data.writer import CellWriter
+from steval.errors import DataError
 
 
 @pytest.mark.parametrize("layout", ["csr", "dense"])
@@ -26,3 +31,21 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
         writer.append(np.ones((2, 1), np.float32), {"x": [1, 2]})
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_cells", [pytest.param(2000, id="while-writing"), pytest.param(30, id="at-the-end")])
+def test_a_full_disk_is_one_error_that_leaves_nothing(tmp_path: Path, capfd, num_cells: int):
+    cells = np.random.default_rng(0).random((num_cells, 300), dtype=np.float32)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with (
+            pytest.raises(DataError, match=r"cannot write .*full\.h5ad: File too large$"),
+            CellWriter(tmp_path / "full.h5ad", [f"g{i}" for i in range(300)], {}) as writer,
+        ):
+            writer.append(cells, {"batch": ["a"] * num_cells})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().err == ""  # h5py's tracebacks of objects that it cannot close
