@@ -8,7 +8,7 @@ root="$(cd "$(dirname "$0")/.." && pwd)"
 work="$(mkdir -p "$1" && cd "$1" && pwd)"
 export BENTOML_HOME="$work/bentoml" BENTOML_DO_NOT_TRACK=True STEVAL_DATA_DIR="$work/data" NUMBA_CACHE_DIR="$work/numba"
 export STEVAL_ACCELERATOR="${STEVAL_ACCELERATOR:-cpu}"
-export PIP_NO_COMPILE=1 # as the installer of BentoML's images, uv
+export PIP_NO_COMPILE=1 # an image would be compiled for its next starts; this has one
 mkdir -p "$BENTOML_HOME" "$STEVAL_DATA_DIR"
 
 say() { printf -- '-- %s (%ss)\n' "$1" "$SECONDS"; }
