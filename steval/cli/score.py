@@ -134,11 +134,11 @@ def print_report(report: "Report") -> None:
     shown = report.results.head(SHOWN_PERTURBATIONS)
     more = f"; the first {shown.height}" if report.results.height > shown.height else ""
     _print_frame(f"Perturbations ({report.results.height}{more})", shown, shown.columns)
-    findings = report.integrity.filter(report.integrity["status"].is_in(["warn", "fail"]))
-    if findings.height:
-        _print_frame("Integrity", findings, ("cell_type", "check", "status", "sentence"))
-    elif report.integrity.height:
+    if report.integrity.height and not report.findings.height:
         typer.echo(f"Integrity: {report.integrity.height} checks, nothing found")
+    if report.remarks.height:
+        title = "Integrity" if report.findings.height else "Integrity: worth knowing"
+        _print_frame(title, report.remarks, ("cell_type", "check", "status", "sentence"))
     for warning in report.record.get("warnings", []):
         typer.echo(f"Note: {warning}")
 

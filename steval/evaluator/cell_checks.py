@@ -22,7 +22,7 @@ SCATTER_WARN, SCATTER_FAIL = 0.15, 0.4
 """Share of predicted cells further from their mean than 99 % of real cells are from theirs."""
 SCALE_WARN, SCALE_FAIL = 1.25, 2.0
 """Ratio of median cell totals, either way."""
-TOTAL_SPREAD_WARN, TOTAL_SPREAD_FAIL = 0.05, 0.15
+TOTAL_SPREAD_WARN, TOTAL_SPREAD_FAIL = 0.08, 0.15
 """Relative spread of perturbations' mean totals, beyond the real one's."""
 NUMBERS_CHANGED = 0.1
 """Relative spread of predicted to real cell numbers that counts as a choice."""

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from steval.data.cellfile import CellFile
 from steval.data.files import sha256_file
 from steval.data.genes import GeneAlignment
+from steval.data.scale import sample_indices
 from steval.errors import EvaluationError
 from steval.evaluator.file_rows import quick_rows
 
@@ -21,6 +22,7 @@ CellSource = Any
 
 PIECE_CELLS = 128
 """Cells read from a file at a time: bounds what a scattered group pulls in beside itself."""
+SAMPLE_CELLS = 256
 
 
 def open_cells(source: CellSource, name: str, label_column: str | None = None) -> tuple[CellFile, bool]:
@@ -44,6 +46,17 @@ def open_cells(source: CellSource, name: str, label_column: str | None = None) -
     matrix = source.X
     dense = matrix is not None and not sp.issparse(matrix)
     return CellFile.wrap(_readable(source), name), dense
+
+
+def few_cells(cells: CellFile) -> CellFile:
+    """Evenly spaced cells in memory, enough to tell the scale of all."""
+    import anndata as ad
+
+    rows = sample_indices(cells.num_cells, SAMPLE_CELLS)
+    pieces = [cells.rows(rows[start : start + 16]) for start in range(0, len(rows), 16)]
+    obs = pd.DataFrame(index=pd.Index(rows.astype(str)))
+    sample = ad.AnnData(sp.csr_matrix(sp.vstack(pieces, format="csr")), obs=obs, uns=cells.uns)
+    return CellFile.wrap(sample, cells.name)
 
 
 def _readable(adata: Any) -> Any:

@@ -77,7 +77,12 @@ def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
 def _with_fdr(frame: pl.DataFrame, evaluation: Evaluation) -> pl.DataFrame:
     if evaluation.de_real is None or evaluation.de_pred is None:
         return frame.with_columns(pl.lit(None).alias("real_fdr"), pl.lit(None).alias("pred_fdr"))
-    return frame.join(_joined(evaluation.de_real, evaluation.de_pred), on=["perturbation", "gene"], how="left")
+    shown = frame["perturbation"].unique()
+    tables = [
+        table.filter(pl.col("target").cast(pl.String).is_in(shown))
+        for table in (evaluation.de_real, evaluation.de_pred)
+    ]
+    return frame.join(_joined(*tables), on=["perturbation", "gene"], how="left")
 
 
 def _joined(real: pl.DataFrame, pred: pl.DataFrame) -> pl.DataFrame:

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["ok", "warn", "fail", "skipped"]
+Status = Literal["ok", "note", "warn", "fail", "skipped"]
+"""`warn` and `fail` are flags; a `note` is worth knowing, but an honest prediction may well have it."""
+FLAGS = ("fail", "warn")
+REMARKS = (*FLAGS, "note")
+"""What a reader should see first, in this order."""
 
 
 @dataclass(frozen=True)

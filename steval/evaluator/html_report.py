@@ -5,12 +5,13 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import polars as pl
 
 from steval.evaluator.catalog import CATALOG
 from steval.evaluator.figures import draw, draw_changes, draw_distributions, draw_members, draw_overlap
+from steval.evaluator.findings import REMARKS, Status
 from steval.evaluator.report import PREDICTION, Report
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def render_report(report: Report) -> str:
         sections=sections,
         headline=None if mean.is_empty() else mean.row(0, named=True),
         baselines=_baseline_rows(report, None),
-        counts={s: report.integrity["status"].to_list().count(s) for s in ("ok", "warn", "fail", "skipped")},
+        counts={s: report.integrity["status"].to_list().count(s) for s in get_args(Status)},
         most_rows=MOST_ROWS,
     )
 
@@ -93,11 +94,16 @@ def _section(report: Report, cell_type: str | None, position: int) -> Section:
         baselines=_baseline_rows(report, cell_type),
         breakdown=breakdown,
         figures=_figures(report, cell_type, position),
-        integrity=frames["integrity"].to_dicts(),
+        integrity=sorted(frames["integrity"].to_dicts(), key=lambda row: _rank(row["status"])),
         results=results.head(MOST_ROWS).to_dicts(),
         metrics=[column for column in results.columns if column != "perturbation"],
         num_perturbations=results.height,
     )
+
+
+def _rank(status: str) -> int:
+    """The worst first, then all others in the order of the table."""
+    return REMARKS.index(status) if status in REMARKS else len(REMARKS)
 
 
 def _figures(report: Report, cell_type: str | None, position: int) -> dict[str, FigureView]:

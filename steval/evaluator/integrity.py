@@ -20,6 +20,7 @@ from steval.evaluator.cell_checks import (
 from steval.evaluator.changes import de_counts
 from steval.evaluator.digests import sketch_genes
 from steval.evaluator.effect_checks import (
+    check_control_variance,
     check_controls,
     check_effect_size,
     check_low_genes,
@@ -66,11 +67,12 @@ def check_integrity(scored: Scored) -> list[Finding]:
     sketched = _control_sketch(pair) if training is None else training.sketched
     pred, real = (gather_evidence(side, pair.control, sketched, scored.threads) for side in (pair.pred, pair.real))
     profile = None if training is None else training.mean_profile
-    controls = check_controls(pred, real)
+    controls, control_variance = check_controls(pred, real), check_control_variance(pred, real)
     return [
         _check_contract(pair),
         check_scale(pred, real),
         controls,
+        control_variance,
         check_hidden_error(pred, real, profile),
         check_impossible_error(pred, real),
         check_one_profile(pred, real),
@@ -84,7 +86,7 @@ def check_integrity(scored: Scored) -> list[Finding]:
         check_pasted_controls(pred, real, training),
         check_totals_leak(pred, real),
         _check_numbers(scored, pred, real),
-        *(_score_again(scored, pred, real, controls) if scored.full else []),
+        *(_score_again(scored, pred, real) if scored.full else []),
     ]
 
 
@@ -123,12 +125,14 @@ def _check_numbers(scored: Scored, pred: SideEvidence, real: SideEvidence) -> Fi
     return check_numbers_leak(pred, real, np.array([found.get(name, 0) for name in real.perturbations]), scored.seed)
 
 
-def _score_again(scored: Scored, pred: SideEvidence, real: SideEvidence, controls: Finding) -> list[Finding]:
+def _score_again(scored: Scored, pred: SideEvidence, real: SideEvidence) -> list[Finding]:
     if scored.overall is None:
         why = "no training cells were given, so there is no overall score to compare"
         return [skipped(name, why) for name in ("score by predicted controls", "effects × 0.5", "effects × 2")]
     size = effect_size(pred, real)
+    ours, theirs = pred.groups[pred.control], real.groups[real.control]
+    same = np.array_equal(np.sort(ours.digests), np.sort(theirs.digests))
     return [
-        check_control_gain(scored.pair, scored.overall, controls.measurement or 0.0, scored.rescore),
+        check_control_gain(scored.pair, scored.overall, same, scored.rescore),
         *(check_scaling(scored.pair, pred, scored.overall, size, factor, scored.rescore) for factor in (0.5, 2.0)),
     ]

@@ -18,14 +18,13 @@ from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from steval.data.cellfile import CellFile
 from steval.data.columns import Columns
 from steval.data.genes import GeneAlignment, align
-from steval.data.scale import Scale, ScaleRecord, resolve_scale, sample_indices
+from steval.data.scale import Scale, ScaleRecord, resolve_scale
 from steval.errors import DataError, EvaluationError
-from steval.evaluator.cells import CellSide, CellSource, group_rows, open_cells
+from steval.evaluator.cells import CellSide, CellSource, few_cells, group_rows, open_cells
 
 
 @dataclass(frozen=True)
@@ -217,17 +216,9 @@ def _same_genes(pred: CellFile, real: CellFile, names: tuple[str, str]) -> GeneA
     return alignment
 
 
-SCALE_SAMPLE_CELLS = 256
-
-
 def _lognorm(cells: CellFile, option: Scale | None) -> ScaleRecord:
     """Scale by declaration or by a few evenly spaced cells; every value is checked again when it is read for good."""
-    import anndata as ad
-
-    rows = sample_indices(cells.num_cells, SCALE_SAMPLE_CELLS)
-    sample = sp.vstack([cells.rows(rows[start : start + 16]) for start in range(0, len(rows), 16)], format="csr")
-    obs = pd.DataFrame(index=pd.Index(rows.astype(str)))
-    record = resolve_scale(CellFile.wrap(ad.AnnData(sample, obs=obs, uns=cells.uns), cells.name), option)
+    record = resolve_scale(few_cells(cells), option)
     if record.scale != "lognorm":
         raise DataError(
             f"{cells.name} holds {record.describe()}; lognorm is scored (steval prepare makes it of counts)"

@@ -5,6 +5,8 @@ from typing import Any
 
 import polars as pl
 
+from steval.evaluator.findings import FLAGS, REMARKS
+
 BREAKDOWN_SCHEMA: dict[str, Any] = {
     "cell_type": pl.String,
     "metric": pl.String,
@@ -137,7 +139,15 @@ class Report:
     @property
     def findings(self) -> pl.DataFrame:
         """Integrity checks that did not pass."""
-        return self.integrity.filter(pl.col("status").is_in(["warn", "fail"]))
+        return self.integrity.filter(pl.col("status").is_in(FLAGS))
+
+    @property
+    def remarks(self) -> pl.DataFrame:
+        """The findings and the notes, the worst first."""
+        told = self.integrity.filter(pl.col("status").is_in(REMARKS))
+        return told.sort(
+            pl.col("status").replace_strict({name: rank for rank, name in enumerate(REMARKS)}), maintain_order=True
+        )
 
     def _headline(self, column: str) -> float | None:
         rows = self.overall.filter(pl.col("predictor") == PREDICTION)

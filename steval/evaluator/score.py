@@ -6,6 +6,7 @@ write_score_dir(report, "scores/run1")
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,7 +88,9 @@ def score(
                 stack.callback(training.cells.close)
         work = ScoreWork(options, training, features, cache, clock)
         pairs: dict[str | None, Pair] = {None: pair} if by is None else dict(pair.by_cell_type())
-        parts = {name: work.run(one, de_real, de_pred) for name, one in pairs.items()}
+        with ThreadPoolExecutor(1) as background:
+            background.submit(pair.pred.digest)  # for the record; an error comes again when it is asked for
+            parts = {name: work.run(one, de_real, de_pred) for name, one in pairs.items()}
         return assemble(work, parts, pair, model_record)
 
 

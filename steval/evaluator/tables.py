@@ -104,7 +104,9 @@ def score_summary(report: Report) -> dict[str, Any]:
         "interval": [headline["overall_low"], headline["overall_high"]],
         "members": report.members.drop("note").to_dicts(),
         "baselines": report.overall.filter(pl.col("predictor") != PREDICTION).to_dicts(),
-        "integrity": {status: report.integrity["status"].to_list().count(status) for status in ("ok", "warn", "fail")},
+        "integrity": {
+            status: report.integrity["status"].to_list().count(status) for status in ("ok", "note", "warn", "fail")
+        },
         "findings": report.findings.to_dicts(),
         "warnings": report.record["warnings"],
         "record": report.record,

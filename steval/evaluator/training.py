@@ -20,7 +20,7 @@ from steval.data.genes import GeneAlignment, align
 from steval.data.scale import Scale, require_scale
 from steval.errors import EvaluationError, nearest_names
 from steval.evaluator.cell_kernels import sum_cells
-from steval.evaluator.cells import CellSource, open_cells
+from steval.evaluator.cells import CellSource, few_cells, open_cells
 from steval.evaluator.digests import SKETCH_CELLS, gene_keys, sketch, sketch_genes, value_bits
 
 BLOCK_CELLS = 2048
@@ -78,7 +78,7 @@ def read_training(
     cells, _ = open_cells(source, name, columns.perturbation)
     selected = np.arange(cells.num_cells) if rows is None else np.asarray(rows)
     labels = _labels(cells, columns, selected, name)
-    require_scale(cells, "lognorm", scale)
+    require_scale(few_cells(cells), "lognorm", scale)
     alignment = align(cells.genes, genes, what=name)
     contexts = _contexts(cells.obs, columns, selected)
     keys = pd.MultiIndex.from_arrays([labels, contexts])

@@ -221,6 +221,19 @@ def test_the_page_shows_what_was_found_and_escapes_names(report, page_text):
     assert text.count("<svg") == 4
 
 
+def test_notes_are_shown_after_flags_and_are_none(report):
+    statuses = ["ok", "note", "fail", "skipped", "warn"]
+    rows = report.integrity.head(5).with_columns(pl.Series("status", statuses))
+    told = dataclasses.replace(report, integrity=rows)
+    assert told.remarks["status"].to_list() == ["fail", "warn", "note"]
+    assert told.findings["status"].to_list() == ["fail", "warn"]
+    page = render_report(told)
+    shown = re.findall(r'<td><span class="chip (\w+)">', page)
+    assert shown == ["fail", "warn", "note", "ok", "skipped"]
+    assert "1 with a note" in page
+    assert dataclasses.replace(report, integrity=rows.clear()).remarks.is_empty()
+
+
 def test_the_page_is_the_same_every_time(report, page_text):
     assert render_report(report) == page_text
 
