@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from steval.checkpoints.manifest import CONTROLS, FEATURES, Manifest, parse_metadata, read_header
@@ -106,12 +106,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     header = read_header(path)
     metadata = header.get("__metadata__") or {}
     manifest = parse_metadata(metadata, path)
-    try:
-        with safe_open(path, framework="pt") as handle:
-            # A copy is aligned as torch allocates; where the file puts a tensor would change the last digits of products
-            tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    tensors = _read_tensors(path, header)
     _verify(tensors, manifest, path)
     weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
     return Checkpoint(
@@ -122,6 +117,44 @@ def load_checkpoint(path: Path) -> Checkpoint:
         controls=_unpack_controls(tensors, manifest, path),
         digest=metadata["steval_sha256"],
     )
+
+
+def _read_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a header that `read_header` has checked, each read straight into memory of its own.
+
+    A mapped file would stay in memory beside them until the last is copied; and where the file puts a tensor (its alignment)
+    would change the last digits of products.
+    """
+    tensors = {}
+    try:
+        with path.open("rb") as handle:
+            begin = 8 + int.from_bytes(handle.read(8), "little")
+            for name, entry in header.items():
+                if name == "__metadata__":
+                    continue
+                tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+                content = tensor.view(-1).view(torch.uint8).numpy()
+                handle.seek(begin + entry["data_offsets"][0])
+                if handle.readinto(content) != len(content):
+                    raise CheckpointError(f"{path} became shorter while it was read")
+                tensors[name] = tensor
+    except (OSError, RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    return tensors
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def choose_controls(cell_types: np.ndarray, rng: np.random.Generator, limit: int = MAX_DEFAULT_CONTROLS) -> np.ndarray:
@@ -263,4 +296,4 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
