@@ -1,13 +1,15 @@
 """`steval predict` beside arc-state's `state tx infer`: whole processes, same weights, same cell numbers, same run.
 
     python benchmarks/predict.py DATA.h5ad RUN_DIR [--peer-bin DIR] [--checkpoint C.safetensors] [--repeats 3]
-        [--dtypes float32,bf16] [--work DIR] [--tenfold] [--json OUT.json]
+        [--dtypes float32,bf16] [--work DIR] [--tenfold] [--sizes tahoe_best,state_lg] [--json OUT.json]
 
 DATA.h5ad is lognorm with 12,000 cells (of which N perturbed); RUN_DIR is an arc-state run directory. arc-state predicts all
 12,000 cells from those of the file; steval predicts 12,000 cells of the perturbed labels from the same controls, both writing an
 h5ad. Programs take turns; wall time, processor time and peak resident memory are those of the whole process, loading included.
 Then, in one process: the share of the measured matrix-product rate that prediction reaches, and, with `--peer-bin`, the
 largest difference from arc-state's own forward pass on the same sets. `--tenfold` also predicts ten times the cells.
+`--sizes` repeats the comparison with networks of other sizes on the same data (random weights, made from RUN_DIR by
+predict_peer.py, so `--peer-bin` is needed); NAME:KEY=VALUE:KEY=VALUE is a size of one's own.
 """
 
 import argparse
@@ -21,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 PEER_SCRIPT = Path(__file__).with_name("predict_peer.py")
-PARITY_SETS = 16
+PARITY_CELLS = 1024
+RATE_CELLS = 12_800
+LLAMA = "num_attention_heads=12:num_key_value_heads=12"
+SIZES = {
+    "tahoe_best": f"cell_set_len=512:max_position_embeddings=512:hidden_dim=1440:hidden_size=1440:intermediate_size=4416:"
+    f"num_hidden_layers=4:head_dim=120:{LLAMA}:use_basal_projection=none",
+    "state_lg": f"cell_set_len=512:max_position_embeddings=512:hidden_dim=1488:hidden_size=1488:intermediate_size=5952:"
+    f"num_hidden_layers=6:head_dim=124:{LLAMA}",
+}
+"""Settings that arc-state 0.11.1 writes into config.yaml for `model=NAME`, where they differ from `state_sm`'s."""
 
 
 def main() -> None:
@@ -30,6 +41,20 @@ def main() -> None:
     if options.inside:
         print(json.dumps(_inside(options)))
         return
+    results = _measure(options)
+    results["sizes"] = {}
+    for size in filter(None, options.sizes.split(",")):
+        name, _, settings = size.partition(":")
+        results["sizes"][name] = _measure(_resized(options, name, settings or SIZES[name]))
+    _report("the given network", results)
+    for name, of_size in results["sizes"].items():
+        _report(name, of_size)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All programs in turns on one network, and what needs the numbers themselves."""
     checkpoint = options.checkpoint or _convert(options)
     request = _write_request(options, "request.csv", 1)
     programs = {
@@ -49,9 +74,18 @@ def main() -> None:
         results["tenfold"] = _timed(command, options.work / "tenfold.log")
         (options.work / "tenfold.h5ad").unlink()
     results["inside"] = _run_inside(options, checkpoint)
-    _report(results)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+    return results
+
+
+def _resized(options: argparse.Namespace, name: str, settings: str) -> argparse.Namespace:
+    """The options for a network of another size, in a directory of its own."""
+    work = options.work / name
+    run_dir = work / "run"
+    work.mkdir(parents=True, exist_ok=True)
+    command = [str(options.peer_bin / "python"), str(PEER_SCRIPT), "resize", str(options.run_dir), str(run_dir)]
+    subprocess.run([*command, *settings.split(":")], check=True, stdout=subprocess.DEVNULL)
+    changes = {"work": work, "run_dir": run_dir, "checkpoint": None, "tenfold": False}
+    return argparse.Namespace(**{**vars(options), **changes})
 
 
 def _options() -> argparse.Namespace:
@@ -64,11 +98,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32,bf16")
     parser.add_argument("--work", type=Path, default=Path("predict-benchmark"))
     parser.add_argument("--tenfold", action="store_true")
+    parser.add_argument(
+        "--sizes", default="", help=f"of {', '.join(SIZES)}, or NAME:KEY=VALUE:...; several with commas"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pert-col", default="target_gene")
     parser.add_argument("--control", default="non-targeting")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    unknown = [size for size in filter(None, options.sizes.split(",")) if ":" not in size and size not in SIZES]
+    if unknown or (options.sizes and not options.peer_bin):
+        parser.error(f"no such size: {', '.join(unknown)}" if unknown else "--sizes needs --peer-bin")
+    return options
 
 
 def _convert(options: argparse.Namespace) -> Path:
@@ -151,7 +192,7 @@ def _inside(options: argparse.Namespace) -> dict[str, Any]:
     with file_controls(options.data, checkpoint.manifest) as pool:
         names = [name for name in checkpoint.manifest.perturbation_names if name != options.control]
         size = checkpoint.manifest.model.cell_set_size
-        request = request_names(names[:PARITY_SETS], size)
+        request = request_names(names[: max(2, PARITY_CELLS // size)], size)
         exact = None
         for dtype in options.dtypes.split(","):
             predictor = Predictor(checkpoint, dtype=dtype)
@@ -179,7 +220,7 @@ def _rates(predictor: Any, encoded: Any, names: list[str], size: int) -> dict[st
     from steval.predictor.engine import DTYPES
     from steval.predictor.requests import request_names
 
-    planned = predictor.plan(request_names(names, 4 * size), encoded.pool)
+    planned = predictor.plan(request_names(names[: max(1, RATE_CELLS // (4 * size))], 4 * size), encoded.pool)
     num_cells = sum(one.num_cells for one in planned)
     with FlopCounterMode(display=False) as counter:
         first = next(predictor.predict_blocks(planned, encoded))
@@ -228,7 +269,8 @@ def _compare(options: argparse.Namespace, checkpoint: Any, pool: Any, sets: list
     }
 
 
-def _report(results: dict[str, Any]) -> None:
+def _report(title: str, results: dict[str, Any]) -> None:
+    print(f"== {title}")
     print(f"{'program':18} {'wall s':>8} {'cpu s':>8} {'peak GB':>8} {'× wall':>8} {'× cpu':>8} {'÷ memory':>9}")
     for name, row in results["summary"].items():
         ratios = [row.get(f"arc_over_this_{key}", float("nan")) for key in ("wall_s", "cpu_s", "peak_gb")]
