@@ -8,7 +8,7 @@
     │   ├── MissingReferenceError       HTTP 422  a recorded data file that is nowhere to be found
     │   └── EvaluationError    exit 4, HTTP 422   predictions and real data that cannot be scored together
     ├── BatchError             exit 5             some jobs of a batch failed
-    └── ServiceError           exit 1             an HTTP answer that is no 200 (its own status and code)
+    └── ServiceError           exit 2, its status an HTTP answer that is no 200 (exit 1 for a 500: a bug in the service)
 
 The command line maps `exit_code`, the service `http_status`. Libraries raise; only the edges print or exit.
 A message says what broke, what was received, what is allowed and what to do next; `problems` holds the single findings
@@ -90,9 +90,10 @@ class BatchError(StevalError):
 
 
 class ServiceError(StevalError):
-    """An HTTP answer other than success, with its own status and code."""
+    """An HTTP answer other than success, with its own status and code; for a client also a service that cannot be reached."""
 
     def __init__(self, message: str, *, status: int, code: str, retry_after: float | None = None):
+        self.exit_code = 1 if status == 500 else 2
         self.http_status = status
         self.code = code
         self.retry_after = retry_after

@@ -1,15 +1,12 @@
 """`steval predict`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from steval.cli import options
 from steval.cli.output import print_json
-
-if TYPE_CHECKING:
-    from steval.service.client import ServiceClient
 
 
 def predict(
@@ -132,11 +129,22 @@ def predict(
 
     Example: `steval predict model.safetensors -o preds.h5ad --perturbations STAT1,SRC --cells 200 --seed 1`
     """
+    asked: dict[str, Any] = {
+        "out": out,
+        "perturbations": perturbations or (),
+        "request": request,
+        "all": all_known,
+        "cells": cells,
+        "min_cells": min_cells,
+        "max_cells": max_cells,
+        "seed": seed,
+        "output": output,
+        "cell_types": cell_type or (),
+        "batch": batch,
+    }
     if url is not None:
         _refuse_local_options(context)
-        names = None if all_known else perturbations
-        asked = {"cells": cells, "seed": seed, "cell_type": _only(cell_type), "batch": batch, "output": output}
-        _predict_by_service(url, api_key, out, names, asked, json)
+        _predict_by_service(url, api_key, asked, json)
         return
     if checkpoint is None:
         raise typer.BadParameter("name the checkpoint, or a running service with --url", param_hint="CKPT")
@@ -149,17 +157,7 @@ def predict(
     low, high = clip_range(clip)
     values = {
         "checkpoint": checkpoint,
-        "out": out,
-        "perturbations": perturbations or (),
-        "request": request,
-        "all": all_known,
-        "cells": cells,
-        "min_cells": min_cells,
-        "max_cells": max_cells,
-        "seed": seed,
-        "output": output,
-        "cell_types": cell_type or (),
-        "batch": batch,
+        **asked,
         "by_batch": by_batch,
         "controls": controls,
         "controls_scale": controls_scale,
@@ -183,8 +181,7 @@ def predict(
         "attention": attention,
         "compile": compile_network,
     }
-    asked = {name: value for name, value in values.items() if value is not None}
-    done = run_job(PredictionJob.parse(asked, source="what was asked of steval predict"))
+    done = run_job(PredictionJob.parse(_given(values), source=SOURCE))
     if json:
         print_json(
             {
@@ -202,9 +199,15 @@ def predict(
     typer.echo(f"{done.num_cells} cells of {done.num_perturbations} perturbations{beside} -> {done.path}")
 
 
+SOURCE = "what was asked of steval predict"
 _BY_SERVICE = {
-    *("out", "perturbations", "all_known", "cells", "seed", "cell_type", "batch", "output", "url", "api_key", "json"),
-}  # fmt: skip
+    *("out", "perturbations", "request", "all_known", "cells", "min_cells", "max_cells", "seed"),
+    *("cell_type", "batch", "output", "url", "api_key", "json"),
+}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _refuse_local_options(context: typer.Context) -> None:
@@ -219,39 +222,18 @@ def _refuse_local_options(context: typer.Context) -> None:
         raise typer.BadParameter(f"a service decides these itself: {', '.join(given)}", param_hint="--url")
 
 
-def _only(cell_types: list[str] | None) -> str | None:
-    if cell_types and len(cell_types) > 1:
-        raise typer.BadParameter("a service predicts in one cell type at a time", param_hint="--cell-type")
-    return cell_types[0] if cell_types else None
-
-
-def _predict_by_service(
-    url: str, api_key: str | None, out: Path, texts: list[str] | None, asked: dict[str, Any], json: bool
-) -> None:
-    from steval.predictor.requests import split_names
+def _predict_by_service(url: str, api_key: str | None, asked: dict[str, Any], json: bool) -> None:
     from steval.service.client import ServiceClient
+    from steval.service.remote import RemoteJob, run_remote
 
+    job = RemoteJob.parse(_given(asked), source=SOURCE)
     with ServiceClient(url, api_key) as service:
-        names = texts
-        if not texts or any("," in text for text in texts):
-            known = _names_of(service)
-            names = [name for text in texts for name in split_names(text, known)] if texts else known
-        assert names is not None
-        service.save_predictions(out, names, **asked)
+        request = run_remote(job, service)
+    num_perturbations = len({item.perturbation for item in request.items})
     if json:
-        print_json({"path": out, "cells": asked["cells"] * len(names), "perturbations": len(names), "url": url})
+        print_json({"path": job.out, "cells": request.num_cells, "perturbations": num_perturbations, "url": url})
         return
-    typer.echo(f"{asked['cells'] * len(names)} cells of {len(names)} perturbations -> {out}")
-
-
-def _names_of(service: "ServiceClient") -> list[str]:
-    """The service's whole vocabulary, page by page."""
-    names: list[str] = []
-    while True:
-        page = service.perturbations(offset=len(names))
-        names += [entry["name"] for entry in page["perturbations"]]
-        if len(names) >= page["total"] or not page["perturbations"]:
-            return names
+    typer.echo(f"{request.num_cells} cells of {num_perturbations} perturbations -> {job.out}")
 
 
 def clip_range(text: str | None) -> tuple[float | None, float | None]:

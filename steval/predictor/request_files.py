@@ -43,7 +43,7 @@ def read_request(
     control: str,
     num_cells: int = DEFAULT_CELLS,
     seed: int = 0,
-    cell_type: str | None = None,
+    cell_types: Sequence[str] = (),
     batch: str | None = None,
     output: Output = "cells",
     columns: ColumnOptions | None = None,
@@ -52,13 +52,14 @@ def read_request(
 ) -> PredictionRequest:
     """The request that a `.csv`, `.tsv`, `.txt` or `.h5ad` file makes.
 
-    `num_cells` is for tables without such a column; `columns` and `recorded` (the checkpoint's) say where an h5ad has its labels.
+    `num_cells` is for tables without such a column; `columns` and `recorded` (the checkpoint's) say where an h5ad has its labels,
+    `cell_types` which of its cells are meant (empty: all).
     Raises `ConfigError` with every bad line, unknown names included, or `UnknownPerturbationError` where only names are wrong.
     """
     path = Path(path)
     if path.suffix == ".h5ad":
         with CellFile.open(path) as cells:
-            items = items_like(cells, columns, recorded, by_batch=by_batch)
+            items = items_like(cells, columns, recorded, cell_types=cell_types, by_batch=by_batch)
     elif path.suffix in (".csv", ".tsv", ".txt"):
         items = _read_table(path, num_cells, known)
     else:
@@ -66,14 +67,20 @@ def read_request(
     require_items(items, str(path))
     require_known((item.perturbation for item in items), known, control)
     require_unique(items, str(path))
-    values = {"items": items, "seed": seed, "cell_type": cell_type, "batch": batch, "output": output}
+    values = {"items": items, "seed": seed, "batch": batch, "output": output}
     return PredictionRequest.parse(values, source=str(path))
 
 
 def items_like(
-    cells: CellFile, options: ColumnOptions | None = None, recorded: Columns | None = None, *, by_batch: bool = False
+    cells: CellFile,
+    options: ColumnOptions | None = None,
+    recorded: Columns | None = None,
+    *,
+    cell_types: Sequence[str] = (),
+    by_batch: bool = False,
 ) -> list[RequestItem]:
-    """One item for each perturbation and cell type (and batch) of a file, with its number of cells; controls are left out."""
+    """One item for each perturbation and cell type (and batch) of a file, with its number of cells; controls are left out.
+    `cell_types` keeps to these."""
     columns = resolve_columns(cells.obs, cells.record, options, recorded, require_control=False, source=str(cells.name))
     if by_batch and columns.batch is None:
         raise DataError(f"{cells.name} has no batch column to divide its cells by; name it with --batch-col")
@@ -88,6 +95,9 @@ def items_like(
         raise DataError(
             f"{cells.name} holds no perturbed cells: every label in {columns.perturbation!r} is the control"
         )
+    if cell_types:
+        _require_cell_types(cell_types, sorted(set(keys["cell_type"][perturbed])), str(cells.name))
+        perturbed &= keys["cell_type"].isin(list(cell_types))
     grouped = obs[perturbed].groupby([key[perturbed] for key in keys.values()], sort=True).size()
     return [
         RequestItem(perturbation=name, num_cells=int(count), cell_type=cell_type or None, batch=batch or None)
@@ -121,6 +131,16 @@ def _read_table(path: Path, default_cells: int, known: Sequence[str]) -> list[Re
         shown = problems[:MAX_PROBLEMS] + ([f"and {left_out} more"] if left_out > 0 else [])
         raise ConfigError(f"{path} is not a valid request", shown)
     return items
+
+
+def _require_cell_types(asked: Sequence[str], found: Sequence[str], source: str) -> None:
+    if found == [""]:
+        raise DataError(f"{source} has no cell type column to choose its cells by; name it with --cell-type-col")
+    missing = [name for name in asked if name not in found]
+    if missing:
+        raise ConfigError(
+            f"{source} holds no perturbed cells of cell type {', '.join(map(repr, missing))}; it holds: {', '.join(found[:20])}"
+        )
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from steval.data.columns import Columns
 from steval.errors import ConfigError, UnknownPerturbationError
 from steval.settings import Settings
 
@@ -13,6 +15,19 @@ DEFAULT_CELLS = 100
 """Cells per perturbation where a request does not say."""
 LARGEST_SEED = 2**63 - 1
 Output = Literal["cells", "mean"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What can be asked for: of a checkpoint and its control cells here, or of a service."""
+
+    names: Sequence[str]
+    """Perturbations that are known, the control among them."""
+    control: str
+    cell_types: Sequence[str]
+    """Those of the control cells."""
+    columns: Columns | None = None
+    """Where the training data had its labels."""
 
 
 class RequestItem(Settings):

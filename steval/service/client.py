@@ -22,12 +22,16 @@ import pyarrow as pa
 
 from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
+from steval.predictor.requests import Vocabulary
 from steval.service.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
 
 DEFAULT_TIMEOUT = 600.0
 PATIENCE = 60.0
 """Seconds that a busy service is asked again."""
 POLL_SECONDS = 1.0
+PAGE_NAMES = 1000
+Asked = Sequence[str | Mapping[str, Any]]
+"""Names, or mappings with the fields of `schemas.PredictItem`."""
 _CONFIG_STATUS = frozenset({400, 401, 403, 406})
 _DATA_STATUS = frozenset({404, 413, 415, 422})
 
@@ -63,10 +67,14 @@ class ServiceClient:
         self, url: str, api_key: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, patience: float = PATIENCE
     ):
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        wrong = ConfigError(f"{url!r} is not the address of a service, such as http://127.0.0.1:3000")
         try:
             self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         except httpx.InvalidURL as error:
-            raise ConfigError(f"{url!r} is not the address of a service, such as http://127.0.0.1:3000") from error
+            raise wrong from error
+        if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
+            self._http.close()
+            raise wrong
         self.url = url
         self._patience = patience
 
@@ -84,15 +92,27 @@ class ServiceClient:
 
     def model(self) -> dict[str, Any]:
         """The model card."""
-        return self._call("GET", "/model").json()
+        return self._json("GET", "/model", ("name",))
 
     def perturbations(self, search: str = "", limit: int = 1000, offset: int = 0) -> dict[str, Any]:
         """Names that match, see `GET /perturbations`."""
-        return self._call("GET", "/perturbations", params={"search": search, "limit": limit, "offset": offset}).json()
+        asked = {"search": search, "limit": limit, "offset": offset}
+        return self._json("GET", "/perturbations", ("total", "perturbations"), params=asked)
+
+    def vocabulary(self) -> Vocabulary:
+        """What can be asked for: the whole vocabulary, page by page, with the control and its cell types."""
+        card = self._json("GET", "/model", ("control", "cell_types", "num_perturbations"))
+        names: list[str] = []
+        while len(names) < card["num_perturbations"]:
+            page = self.perturbations(limit=PAGE_NAMES, offset=len(names))["perturbations"]
+            if not page:
+                break
+            names += [entry["name"] for entry in page]
+        return Vocabulary([*names, card["control"]], card["control"], card["cell_types"])
 
     def predict_means(
         self,
-        perturbations: Sequence[str],
+        perturbations: Asked,
         cells: int = 100,
         *,
         seed: int = 0,
@@ -101,7 +121,7 @@ class ServiceClient:
     ) -> PredictedMeans:
         """A mean profile for each perturbation; the same as `steval predict --output mean` with these options."""
         body = _body(perturbations, cells, seed, cell_type, batch, "mean")
-        answer = self._call("POST", "/predict", json=body, headers={"Accept": JSON}).json()
+        answer = self._json("POST", "/predict", ("predictions", "genes"), json=body, headers={"Accept": JSON})
         predictions = answer.pop("predictions")
         controls = {one["cell_type"]: np.array(one["mean"], dtype=np.float32) for one in answer.pop("controls")}
         return PredictedMeans(
@@ -114,7 +134,7 @@ class ServiceClient:
 
     def predict_cells(
         self,
-        perturbations: Sequence[str],
+        perturbations: Asked,
         cells: int = 100,
         *,
         seed: int = 0,
@@ -139,7 +159,7 @@ class ServiceClient:
     def save_predictions(
         self,
         path: Path,
-        perturbations: Sequence[str],
+        perturbations: Asked,
         cells: int = 100,
         *,
         seed: int = 0,
@@ -206,6 +226,17 @@ class ServiceClient:
         """Cancel a job, or remove one that has ended."""
         self._call("DELETE", f"/score/{job_id}")
 
+    def _json(self, method: str, path: str, fields: Sequence[str], **options: Any) -> dict[str, Any]:
+        """A JSON answer that has `fields`; anything else comes from another server than ours."""
+        response = self._call(method, path, **options)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or any(field not in answer for field in fields):
+            raise ConfigError(f"what answers at {self.url} is not a steval service: {path} gives no JSON of ours")
+        return answer
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """As `_send`, again while the service is busy."""
         deadline = time.monotonic() + self._patience
@@ -233,7 +264,7 @@ class ServiceClient:
 
 
 def _body(
-    perturbations: Sequence[str], cells: int, seed: int, cell_type: str | None, batch: str | None, output: str
+    perturbations: Asked, cells: int, seed: int, cell_type: str | None, batch: str | None, output: str
 ) -> dict[str, Any]:
     values: dict[str, Any] = {"perturbations": list(perturbations), "cells": cells, "seed": seed, "output": output}
     return values | {name: value for name, value in (("cell_type", cell_type), ("batch", batch)) if value is not None}

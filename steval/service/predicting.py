@@ -117,10 +117,10 @@ class PredictionService:
 
     def _checked(self, model: Model, body: PredictBody, kind: str) -> PredictionRequest:
         settings = model.settings
-        num_cells = body.cells * len(body.perturbations)
+        num_cells = sum(one.num_cells or 0 for one in body.items())
         if num_cells > settings.max_cells:
             raise ServiceError(
-                f"the request asks for {num_cells} cells ({len(body.perturbations)} perturbations × {body.cells}); the limit is "
+                f"the request asks for {num_cells} cells of {len(body.perturbations)} perturbations; the limit is "
                 f"{settings.max_cells} a request: send several",
                 status=413,
                 code="too_many_cells",
@@ -171,6 +171,7 @@ def _summary(model: Model, queued: QueuedPredictor, request: PredictionRequest) 
             {
                 "perturbation": profile.item.perturbation,
                 "cell_type": profile.cell_type,
+                "batch": profile.batch,
                 "num_cells": profile.num_cells,
             },
             {"mean": json_numbers(profile.mean)},
@@ -204,12 +205,13 @@ def _arrow(model: Model, queued: QueuedPredictor, request: PredictionRequest) ->
 
 
 def _facts(model: Model, request: PredictionRequest) -> dict[str, Any]:
+    numbers = {item.num_cells for item in request.items}
     return {
         "checkpoint": model.card.checkpoint,
         "scale": model.card.scale,
         "target_sum": model.card.target_sum,
         "seed": request.seed,
-        "cells": request.items[0].num_cells,
+        "cells": numbers.pop() if len(numbers) == 1 else None,
     }
 
 

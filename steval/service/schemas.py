@@ -2,13 +2,35 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
-from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, PredictionRequest, request_names
+from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, PredictionRequest, require_unique
 from steval.settings import Settings
 
 MOST_NAMES = 10_000
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512, strict=True)]
+
+
+class PredictItem(Settings):
+    """A perturbation with a cell number, cell type or batch of its own; a line of a request table."""
+
+    perturbation: Name
+    num_cells: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
+    """None: the request's `cells`."""
+    cell_type: Name | None = None
+    """None: the request's."""
+    batch: Name | None = None
+    """None: the request's."""
+    median_umi: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
+    """The challenge's `median_umi_per_cell`: kept in the record alone, as for every prediction that is not of counts."""
+
+
+def _named(value: Any) -> Any:
+    return {"perturbation": value} if isinstance(value, str) else value
+
+
+Asked = Annotated[PredictItem, BeforeValidator(_named, json_schema_input_type=Name | PredictItem)]
+"""A name stands for an item that leaves the rest to the request."""
 
 
 class PredictBody(Settings):
@@ -16,8 +38,9 @@ class PredictBody(Settings):
 
     model_config = ConfigDict(json_schema_extra={"example": {"perturbations": ["STAT1"], "cells": 100, "seed": 0}})
 
-    perturbations: list[Name] = Field(min_length=1, max_length=MOST_NAMES)
-    """Names of the checkpoint's vocabulary, each once (see `GET /perturbations`)."""
+    perturbations: list[Asked] = Field(min_length=1, max_length=MOST_NAMES)
+    """Names of the checkpoint's vocabulary (see `GET /perturbations`), or objects with more than the name; each once for a cell
+    type and batch."""
     cells: int = Field(default=DEFAULT_CELLS, ge=1, le=10**9, strict=True)
     """Cells to predict for each perturbation."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
@@ -29,16 +52,22 @@ class PredictBody(Settings):
     output: Literal["mean", "cells"] = "mean"
     """`mean`: a profile for each perturbation; `cells`: every predicted cell (as Arrow or h5ad)."""
 
+    def items(self) -> list[PredictItem]:
+        """What is asked for, with the request's cell number and cell type where an entry has none."""
+        return [
+            one.model_copy(
+                update={"num_cells": one.num_cells or self.cells, "cell_type": one.cell_type or self.cell_type}
+            )
+            for one in self.perturbations
+        ]
+
     def to_request(self) -> PredictionRequest:
         """The predictor's request; a name given twice is a `ConfigError`."""
-        return request_names(
-            self.perturbations,
-            self.cells,
-            seed=self.seed,
-            cell_types=(self.cell_type,),
-            batch=self.batch,
-            output=self.output,
-        )
+        items = [one.as_dict() for one in self.items()]
+        values = {"items": items, "seed": self.seed, "batch": self.batch, "output": self.output}
+        request = PredictionRequest.parse(values, source="the request")
+        require_unique(request.items, "the request")
+        return request
 
 
 class MeanProfile(Settings):
@@ -46,6 +75,8 @@ class MeanProfile(Settings):
 
     perturbation: str
     cell_type: str
+    batch: str | None
+    """The batch that was asked for."""
     num_cells: int
     mean: list[float]
     """Mean over the predicted cells, float32, in the order of `genes`, on `scale`."""
@@ -67,7 +98,8 @@ class PredictAnswer(Settings):
     scale: str
     target_sum: float | None
     seed: int
-    cells: int
+    cells: int | None
+    """Cells of each perturbation; none where their numbers differ."""
     genes: list[str]
     controls: list[ControlProfile]
     """Empty where the controls' expression is not known."""

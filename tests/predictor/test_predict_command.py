@@ -98,9 +98,3 @@ def test_no_checkpoint_and_no_service(tmp_path):
     result = run("-o", tmp_path / "p.h5ad", "-p", "SRC")
     assert result.exit_code == 2
     assert "name the checkpoint, or a running service with --url" in " ".join(result.output.replace("│", " ").split())
-
-
-def test_no_service_where_one_is_named(tmp_path):
-    result = run("--url", "http://127.0.0.1:9", "-o", tmp_path / "p.h5ad", "-p", "SRC")
-    assert result.exit_code == 1
-    assert "no answer from the service at http://127.0.0.1:9" in result.output
