@@ -296,7 +296,9 @@ class _FileSource:
     def measured(self, rows: np.ndarray) -> sp.csr_matrix:
         if self.output_alignment is None:
             return self.inputs(rows)
-        return self.output_alignment.apply(self.cells.rows(self.file_rows[rows]))
+        matrix = self.cells.rows(self.file_rows[rows])
+        self._require_finite(matrix.data)
+        return self.output_alignment.apply(matrix)
 
     def close(self) -> None:
         self.cells.close()

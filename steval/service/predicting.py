@@ -52,7 +52,7 @@ class QueuedPredictor(Predictor):
 
     def __init__(self, predictor: Predictor, ticket: Ticket, planned: Sequence[PlannedSet], seconds: float):
         vars(self).update(vars(predictor))  # the same loaded network: nothing is loaded twice
-        self._ticket = ticket
+        self.ticket = ticket
         self._planned = list(planned)
         self._deadline = time.monotonic() + seconds
 
@@ -64,7 +64,7 @@ class QueuedPredictor(Predictor):
         self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls"
     ) -> Iterator[PredictedBlock]:
         """Sets one by one as the batcher finishes them; a `ServiceError` 503 after the deadline."""
-        for future in self._ticket.windows(list(planned)):
+        for future in self.ticket.windows(list(planned)):
             try:
                 predicted = future.result(max(0.0, self._deadline - time.monotonic()))
             except TimeoutError as error:
@@ -150,16 +150,24 @@ class PredictionService:
                 yield piece
 
         body = compressed(content()) if zstd else content()
-        return _Stream(body, queued._ticket, media_type=ARROW, headers=_headers(zstd))
+        return _Stream(body, queued.ticket, media_type=ARROW, headers=_headers(zstd))
 
     async def _file(self, model: Model, queued: QueuedPredictor, request: PredictionRequest) -> FileResponse:
         path = self._runtime.scratch / f"{secrets.token_hex(8)}.h5ad"
         try:
-            await self._run(write_predictions, path, queued, request, model.pool, None, "steval serve")
+            await self._run(_write, path, queued, request, model)
         except BaseException:
+            queued.ticket.close()  # first: a thread that finishes the file after this removes it itself
             path.unlink(missing_ok=True)
             raise
         return _TemporaryFile(path, media_type=H5AD, filename="predictions.h5ad")
+
+
+def _write(path: Path, queued: QueuedPredictor, request: PredictionRequest, model: Model) -> None:
+    """The file of `steval predict`; none where the client has left meanwhile."""
+    write_predictions(path, queued, request, model.pool, made_by="steval serve")
+    if queued.ticket.closed:
+        path.unlink(missing_ok=True)
 
 
 def _summary(model: Model, queued: QueuedPredictor, request: PredictionRequest) -> bytes:

@@ -1,15 +1,18 @@
 """Control pools: cells reach the network by gene name and on the checkpoint's scale, or the user is told why not."""
 
+import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from conftest import NUM_GENES, manifest_for, tiny_config
 
 from steval.data.cellfile import CellFile
 from steval.data.columns import ColumnOptions
 from steval.data.example import example_path
 from steval.data.record import KEY
+from steval.data.scale import sample_indices
 from steval.errors import ConfigError, DataError
-from steval.predictor.controls import cell_controls, checkpoint_controls, file_controls
+from steval.predictor.controls import SCALE_CELLS, cell_controls, checkpoint_controls, file_controls
 from steval.predictor.requests import request_names
 from steval.predictor.sets import plan_sets
 
@@ -84,6 +87,22 @@ def test_nan_among_the_controls(checkpoint, cells):
     broken.X[np.flatnonzero(cells.obs["target_gene"] == "non-targeting")[3], 2] = np.nan
     with pytest.raises(DataError, match="NaN or infinite"):
         pool_of(broken, checkpoint.manifest).inputs(np.arange(100))
+
+
+def test_nan_beyond_the_cells_that_tell_the_scale(checkpoint, cells):
+    """Found where the cell is used, and also where it would only be written beside the predictions."""
+    many = ad.concat([cells] * 8, index_unique="-")
+    many.uns = dict(cells.uns)
+    rows = np.flatnonzero(many.obs["target_gene"] == "non-targeting")
+    unseen = next(row for row in range(len(rows)) if row not in sample_indices(len(rows), SCALE_CELLS))
+    values = many.X.toarray()
+    values[rows[unseen], 2] = np.nan
+    many.X = sp.csr_matrix(values)
+    pool = pool_of(many, checkpoint.manifest)
+    for read in (pool.inputs, pool.measured):
+        assert np.isfinite(read(np.arange(unseen)).data).all()
+        with pytest.raises(DataError, match="NaN or infinite"):
+            read(np.array([unseen]))
 
 
 def embedding_manifest(cells, **changes):

@@ -1,5 +1,7 @@
 """The engine gives what the network gives on the sets that it names, whatever the batching."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -174,6 +176,20 @@ def test_attention_is_overridden(checkpoint):
 
 def test_set_size_is_overridden(checkpoint):
     assert {len(one.cells) for one in predict(checkpoint, num_cells=40, set_size=20)} == {20}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_no_path_builds_a_graph(checkpoint, monkeypatch, compile):
+    """Also where gradients are on and features ask for them; what would be compiled is run as it is here."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    asking = dataclasses.replace(checkpoint, features=checkpoint.features.clone().requires_grad_())
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one.shape), lambda shape: shape):
+        found = predict(asking, compile=compile)
+        assert not saved
+        checkpoint.network()(torch.ones(1, 2, NUM_GENES), torch.eye(6)[:1])
+        assert saved, "the hook sees graphs where there are some"
+    np.testing.assert_array_equal(found[0].cells, predict(checkpoint)[0].cells)
 
 
 @pytest.mark.slow

@@ -42,6 +42,26 @@ def test_by_batch_starts_each_batch_from_its_own_controls(checkpoint, cells, tmp
     assert counted[0] == counted[1]
 
 
+def test_cell_types_of_an_h5ad_request(checkpoint, cells, tmp_path):
+    both = cells.copy()
+    both.obs["cell_type"] = ["A" if row % 3 else "B" for row in range(both.n_obs)]
+    path = tmp_path / "both.h5ad"
+    both.write_h5ad(path)
+    written = ad.read_h5ad(run_job(job(checkpoint, tmp_path, request=path, cell_types=["A"])).path).obs
+    assert set(written["cell_type"]) == {"A"}
+    expected = both.obs[both.obs["cell_type"] == "A"]["target_gene"].astype(str).value_counts()
+    assert written["target_gene"].astype(str).value_counts().to_dict() == expected.to_dict()
+    everything = run_job(job(checkpoint, tmp_path, request=path, cell_types=["all"]))
+    assert everything.num_rows == both.n_obs
+    with pytest.raises(ConfigError, match="no perturbed cells of cell type 'C'; it holds: A, B"):
+        run_job(job(checkpoint, tmp_path, request=path, cell_types=["A", "C"]))
+
+
+def test_cell_types_of_an_h5ad_that_names_none(checkpoint, cells_path, tmp_path):
+    with pytest.raises(DataError, match="no cell type column to choose"):
+        run_job(job(checkpoint, tmp_path, request=cells_path, cell_types=["H1"]))
+
+
 def test_mean_profiles_are_the_means_of_the_cells(checkpoint, cells, tmp_path):
     run_job(job(checkpoint, tmp_path, all=True, cells=50, seed=2))
     whole = ad.read_h5ad(tmp_path / "p.h5ad")

@@ -111,6 +111,10 @@ def test_unknown_and_near_miss_names_are_404_with_the_nearest(http):
         pytest.param("{}", id="nothing asked"),
         pytest.param('{"perturbations": "STAT1"}', id="text for a list"),
         pytest.param('{"perturbations": [1]}', id="a number for a name"),
+        pytest.param('{"perturbations": [{"num_cells": 3}]}', id="an entry without a name"),
+        pytest.param('{"perturbations": [{"perturbation": "SRC", "cells": 3}]}', id="an unknown key in an entry"),
+        pytest.param('{"perturbations": [{"perturbation": "SRC", "num_cells": "3"}]}', id="text for its number"),
+        pytest.param('{"perturbations": [{"perturbation": "SRC", "median_umi": NaN}]}', id="NaN in an entry"),
         pytest.param('{"perturbations": ["STAT1"], "cells": "20"}', id="text for a number"),
         pytest.param('{"perturbations": ["STAT1"], "cells": 1.5}', id="a fraction of a cell"),
         pytest.param('{"perturbations": ["STAT1"], "cells": true}', id="true for a number"),
@@ -132,11 +136,15 @@ def test_malformed_bodies_are_400(http, body):
         pytest.param({"perturbations": [""]}, id="an empty name"),
         pytest.param({"perturbations": ["x" * 1000]}, id="a long name"),
         pytest.param({"perturbations": ["STAT1"], "cells": 0}, id="no cells"),
+        pytest.param({"perturbations": [{"perturbation": "SRC", "num_cells": 0}]}, id="an entry of no cells"),
+        pytest.param({"perturbations": [{"perturbation": "SRC", "num_cells": 10**30}]}, id="a huge entry"),
+        pytest.param({"perturbations": [{"perturbation": "SRC", "cell_type": "K562"}]}, id="its cell type"),
         pytest.param({"perturbations": ["STAT1"], "cells": -5}, id="negative"),
         pytest.param({"perturbations": ["STAT1"], "cells": 10**30}, id="a huge number"),
         pytest.param({"perturbations": ["STAT1"], "seed": 2**63}, id="a huge seed"),
         pytest.param({"perturbations": ["STAT1"], "output": "median"}, id="an unknown output"),
         pytest.param({"perturbations": ["STAT1", "STAT1"]}, id="twice"),
+        pytest.param({"perturbations": ["STAT1", {"perturbation": "STAT1"}]}, id="twice in two forms"),
         pytest.param({"perturbations": ["STAT1"], "cell_type": "K562"}, id="a cell type the controls lack"),
         pytest.param({"perturbations": ["STAT1"], "batch": "nowhere"}, id="a batch the controls lack"),
     ],
@@ -149,6 +157,23 @@ def test_ten_thousand_perturbations_are_413(http):
     names = [f"GENE{number}" for number in range(10_000)]
     error = error_of(post(http, {"perturbations": names, "cells": 1}), 413, "too_many_cells")
     assert "10000 cells" in error["message"]
+
+
+def test_cells_of_single_entries_count_too(http):
+    names = [{"perturbation": name, "num_cells": 1001} for name in ("SRC", "STAT1")]
+    assert "2002 cells" in error_of(post(http, {"perturbations": names, "cells": 1}), 413, "too_many_cells")["message"]
+
+
+def test_entries_may_have_numbers_and_batches_of_their_own(http, reference):
+    asked = [{"perturbation": "STAT1", "num_cells": 40}, {"perturbation": "SRC", "batch": "BATCH"}, "MED12"]
+    batch = http.get("/model").json()["batches"][0]
+    asked[1]["batch"] = batch
+    answer = post(http, {"perturbations": asked, "cells": 7, "seed": 3}).json()
+    found = [(one["perturbation"], one["num_cells"], one["batch"]) for one in answer["predictions"]]
+    assert found == [("STAT1", 40, None), ("SRC", 7, batch), ("MED12", 7, None)]
+    assert answer["cells"] is None
+    alone = post(http, {"perturbations": ["STAT1"], "cells": 40, "seed": 3}).json()
+    np.testing.assert_allclose(answer["predictions"][0]["mean"], alone["predictions"][0]["mean"], rtol=1e-4, atol=1e-6)
 
 
 def test_bodies_over_the_limit_are_413_also_without_a_length(http):
@@ -202,16 +227,22 @@ def test_a_client_that_sends_slowly_is_408(service_url):
         assert b"408" in one.recv(4096).split(b"\r\n")[0]
 
 
-def test_clients_that_vanish_give_their_cells_back(http, service_url):
+@pytest.mark.parametrize("accept", [ARROW, H5AD])
+def test_clients_that_vanish_give_their_cells_back_and_leave_no_file(http, service_url, accept):
+    from steval.service.app import SITE
+
     host, port = service_url.removeprefix("http://").split(":")
     body = json.dumps({"perturbations": ["STAT1"], "cells": 2000, "output": "cells"}).encode()
-    head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\naccept: {ARROW}\r\ncontent-type: application/json\r\n"
+    head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\ncontent-type: application/json\r\n"
     for _ in range(8):
         with socket.create_connection((host, int(port)), timeout=20) as one:
             one.sendall(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
     deadline = time.monotonic() + 30
     while "steval_queued_cells 0.0" not in http.get("/metrics").text:
         assert time.monotonic() < deadline, "cells stay reserved"
+        time.sleep(0.2)
+    while list(SITE.state.runtime.scratch.iterdir()):
+        assert time.monotonic() < deadline, "files stay behind"
         time.sleep(0.2)
     assert post(http, REQUEST).status_code == 200
 

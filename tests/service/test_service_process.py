@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from service_models import free_port, served_process, wait_until_ready
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import load_checkpoint
 from steval.cli.app import app
+from steval.errors import ServiceError, StevalError
 from steval.service.client import ServiceClient, _whole_table
 from steval.service.keys import add_key
 
@@ -164,6 +166,49 @@ def test_a_killed_worker_is_replaced_and_its_scoring_job_is_run_again(tiny_check
 
 
 @pytest.mark.slow
+def test_a_worker_killed_under_load_gives_whole_answers_or_errors_and_is_replaced(tiny_checkpoint):
+    answers: list[tuple[float, np.ndarray]] = []
+    errors: list[StevalError] = []
+    stop = threading.Event()
+
+    def ask(url: str) -> None:
+        with ServiceClient(url, patience=60) as client:
+            while not stop.is_set():
+                try:
+                    cells = client.predict_cells(["STAT1", "TET1"], 300, seed=3).cells
+                except StevalError as error:
+                    errors.append(error)
+                    time.sleep(0.05)
+                else:
+                    answers.append((time.monotonic(), cells))
+
+    with served_process(str(tiny_checkpoint)) as (url, process):
+        wait_until_ready(url)
+        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.5)
+        (worker,) = children(process.pid)
+        os.kill(worker, signal.SIGKILL)
+        killed = time.monotonic()
+        time.sleep(0.5)
+        wait_until_ready(url)
+        time.sleep(1.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert children(process.pid) != [worker]
+        metrics = httpx.get(url + "/metrics").text
+    assert errors, "the kill met nobody"
+    assert {type(error) for error in errors} == {ServiceError}
+    assert {error.code for error in errors} <= {"unreachable", "cut_off", "not_ready"}
+    assert min(at for at, _ in answers) < killed < max(at for at, _ in answers)
+    for _, cells in answers:
+        np.testing.assert_allclose(cells, answers[0][1], rtol=1e-4, atol=1e-6)
+    assert "steval_queued_cells 0.0" in metrics
+
+
+@pytest.mark.slow
 def test_keys_over_http(tiny_checkpoint, tmp_path):
     keys = tmp_path / "keys.txt"
     key = add_key(keys, "lab")
@@ -175,6 +220,12 @@ def test_keys_over_http(tiny_checkpoint, tmp_path):
         assert httpx.get(url + "/").status_code == 200
         with ServiceClient(url, key) as client:
             assert client.model()["num_genes"] == 120
+        predict = ["predict", "--url", url, "-p", "SRC", "--cells", "3", "-o", str(tmp_path / "p.h5ad")]
+        wrong = CliRunner().invoke(app, [*predict, "--api-key", "wrong"])
+        assert (wrong.exit_code, len(wrong.output.splitlines())) == (2, 1)
+        assert not (tmp_path / "p.h5ad").exists()
+        assert CliRunner().invoke(app, predict, env={"STEVAL_API_KEY": key}).exit_code == 0
+        assert (tmp_path / "p.h5ad").exists()
     assert key not in "".join(process.log)
     assert any('"key": "lab"' in line for line in process.log)
 

@@ -1,0 +1,38 @@
+"""The running service against its own OpenAPI document: generated requests, good and bad, with every check of schemathesis."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+EXAMPLES = 12
+"""Generated requests for each operation and phase; the run takes about half a minute."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed"),
+]
+
+
+def test_no_generated_request_breaks_the_service_or_the_document(service_url, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "--config-file",
+        str(CONFIG),
+        "run",
+        f"{service_url}/openapi.json",
+    ]
+    options = ["--url", service_url, "--checks", "all", "--max-examples", str(EXAMPLES), "--no-color"]
+    repeatable = ["--seed", "1", "--generation-deterministic", "--generation-database", "none", "--no-shrink"]
+    done = subprocess.run(
+        [*command, *options, *repeatable],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "No issues found" in done.stdout, done.stdout[-2000:]
