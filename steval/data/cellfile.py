@@ -40,6 +40,8 @@ class CellFile:
         self.genes = genes
         self.uns = uns
         self.name = name
+        self.origin = name
+        """The file behind a selection of its cells."""
         self.record = read_record(uns)
         """The file's own declaration, `uns["steval"]`; empty where it has none."""
 
@@ -88,7 +90,9 @@ class CellFile:
         """The cells `indices [n]` as a CellFile of their own, read from the same open file."""
         source = SelectedRows(self._source, np.asarray(indices, dtype=np.int64))
         name = f"{self.name} ({len(indices)} of {self.num_cells} cells)"
-        return type(self)(source, self.obs.iloc[indices], self.genes, self.uns, name)
+        chosen = type(self)(source, self.obs.iloc[indices], self.genes, self.uns, name)
+        chosen.origin = self.origin
+        return chosen
 
     def transformed(
         self, transform: Callable[[sp.csr_matrix], sp.csr_matrix], genes: Sequence[str], uns: dict[str, Any], name: str

@@ -18,6 +18,8 @@ def atomic_path(path: Path) -> Generator[Path]:
     """
     path = Path(path)
     require_directory(path.parent)
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a directory")
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield partial

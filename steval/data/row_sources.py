@@ -139,11 +139,19 @@ class FileRows:
         num_rows, num_genes = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape"))
         self.shape = (int(num_rows), int(num_genes))
         self._indptr = stored["indptr"][:].astype(np.int64)
+        num_pointers = self.shape[0 if self._layout == "csr" else 1] + 1
+        num_values = min(len(stored["data"]), len(stored["indices"]))
+        if len(self._indptr) != num_pointers or self._indptr[0] != 0 or self._indptr[-1] > num_values:
+            raise DataError(f"{path} is damaged: X does not have the values that its shape and row pointers say")
+        if (np.diff(self._indptr) < 0).any():
+            raise DataError(f"{path} is damaged: the row pointers of X decrease")
 
     def rows(self, indices: np.ndarray) -> sp.csr_matrix:
         if self._layout == "csc":
             if self._memory is None:
-                self._memory = read_element(self._handle["X"]).tocsr()
+                stored = read_element(self._handle["X"])
+                self._require_inside(stored.indices, self.shape[0])
+                self._memory = stored.tocsr()
                 self._memory.sort_indices()
             return self._memory[indices]
         try:
@@ -182,7 +190,17 @@ class FileRows:
             data[begin:end], columns[begin:end] = piece_data[take], piece_columns[take]
         matrix = sp.csr_matrix((data, columns, indptr_sorted), shape=(len(wanted), self.shape[1]))
         matrix.sort_indices()
+        filled = np.flatnonzero(lengths)
+        self._require_inside(matrix.indices[indptr_sorted[filled]], self.shape[1])
+        self._require_inside(matrix.indices[indptr_sorted[filled + 1] - 1], self.shape[1])
         return matrix if np.array_equal(wanted, indices) else matrix[position]
+
+    def _require_inside(self, indices: np.ndarray, limit: int) -> None:
+        """Compiled code below us does not look where it writes."""
+        if len(indices) and (indices.min() < 0 or indices.max() >= limit):
+            raise DataError(
+                f"{self._path} is damaged: X holds values outside its {self.shape[0]} × {self.shape[1]} shape"
+            )
 
 
 def _runs(wanted: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[tuple[int, int]]:

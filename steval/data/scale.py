@@ -76,7 +76,9 @@ def require_scale(cells: CellFile, expected: Scale, option: Scale | None = None)
     """The scale of `cells`, which must be `expected`; otherwise a `DataError` with what to do."""
     record = resolve_scale(cells, option)
     if record.scale != expected:
-        remedy = f"steval prepare {cells.name} -o OUT.h5ad" if record.scale == "counts" else "the data it was made from"
+        remedy = (
+            f"steval prepare {cells.origin} -o OUT.h5ad" if record.scale == "counts" else "the data it was made from"
+        )
         raise DataError(f"{cells.name} holds {record.describe()}, but {expected} is needed here; use {remedy}")
     return record
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from steval.checkpoints.store import Checkpoint, load_checkpoint
 from steval.data.cellfile import CellFile
@@ -41,6 +41,16 @@ class PredictionJob(AskedPredictions):
     set_size: PositiveInt | None = None
     attention: Attention | None = None
     compile: bool = False
+
+    @model_validator(mode="after")
+    def _out_is_no_input(self) -> "PredictionJob":
+        inputs = {"the checkpoint": self.checkpoint, "--request": self.request, "--controls": self.controls}
+        for name, path in inputs.items():
+            if path is not None and path.resolve() == self.out.resolve():
+                raise ValueError(
+                    f"{self.out} is {name}; predictions would take its place: name another file with --out"
+                )
+        return self
 
 
 def run_job(job: PredictionJob) -> WrittenPredictions:

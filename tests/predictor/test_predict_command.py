@@ -1,10 +1,14 @@
 """`steval predict` on the command line: files, exit codes, one clear message for each bad input."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import anndata as ad
+import h5py
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -37,6 +41,19 @@ def test_json_alone_on_stdout_of_a_real_process(checkpoint, tmp_path):
     assert "cells/s" in done.stderr
 
 
+def refused(tmp_path, code, message, *arguments):
+    out = tmp_path / "new" / "p.h5ad"
+    result = run("-o", out, *arguments)
+    assert result.exit_code == code, result.output
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+CELLS = object()
+"""Stands for the file of lognorm cells."""
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -52,14 +69,14 @@ def test_json_alone_on_stdout_of_a_real_process(checkpoint, tmp_path):
         pytest.param(["-p", "SRC", "--seed", "-1"], 2, "seed", id="seed"),
         pytest.param(["-p", "SRC", "--min-cells", "9", "--max-cells", "3"], 2, "more than --max-cells", id="limits"),
         pytest.param(["-p", "SRC", "--attention", "sideways"], 2, "attention", id="attention"),
+        pytest.param(["-p", "SRC", "--controls", CELLS, "--pert-col", "gene"], 4, "no obs column 'gene'", id="column"),
+        pytest.param(["--request", CELLS, "--pert-col", "gene"], 4, "no obs column 'gene'", id="column of a request"),
+        pytest.param(["-p", "SRC", "--controls", "."], 4, "not a data file but a directory", id="directory"),
     ],
 )
-def test_bad_input_gives_one_message_and_no_file(checkpoint, tmp_path, options, code, message):
-    result = run(checkpoint.path, "-o", tmp_path / "p.h5ad", *options)
-    assert result.exit_code == code
-    assert message in " ".join(result.output.split())
-    assert "Traceback" not in result.output
-    assert list(tmp_path.iterdir()) == []
+def test_bad_input_gives_one_message_and_no_file(checkpoint, cells_path, tmp_path, options, code, message):
+    options = [cells_path if one is CELLS else one for one in options]
+    refused(tmp_path, code, message, checkpoint.path, *options)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\x80\x04."])
@@ -70,12 +87,128 @@ def test_checkpoints_that_are_none(tmp_path, content):
     assert not (tmp_path / "p.h5ad").exists()
 
 
-def test_damaged_controls(checkpoint, cells_path, tmp_path):
+def edited(name, change):
+    """Damage to one array of an h5ad."""
+
+    def edit(path):
+        with h5py.File(path, "a") as handle:
+            handle[name][...] = change(handle[name][:])
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda path: path.write_bytes(b""), "not a readable h5ad file", id="empty"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:5000]), "not a readable h5ad", id="truncated"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-200]), "not a readable h5ad", id="nearly whole"),
+        pytest.param(edited("X/indices", lambda old: old + 1000), "holds values outside its 600 × 120", id="columns"),
+        pytest.param(edited("X/indices", lambda old: old - 1000), "holds values outside its 600 × 120", id="negative"),
+        pytest.param(edited("X/indptr", lambda old: old[::-1].copy()), "is damaged", id="pointers fall"),
+        pytest.param(edited("X/indptr", lambda old: old * 2), "is damaged", id="pointers beyond the end"),
+        pytest.param(edited("X/data", lambda old: old * np.nan), "NaN or infinite", id="NaN"),
+        pytest.param(edited("X/data", lambda old: -old), "negative values", id="negative values"),
+    ],
+)
+def test_damaged_controls(checkpoint, cells_path, tmp_path, damage, message):
     damaged = tmp_path / "damaged.h5ad"
-    damaged.write_bytes(cells_path.read_bytes()[:5000])
-    result = run(checkpoint.path, "-o", tmp_path / "p.h5ad", "-p", "SRC", "--controls", damaged)
+    damaged.write_bytes(cells_path.read_bytes())
+    damage(damaged)
+    refused(tmp_path, 4, message, checkpoint.path, "-p", "SRC", "--controls", damaged)
+
+
+def test_genes_missing_or_in_another_order(checkpoint, cells, cells_path, tmp_path):
+    fewer, shuffled = tmp_path / "fewer.h5ad", tmp_path / "shuffled.h5ad"
+    cells[:, 5:].copy().write_h5ad(fewer)
+    refused(tmp_path, 4, "lacks 5 of the 120 genes", checkpoint.path, "-p", "SRC", "--controls", fewer)
+    cells[:, np.random.default_rng(0).permutation(120)].copy().write_h5ad(shuffled)
+    written = []
+    for controls in (cells_path, shuffled):
+        result = run(checkpoint.path, "-o", tmp_path / "p.h5ad", "-p", "SRC", "--cells", 20, "--controls", controls)
+        assert result.exit_code == 0, result.output
+        written.append(ad.read_h5ad(tmp_path / "p.h5ad"))
+    assert list(written[0].var_names) == list(written[1].var_names)
+    np.testing.assert_array_equal(written[0].X.toarray(), written[1].X.toarray())
+
+
+def test_an_input_is_not_overwritten(checkpoint, cells_path, tmp_path):
+    before = cells_path.read_bytes()
+    for option in ("--request", "--controls"):
+        result = run(checkpoint.path, "-o", cells_path, option, cells_path)
+        assert result.exit_code == 2
+        assert "predictions would take its place" in " ".join(result.output.split())
+    assert cells_path.read_bytes() == before
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from steval.cli import main
+sys.argv[1:] = sys.argv[2:]
+main()
+"""
+"""steval with a limit to the size of files, which it meets as it would a full disk."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("limit", [0, 50_000, 1_500_000])
+def test_a_full_disk_is_one_line_and_no_file(checkpoint, tmp_path, layout, limit):
+    command = [sys.executable, "-c", LIMITED, str(limit), "--quiet", "predict", str(checkpoint.path)]
+    options = ["-o", str(tmp_path / "p.h5ad"), "-p", "SRC", "--cells", "6000", "--layout", layout, "--threads", "1"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr == f"error: cannot write {tmp_path / 'p.h5ad'}: File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_cells_are_written_leaves_nothing(checkpoint, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "steval",
+        "--quiet",
+        "predict",
+        str(checkpoint.path),
+        "-o",
+        str(tmp_path / "p.h5ad"),
+    ]
+    options = ["-p", "SRC", "--cells", "1000000", "--threads", "1"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > 1_000_000 for path in tmp_path.iterdir()):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == "interrupted; nothing was left under a final name\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once_on_one_output_leave_one_whole_file(checkpoint, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from steval.predictor.job import PredictionJob, run_job
+
+    def predict(name):
+        values = {"checkpoint": checkpoint.path, "out": tmp_path / "p.h5ad", "perturbations": [name], "cells": 3000}
+        return run_job(PredictionJob.parse(values)).num_cells
+
+    with ThreadPoolExecutor(2) as both:
+        assert list(both.map(predict, ["SRC", "TET1"])) == [3000, 3000]
+    labels = ad.read_h5ad(tmp_path / "p.h5ad").obs["target_gene"].astype(str).value_counts().to_dict()
+    assert labels in ({"SRC": 3000, "non-targeting": 100}, {"TET1": 3000, "non-targeting": 100})
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+def test_a_directory_under_the_outputs_name_is_found_before_anything_is_computed(checkpoint, tmp_path):
+    (tmp_path / "p.h5ad").mkdir()
+    result = run(checkpoint.path, "-o", tmp_path / "p.h5ad", "-p", "SRC")
     assert result.exit_code == 4
-    assert "not a readable h5ad file" in result.output
+    assert "it is a directory" in " ".join(result.output.split())
 
 
 def test_output_where_nothing_can_be_written(checkpoint, tmp_path):
