@@ -6,6 +6,7 @@
     ├── DataError              exit 4, HTTP 422   data that breaks its contract
     │   ├── UnknownPerturbationError    HTTP 404  a name that the vocabulary lacks
     │   ├── MissingReferenceError       HTTP 422  a recorded data file that is nowhere to be found
+    │   ├── OutputError                 HTTP 503  a file that cannot be written (a full disk)
     │   └── EvaluationError    exit 4, HTTP 422   predictions and real data that cannot be scored together
     ├── BatchError             exit 5             some jobs of a batch failed
     └── ServiceError           exit 2, its status an HTTP answer that is no 200 (exit 1 for a 500: a bug in the service)
@@ -74,6 +75,13 @@ class MissingReferenceError(DataError):
     """A data file that a checkpoint records and that is nowhere to be found (a changed one is a plain `DataError`)."""
 
     code = "missing_reference"
+
+
+class OutputError(DataError):
+    """A file that cannot be written where it was asked for; nothing is under its name."""
+
+    http_status = 503
+    code = "cannot_write"
 
 
 class EvaluationError(DataError):

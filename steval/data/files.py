@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from steval.errors import ConfigError, DataError
+from steval.errors import ConfigError, DataError, OutputError
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def atomic_path(path: Path) -> Generator[Path]:
     path = Path(path)
     require_directory(path.parent)
     if path.is_dir():
-        raise DataError(f"cannot write {path}: it is a directory")
+        raise OutputError(f"cannot write {path}: it is a directory")
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield partial
@@ -30,7 +30,7 @@ def atomic_path(path: Path) -> Generator[Path]:
         reason = (
             os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         )  # HDF5's own text has many lines
-        raise DataError(f"cannot write {path}: {reason}") from error
+        raise OutputError(f"cannot write {path}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
 

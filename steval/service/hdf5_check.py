@@ -1,12 +1,14 @@
 """Checks an HDF5 file that a stranger made before anything else opens it.
 
 HDF5 can point outside itself (external links, external storage, virtual data sets) and can claim sizes that its bytes do not
-hold (compression, chunks never written): the first would read the server's files, the second fill its memory.
+hold (compression, chunks never written): the first would read the server's files, the second fill its memory. A sparse
+matrix can name columns that it does not have: compiled code would write to them.
 """
 
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from steval.errors import DataError
 
@@ -14,6 +16,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MOST_OBJECTS = 20_000
 MOST_OTHER_VALUES = 500_000_000
 """Numbers or strings of all data sets together, whatever their shape."""
+BLOCK_VALUES = 1 << 22
 
 
 def require_hdf5(path: Path, what: str) -> None:
@@ -39,6 +42,7 @@ def require_harmless(path: Path, what: str, max_values: int) -> None:
 def _check_links_and_sizes(root: h5py.File, what: str, max_values: int) -> None:
     groups: list[h5py.Group] = [root]
     seen: set[object] = set()
+    sparse: list[h5py.Group] = []
     num_objects, num_values = 0, 0
     while groups:
         group = groups.pop()
@@ -54,6 +58,8 @@ def _check_links_and_sizes(root: h5py.File, what: str, max_values: int) -> None:
                 if item.id not in seen:
                     seen.add(item.id)
                     groups.append(item)
+                    if {"data", "indices", "indptr"} <= set(item):
+                        sparse.append(item)
             elif isinstance(item, h5py.Dataset):
                 num_values += _checked_size(item, what)
     _check_matrix(root, what, max_values)
@@ -61,6 +67,26 @@ def _check_links_and_sizes(root: h5py.File, what: str, max_values: int) -> None:
         raise DataError(
             f"{what} would unfold to {num_values} values; the limit is {max(MOST_OTHER_VALUES, 3 * max_values)}"
         )
+    for matrix in sparse:
+        _check_sparse(matrix, what)
+
+
+def _check_sparse(matrix: h5py.Group, what: str) -> None:
+    """Row pointers that rise within the values, and columns within the shape."""
+    damaged = DataError(f"{what}: the sparse matrix {matrix.name} is damaged: its indices do not fit its shape")
+    shape = [int(length) for length in matrix.attrs.get("shape", ())]
+    by_rows = "csc" not in str(matrix.attrs.get("encoding-type"))
+    pointers, indices = matrix["indptr"][:], matrix["indices"]
+    if len(shape) != 2 or pointers.ndim != 1 or indices.ndim != 1 or len(pointers) != shape[0 if by_rows else 1] + 1:
+        raise damaged
+    num_values = min(len(indices), len(matrix["data"]))
+    if pointers[0] != 0 or pointers[-1] > num_values or (np.diff(pointers.astype(np.int64)) < 0).any():
+        raise damaged
+    limit = shape[1 if by_rows else 0]
+    for start in range(0, len(indices), BLOCK_VALUES):
+        block = indices[start : start + BLOCK_VALUES]
+        if block.min() < 0 or block.max() >= limit:
+            raise damaged
 
 
 def _checked_size(dataset: h5py.Dataset, what: str) -> int:

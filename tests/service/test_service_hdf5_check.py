@@ -87,6 +87,24 @@ def test_a_sparse_matrix_of_impossible_shape(h5ad):
     refused(h5ad, "values")
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        pytest.param("indices", lambda old: old + 1000, id="columns beyond the last"),
+        pytest.param("indices", lambda old: old - 1000, id="negative columns"),
+        pytest.param("indptr", lambda old: old[::-1], id="pointers that fall"),
+        pytest.param("indptr", lambda old: old * 2, id="pointers beyond the end"),
+    ],
+)
+@pytest.mark.parametrize("place", ["X", "layers/more"])
+def test_sparse_indices_outside_their_matrix(h5ad, place, name, change):
+    with h5py.File(h5ad, "a") as handle:
+        if place != "X":
+            handle.copy("X", place)
+        handle[place][name][...] = change(handle[place][name][:])
+    refused(h5ad, f"sparse matrix /{place} is damaged")
+
+
 def test_too_many_objects(tmp_path, monkeypatch):
     monkeypatch.setattr("steval.service.hdf5_check.MOST_OBJECTS", 50)
     path = tmp_path / "many.h5ad"
