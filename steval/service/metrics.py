@@ -6,6 +6,7 @@ PROMETHEUS_MULTIPROC_DIR that BentoML sets for its workers; so it is imported wh
 
 import functools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,8 +82,22 @@ def exposition() -> tuple[bytes, str]:
     import prometheus_client as prometheus
     from prometheus_client import multiprocess
 
-    if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:
         return prometheus.generate_latest(prometheus.REGISTRY), prometheus.CONTENT_TYPE_LATEST
+    for pid in {int(path.stem.rsplit("_", 1)[1]) for path in Path(directory).glob("gauge_live*_*.db")}:
+        if not _is_alive(pid):
+            multiprocess.mark_process_dead(pid, directory)  # a killed worker's queue is gone with it
     registry = prometheus.CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)
     return prometheus.generate_latest(registry), prometheus.CONTENT_TYPE_LATEST
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
