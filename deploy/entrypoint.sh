@@ -12,6 +12,12 @@ command="${1:-serve}"
 case "$command" in
 serve)
     shift $(($# > 0 ? 1 : 0))
+    # BentoML wants to write there; another user (docker run --user) or a read-only root file system cannot.
+    home="${BENTOML_HOME:-${HOME:+$HOME/bentoml}}"
+    if [ -z "$home" ] || ! { mkdir -p "$home/bentos" && [ -w "$home/bentos" ]; } 2>/dev/null; then
+        BENTOML_HOME="$(mktemp -d)"
+        export BENTOML_HOME
+    fi
     options=(--host 0.0.0.0 --port "${PORT:-3000}")
     if [ -n "${STEVAL_API_KEY_FILE:-}" ]; then
         options+=(--api-key-file "$STEVAL_API_KEY_FILE")

@@ -30,7 +30,7 @@ def fake_path(tmp_path: Path) -> str:
 def enter(path: str, *arguments: str, **environment: str) -> list[str]:
     result = subprocess.run(
         ["bash", str(DEPLOY / "entrypoint.sh"), *arguments],
-        env={"PATH": path, **environment}, capture_output=True, text=True, check=True,
+        env={"PATH": path, "HOME": str(Path(path.split(":")[0]).parent), **environment}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return result.stdout.split("\n")[:-1]
 
@@ -50,6 +50,19 @@ def test_the_entry_point_runs_every_command_and_any_other(fake_path: str):
             assert enter(fake_path, command, "a b", "--json") == [command, "a b", "--json"]
     assert enter(fake_path, "--version") == ["--version"]
     assert enter(fake_path, "echo", "x") == ["x"]
+
+
+def test_serving_needs_no_home_that_can_be_written(tmp_path: Path):
+    script = tmp_path / "bin" / "steval"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\necho "$BENTOML_HOME"\n')
+    script.chmod(0o755)
+    path = f"{script.parent}:{os.environ['PATH']}"
+    own = tmp_path / "own"
+    assert enter(path, "serve", BENTOML_HOME=str(own)) == [str(own)]
+    for environment in ({"BENTOML_HOME": "/proc/nowhere"}, {"HOME": "/proc"}, {"HOME": ""}):
+        (found,) = enter(path, "serve", TMPDIR=str(tmp_path), **environment)
+        assert Path(found).is_dir() and Path(found).parent == tmp_path
 
 
 def test_the_slurm_script_gives_each_array_task_its_share(case: Path, tmp_path: Path):
