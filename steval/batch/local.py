@@ -124,13 +124,8 @@ class LocalEngine:
     def _hire(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, self._running.threads), daemon=True)
-        previous = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # Ctrl-C is the runner's; a child inherits this
-        try:
+        with _without_ctrl_c():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -119,6 +120,9 @@ def test_ctrl_c_says_one_line_ends_the_workers_and_the_next_run_goes_on(case: Pa
     manifest = write_manifest(tmp_path, **values, requests=[{"name": "x", "do": "predict"}])
     process = start_batch(manifest, "--json")
     workers = wait_for_children(process.pid)
+    for worker in workers:
+        (blocked,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{worker}/status").read_text())
+        assert int(blocked, 16) & 1 << (signal.SIGINT - 1)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
