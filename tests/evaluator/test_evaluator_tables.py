@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from score_screens import real_screen, synthetic_screen
 
+from steval.cli.score import print_report
 from steval.errors import ConfigError, DataError
 from steval.evaluator.html_report import number, render_report
 from steval.evaluator.report import BREAKDOWN_SCHEMA, Report
@@ -221,7 +222,7 @@ def test_the_page_shows_what_was_found_and_escapes_names(report, page_text):
     assert text.count("<svg") == 4
 
 
-def test_notes_are_shown_after_flags_and_are_none(report):
+def test_notes_are_shown_after_flags_and_are_none(report, capsys):
     statuses = ["ok", "note", "fail", "skipped", "warn"]
     rows = report.integrity.head(5).with_columns(pl.Series("status", statuses))
     told = dataclasses.replace(report, integrity=rows)
@@ -232,6 +233,11 @@ def test_notes_are_shown_after_flags_and_are_none(report):
     assert shown == ["fail", "warn", "note", "ok", "skipped"]
     assert "1 with a note" in page
     assert dataclasses.replace(report, integrity=rows.clear()).remarks.is_empty()
+    print_report(dataclasses.replace(report, integrity=rows.head(2)))
+    printed = capsys.readouterr().out
+    assert "2 checks, nothing found" in printed
+    assert "worth knowing" in printed
+    assert rows["check"][1] in printed
 
 
 def test_the_page_is_the_same_every_time(report, page_text):
