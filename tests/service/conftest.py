@@ -46,6 +46,7 @@ def service_url(service_dir: Path, tiny_checkpoint: Path) -> Iterator[str]:
         "STEVAL_JOB_DIR": str(service_dir / "jobs"),
         "STEVAL_THREADS": "1",
         "STEVAL_BODY_TIMEOUT": "2",
+        "STEVAL_UPLOAD_TIMEOUT": "5",
         "STEVAL_MAX_CELLS": "2000",
         "STEVAL_MAX_UPLOAD_BYTES": str(20 * 2**20),
         "STEVAL_MAX_SCORE_VALUES": "1000000",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -200,6 +201,30 @@ def test_the_names_of_uploads_are_not_used(http, service_dir):
     assert response.headers["location"] == f"/score/{job_id}"
     assert not list(service_dir.rglob("evil*"))
     http.delete(f"/score/{job_id}")
+
+
+UPLOAD = (
+    b"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=x\r\ncontent-length: 100000\r\n\r\n"
+    b'--x\r\ncontent-disposition: form-data; name="predictions"; filename="p.h5ad"\r\n\r\n\x89HDF\r\n\x1a\n'
+)
+"""An upload that stops after its first bytes."""
+
+
+@pytest.mark.slow
+def test_an_upload_that_stops_is_408_and_one_whose_client_leaves_is_forgotten(http, service_url, service_dir):
+    host, port = service_url.removeprefix("http://").split(":")
+    before = set((service_dir / "jobs").iterdir())
+    with socket.create_connection((host, int(port)), timeout=30) as left:
+        left.sendall(UPLOAD)
+        time.sleep(0.3)
+    with socket.create_connection((host, int(port)), timeout=30) as stopped:
+        stopped.sendall(UPLOAD)
+        assert b" 408 " in stopped.recv(4096).split(b"\r\n")[0]
+    deadline = time.monotonic() + 10
+    while not set((service_dir / "jobs").iterdir()) <= before:
+        assert time.monotonic() < deadline, "an upload that never came stays behind"
+        time.sleep(0.1)
+    assert http.get("/readyz").status_code == 200
 
 
 def test_unknown_jobs_are_404(http):
