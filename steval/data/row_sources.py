@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from steval.data.csr import require_columns
 from steval.errors import DataError
 
 MERGE_GAP_ROWS = 16
@@ -190,9 +191,7 @@ class FileRows:
             data[begin:end], columns[begin:end] = piece_data[take], piece_columns[take]
         matrix = sp.csr_matrix((data, columns, indptr_sorted), shape=(len(wanted), self.shape[1]))
         matrix.sort_indices()
-        filled = np.flatnonzero(lengths)
-        self._require_inside(matrix.indices[indptr_sorted[filled]], self.shape[1])
-        self._require_inside(matrix.indices[indptr_sorted[filled + 1] - 1], self.shape[1])
+        require_columns(matrix, self._path)
         return matrix if np.array_equal(wanted, indices) else matrix[position]
 
     def _require_inside(self, indices: np.ndarray, limit: int) -> None:

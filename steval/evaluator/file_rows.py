@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from steval.data.cellfile import CellFile
-from steval.data.compiled import compiled
+from steval.data.csr import csr_of, require_columns
 from steval.data.csr_cache import cached_rows
 from steval.data.flat_array import FlatArray
 
@@ -21,6 +21,7 @@ class PlainRows:
     """X of one file by rows, CSR or dense; takes the place of a `CellFile`'s own reader and may be shared by threads."""
 
     def __init__(self, path: Path, cells: CellFile, copy: TemporaryDirectory[str] | None = None):
+        self._path = path
         self._cells = cells
         self._copy = copy
         self.obsm_keys = cells.obsm_keys
@@ -54,7 +55,7 @@ class PlainRows:
             values = values.astype(np.float32)
         matrix = sp.csr_matrix((values, columns, indptr), shape=(len(indices), self.shape[1]))
         matrix.sort_indices()
-        return matrix
+        return require_columns(matrix, self._path)
 
     def obsm(self, key: str, indices: np.ndarray) -> np.ndarray:
         """Rows of an `obsm` matrix."""
@@ -101,19 +102,4 @@ def _sparse(dense: np.ndarray) -> sp.csr_matrix:
     """CSR of a dense block, in float32 or float64."""
     if dense.dtype not in (np.float32, np.float64):
         dense = dense.astype(np.float32 if dense.dtype == np.float16 else np.float64)
-    lengths = np.count_nonzero(dense, axis=1)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    values, columns = np.empty(indptr[-1], dtype=dense.dtype), np.empty(indptr[-1], dtype=np.int32)
-    _collect(dense, values, columns)
-    return sp.csr_matrix((values, columns, indptr), shape=dense.shape)
-
-
-@compiled
-def _collect(dense, values, columns):  # type: ignore[no-untyped-def]
-    position = 0
-    for i in range(dense.shape[0]):
-        for j in range(dense.shape[1]):
-            if dense[i, j] != 0:
-                values[position] = dense[i, j]
-                columns[position] = j
-                position += 1
+    return csr_of(dense)

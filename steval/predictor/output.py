@@ -12,13 +12,13 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import FiniteFloat, PositiveFloat, model_validator
 
+from steval.data.csr import csr_of
 from steval.data.record import steval_record
 from steval.data.writer import CellWriter, Compression, Layout
 from steval.errors import ConfigError
 from steval.logs import progress_bar
 from steval.predictor.controls import ControlPool
 from steval.predictor.counts import DepthTable, draw_counts, restore_counts
-from steval.predictor.csr import csr_of
 from steval.predictor.engine import PredictedBlock, Predictor
 from steval.predictor.obs_table import ObsTable
 from steval.predictor.profiles import control_mean, mean_profiles
