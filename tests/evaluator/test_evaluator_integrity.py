@@ -51,6 +51,19 @@ def additive(screen):
     return screen.prediction(change)
 
 
+def smoothed(screen):
+    """As a network predicts: cells drawn towards their mean, effects too small, a small error in every gene."""
+    controls = dense(screen.train, screen, CONTROL)
+    mean = controls.mean(axis=0)
+
+    def change(cells, name, generator):
+        start = controls[generator.choice(len(controls), len(cells))]
+        effect = 0.6 * (dense(screen.train, screen, name).mean(axis=0) - mean) + generator.normal(0, 0.02, len(mean))
+        return 0.5 * start + 0.5 * mean + effect + generator.normal(0, 0.05, cells.shape)
+
+    return screen.prediction(change)
+
+
 def spike(screen, above=None):
     """The target gene at 7, or so much above its mean in control cells."""
     genes = list(screen.real.var_names)
@@ -206,6 +219,7 @@ def test_honest_predictions_raise_nothing(make, seed):
     screen = make(seed)
     assert raised(screen, screen.prediction()) == set()
     assert raised(screen, additive(screen)) == set()
+    assert raised(screen, smoothed(screen)) == set()
 
 
 def test_a_held_out_prediction_with_other_measured_controls_raises_nothing():
