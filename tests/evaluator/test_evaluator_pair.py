@@ -10,7 +10,7 @@ from engine_screens import screen
 from steval.data.cellfile import CellFile
 from steval.data.columns import Columns
 from steval.data.scale import lognorm
-from steval.errors import EvaluationError
+from steval.errors import DataError, EvaluationError
 from steval.evaluator.evaluate import evaluate, evaluate_by_cell_type
 from steval.evaluator.pair import Pair
 
@@ -153,6 +153,17 @@ def test_a_bad_value_that_no_sample_shows_is_found_when_it_is_read():
     pair = Pair.build(large, screen(num_perturbations=5, num_genes=150)[0], Columns())
     with pytest.raises(EvaluationError, match="NaN or infinite"):
         evaluate(pair, ["mae"])
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_column_outside_the_matrix_is_found_before_compiled_code_writes_there(sides, tmp_path, where):
+    real, pred = sides
+    path = tmp_path / "pred.h5ad"
+    pred.write_h5ad(path)
+    with h5py.File(path, "r+") as handle:
+        handle["X/indices"][0 if where == "first" else -1] = 10**6
+    with pytest.raises(DataError, match="is damaged"), Pair.build(path, real, Columns()) as pair:
+        evaluate(pair, METRICS)
 
 
 def test_explicit_zeros_are_zeros(sides, expected):
