@@ -8,8 +8,8 @@ DATA holds lognorm expression with `target_gene`, `cell_type` and `batch` column
 validation and a checkpoint in the middle and at the end, in float32 and in bf16-mixed; arc-state's resolved configuration
 is translated by `--from-arc-config`, so that both train the same network. `small`: hidden size 128, 2 layers, 256 cells a
 step. Steps a second are those of the difference between a run of `--steps` and one of a third of them, so that start and
-end cancel (one validation and checkpoint are in it); the wall time is that of whole processes. Runs take turns; medians
-are printed.
+end cancel (one validation and checkpoint are in it); the wall time is that of whole processes, `start and end` what those
+steps leave of it, `writing` the seconds of checkpoints and resumable state. Runs take turns; medians are printed.
 """
 
 import argparse
@@ -117,7 +117,11 @@ def _steval(options: argparse.Namespace, work: Path, steps: int, precision: str)
     record = json.loads((out / "run.json").read_text())
     weights = (out / "checkpoints" / "best-val.safetensors").stat().st_size
     waiting = record["waiting_seconds"] / record["training_seconds"]
-    return measured | {"checkpoint GB": weights / 2**30, "waiting for data": waiting}
+    return measured | {
+        "checkpoint GB": weights / 2**30,
+        "waiting for data": waiting,
+        "writing s": record["writing_seconds"],
+    }
 
 
 def _timed(command: list[str]) -> dict[str, float]:
@@ -149,13 +153,19 @@ def _report(options: argparse.Namespace, results: dict[str, list[dict[str, float
     print(f"{options.size}, {options.steps} steps of 256 cells, medians of {options.repeats}")
     for name in names:
         walls = [run["wall s"] for run in results[f"{name}|long"]]
-        waiting = [run["waiting for data"] for run in results[f"{name}|long"] if "waiting for data" in run]
+        ours = [run for run in results[f"{name}|long"] if "writing s" in run]
+        outside = median(f"{name}|long", "wall s") - options.steps / rates[name]
         print(
             f"{name:20s} wall {median(f'{name}|long', 'wall s'):7.1f} s ({min(walls):.1f} to {max(walls):.1f}, "
             f"{peer_wall / median(f'{name}|long', 'wall s'):.2f} x)  {rates[name]:7.2f} steps/s "
             f"({rates[name] / rates['arc-state']:.2f} x)  peak {median(f'{name}|long', 'peak GB'):.1f} GB  "
             f"checkpoint {median(f'{name}|long', 'checkpoint GB'):.2f} GB"
-            + (f"  waiting for data {100 * statistics.median(waiting):.1f} %" if waiting else "")
+            f"  start and end {outside:.1f} s"
+            + "".join(
+                f"  {key} {statistics.median(run[key] for run in ours) * factor:.1f}{unit}"
+                for key, factor, unit in (("waiting for data", 100, " %"), ("writing s", 1, ""))
+                if ours
+            )
         )
 
 

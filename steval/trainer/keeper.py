@@ -1,6 +1,8 @@
 """What a run writes as it goes, by its first process alone: rows of metrics, checkpoints, the state to resume from."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -41,6 +43,8 @@ class Keeper:
         self._training = training
         self._sinks = sinks
         self._warmup = warmup
+        self.seconds = 0.0
+        """Spent on checkpoints (their warm-up prediction included) and the state to resume from."""
 
     def log(self, progress: Progress, values: Mapping[str, float]) -> None:
         """One row of metrics."""
@@ -66,12 +70,17 @@ class Keeper:
     def write(self, path: Path, checkpoint: Checkpoint) -> None:
         """Write a checkpoint atomically; a full disk is a `DataError`, and what was there before stays."""
         manifest = checkpoint.manifest
-        if self._warmup is not None:
-            manifest = manifest.model_copy(update={"warmup": self._warmup(checkpoint)})
         try:
-            save_checkpoint(
-                path, manifest=manifest, weights=checkpoint.weights, features=self._features, controls=self._controls
-            )
+            with self._timed():
+                if self._warmup is not None:
+                    manifest = manifest.model_copy(update={"warmup": self._warmup(checkpoint)})
+                save_checkpoint(
+                    path,
+                    manifest=manifest,
+                    weights=checkpoint.weights,
+                    features=self._features,
+                    controls=self._controls,
+                )
         except (SafetensorError, DataError) as error:
             raise DataError(
                 f"cannot write {path}: {error}. What was written whole before is still there: free some space and continue "
@@ -80,9 +89,18 @@ class Keeper:
 
     def save_state(self, state: TrainerState) -> None:
         """Write `last.ckpt`; every row of metrics up to it is on disk before."""
-        for sink in self._sinks:
-            sink.sync()
-        save_state(self.directory.state_path, state)
+        with self._timed():
+            for sink in self._sinks:
+                sink.sync()
+            save_state(self.directory.state_path, state)
+
+    @contextmanager
+    def _timed(self) -> Generator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
 
     def close(self) -> None:
         """Close metrics."""

@@ -185,6 +185,7 @@ class Session:
                 "phase_records": self.progress.phases,
                 "training_seconds": round(self.progress.seconds, 3),
                 "waiting_seconds": round(self.waited, 3),
+                "writing_seconds": round(self.keeper.seconds, 3),
             }
         )
 
