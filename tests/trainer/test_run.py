@@ -40,7 +40,7 @@ def test_the_run_directory_has_the_files_of_the_design(finished: Path) -> None:
     assert names == {"best-val.safetensors", "last.ckpt", "step-00000005.safetensors", "step-00000012.safetensors"}
     record = json.loads((finished / "run.json").read_text())
     assert record["status"] == "finished"
-    assert 0 < record["writing_seconds"] and 0 <= record["waiting_seconds"] < record["training_seconds"]
+    assert record["writing_seconds"] > 0 and 0 <= record["waiting_seconds"] < record["training_seconds"]
     assert FinetuneConfig.load(finished / "config.yaml").digest() == record["config_digest"]
     assert set(record["phases"]) == {"frozen", "all"}
 
