@@ -36,7 +36,7 @@ class ErrorMappingGroup(TyperGroup):
         except (KeyboardInterrupt, BrokenPipeError) as error:
             if ctx.obj["debug"]:
                 raise
-            _say("interrupted; nothing was left under a final name")
+            _say("interrupted; nothing half-written was left under a final name")
             raise typer.Exit(130) from error
         except Exception as error:
             if ctx.obj["debug"] or type(error).__module__.startswith(("click", "typer")):

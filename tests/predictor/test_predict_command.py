@@ -184,7 +184,7 @@ def test_ctrl_c_while_cells_are_written_leaves_nothing(checkpoint, tmp_path):
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        assert process.stderr.read() == "interrupted; nothing was left under a final name\n"
+        assert process.stderr.read() == "interrupted; nothing half-written was left under a final name\n"
     assert list(tmp_path.iterdir()) == []
 
 
