@@ -103,8 +103,10 @@ def edited(name, change):
         pytest.param(lambda path: path.write_bytes(b""), "not a readable h5ad file", id="empty"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:5000]), "not a readable h5ad", id="truncated"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-200]), "not a readable h5ad", id="nearly whole"),
-        pytest.param(edited("X/indices", lambda old: old + 1000), "holds values outside its 600 × 120", id="columns"),
-        pytest.param(edited("X/indices", lambda old: old - 1000), "holds values outside its 600 × 120", id="negative"),
+        pytest.param(edited("X/indices", lambda old: old + 1000), "holds values outside its 120 columns", id="columns"),
+        pytest.param(
+            edited("X/indices", lambda old: old - 1000), "holds values outside its 120 columns", id="negative"
+        ),
         pytest.param(edited("X/indptr", lambda old: old[::-1].copy()), "is damaged", id="pointers fall"),
         pytest.param(edited("X/indptr", lambda old: old * 2), "is damaged", id="pointers beyond the end"),
         pytest.param(edited("X/data", lambda old: old * np.nan), "NaN or infinite", id="NaN"),
