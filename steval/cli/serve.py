@@ -11,6 +11,10 @@ import typer
 from steval.cli import options
 from steval.errors import ConfigError
 
+MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+"""For glibc, where the caller's environment does not say otherwise: answers of megabytes made by many threads would
+leave holes in an arena each, and a worker's memory would creep up by some 100 kB a request (docs/performance.md)."""
+
 
 def serve(
     checkpoint: Annotated[
@@ -70,7 +74,7 @@ def serve(
     _require_bentoml()
     typer.echo(f"serving {settings.checkpoint} on http://{host}:{port} (Ctrl-C to stop)", err=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEVAL_")}
-    environment = {**inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {**MALLOC, **inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
     sys.stderr.flush()
     os.execve(sys.executable, command, environment)  # BentoML's supervisor takes this process over, and its signals
 

@@ -97,6 +97,18 @@ def test_options_win_over_variables_and_both_reach_the_workers(tiny_checkpoint, 
     assert "3999" in given["command"]
 
 
+@pytest.mark.parametrize("chosen", [None, "8"])
+def test_memory_of_answers_is_given_back_unless_the_caller_says_otherwise(tiny_checkpoint, monkeypatch, chosen):
+    given = {}
+    monkeypatch.setattr(os, "execve", lambda path, arguments, environment: given.update(environment))
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if chosen:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", chosen)
+    assert CliRunner().invoke(app, ["serve", str(tiny_checkpoint)]).exit_code == 0
+    assert given["MALLOC_ARENA_MAX"] == (chosen or "2")
+    assert given["MALLOC_MMAP_THRESHOLD_"] == "262144"
+
+
 @pytest.mark.slow
 def test_a_served_checkpoint_answers_and_ends_well(tiny_checkpoint):
     with served_process(str(tiny_checkpoint)) as (url, process):
