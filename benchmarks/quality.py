@@ -254,8 +254,7 @@ def transfer_plans(prepared: Path) -> list[Plan]:
     first = {"files": [str(one_replicate(prepared, "rep_1"))], "columns": {"cell_type": "replicate"},
              "split": {"by": "cells", "val": 0.1, "test": 0}}  # fmt: skip
     second = replicates([one_replicate(prepared, "rep_2")])
-    network = SMALL
-    return tuning_plans("transfer", first, second, network)
+    return tuning_plans("transfer", first, second, SMALL)
 
 
 def generated_plans(work: Path, seed: int) -> list[Plan]:
@@ -275,8 +274,7 @@ def generated_plans(work: Path, seed: int) -> list[Plan]:
         "test": {"second": names[1:6:2]},
     }
     second = {"files": [str(files["second"])], "target_sum": 2000, "split": split}
-    network = SMALL
-    return tuning_plans("generated", first, second, network)
+    return tuning_plans("generated", first, second, SMALL)
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> str:
