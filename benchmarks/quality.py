@@ -187,8 +187,12 @@ def configuration(plan: Plan, seed: int) -> FinetuneConfig:
 
 
 def task_plans(prepared: Path) -> list[Plan]:
+    """The recipe, and the schedule of the prototype that the task came with: twice the steps, the last weights."""
+    scored = {"parts": ("val", "test"), "cells": (0, MANY_CELLS)}
+    longer = ("phases.0.steps=3000", "checks.validate_every=3000")
     return [
-        Plan("task", replicates([prepared]), parts=("val", "test"), cells=(0, MANY_CELLS)),
+        Plan("task", replicates([prepared]), **scored),
+        Plan("task, 3,000 steps, last weights", replicates([prepared]), changes=longer, **scored),
     ]
 
 

@@ -126,13 +126,6 @@ class StateTransition(nn.Module):
             hidden_BTC[:, -1] if after else None,
         )
 
-    def _extra_tokens(self, num_sets: int) -> tuple[list[Tensor], list[Tensor]]:
-        """What stands before and after the cells of each set, `[B,1,C]` each."""
-        before = [] if self.batch_token is None else [self.batch_token.expand(num_sets, -1, -1)]
-        if self.confidence_token is None:
-            return before, []
-        return before, [self.confidence_token.confidence_token.expand(num_sets, -1, -1)]
-
     def run_head(self, cells_BSC: Tensor, control_BSG: Tensor, basal_BSC: Tensor) -> Tensor:
         """Main output `[B,S,G]` from the cells after the backbone, their controls and the controls' encoding."""
         config = self.config

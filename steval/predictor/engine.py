@@ -20,6 +20,7 @@ from torch import Tensor
 from steval.checkpoints.store import Checkpoint
 from steval.errors import ConfigError
 from steval.model.config import Attention
+from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.model.network import Prediction
 from steval.predictor.controls import ControlPool
@@ -118,6 +119,8 @@ class Predictor:
         self.digest = checkpoint.digest
         self.path = checkpoint.path
         self.device = choose_device(device)
+        if dtype == "bf16" and not has_native_bf16(self.device):
+            log.warning("warning: %s", slow_bf16_notice("dtype bf16"))
         self.dtype = dtype
         self.batch_cells = batch_cells
         self.attention: Attention = attention or self.manifest.model.attention

