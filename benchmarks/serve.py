@@ -5,11 +5,20 @@
 A random network (state_sm's shape: 159 M parameters at 18,080 genes) is written, served by `steval serve` on 127.0.0.1 and
 asked for one perturbation a request, as a JSON mean profile. In-process numbers come from `mean_profiles` in this process with
 the same threads, batch size and seeds: many perturbations at once for throughput, one at a time for latency; the service and
-this process take turns. `--soak` asks for everything the service makes, errors too, and prints its memory over time.
+this process take turns.
+
+The clients are threads of this process, which shares the service's cores, with a connection each by `http.client`. An answer is
+received to its last byte and not decoded. httpx's asynchronous client, used here before, takes 7 ms of processor time for
+the 620 KB of an answer, `http.client` 0.7 ms: that is the client's cost, not the service's. The overhead of one request is
+measured in turns, request by request with a pause between, because the machine's speed drifts by more than it.
+
+`--soak` asks for everything the service makes, errors too, and prints its memory over time.
 """
 
 import argparse
 import asyncio
+import http.client
+import itertools
 import json
 import os
 import random
@@ -19,7 +28,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -43,6 +55,10 @@ NUM_CONTROLS = 512
 BATCH_CELLS = 512
 CLIENTS = (1, 8, 32)
 ROUNDS = 3
+PAIRS = 40
+"""Single requests in process and served, in turns."""
+PAUSE = 0.02
+"""Before each of them: threads of OpenMP that still spin for the other process have gone to sleep."""
 
 
 def main() -> None:
@@ -156,24 +172,48 @@ def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None
 
     torch.set_num_threads(options.threads)
     predict(8, 0)
-    asyncio.run(_load(service.url, 8, 2.0, options.cells))
-    single, many, served = [], [], {clients: [] for clients in CLIENTS}
+    _load(service.port, 8, 2.0, options.cells)
+    single, alone = _in_turns(service, options, predict)
+    many, served = [], {clients: [] for clients in CLIENTS}
     cpu: dict[str, list[float]] = {"in process": [], **{f"{clients:2} clients": [] for clients in CLIENTS}}
     for repeat in range(ROUNDS):
-        single += [predict(1, seed) for seed in range(15)]
         before = time.process_time()
         many += [32 / predict(32, seed) for seed in range(repeat, repeat + 3)]
         cpu["in process"].append((time.process_time() - before) / 96)
         for clients in CLIENTS:
             before = service.cpu_seconds()
-            served[clients].append(asyncio.run(_load(service.url, clients, options.seconds / ROUNDS, options.cells)))
+            served[clients].append(_load(service.port, clients, options.seconds / ROUNDS, options.cells))
             cpu[f"{clients:2} clients"].append((service.cpu_seconds() - before) / len(served[clients][-1][1]))
-    reference = statistics.median(many)
     print(
         f"{options.genes} genes, {options.cells} cells a request, {torch.get_num_threads()} threads, {ROUNDS} rounds in turns"
     )
-    print(f"in process, one request at a time   p50 {1e3 * statistics.median(single):8.1f} ms")
-    print(f"in process, 32 at once              {reference:8.2f} requests/s ({min(many):.2f} to {max(many):.2f})")
+    _print_rates(many, served)
+    each = "  ".join(f"{name} {1e3 * statistics.median(seconds):.1f} ms" for name, seconds in cpu.items())
+    print(f"CPU time of a request (without its client): {each}")
+    single_p50, alone_p50 = 1e3 * statistics.median(single), 1e3 * statistics.median(alone)
+    print(
+        f"one request at a time, {PAIRS} in turns: p50 {single_p50:.1f} ms in process, {alone_p50:.1f} ms served; "
+        f"overhead at the median {alone_p50 - single_p50:.1f} ms"
+    )
+
+
+def _in_turns(
+    service: _Service, options: argparse.Namespace, predict: Callable[[int, int], float]
+) -> tuple[list[float], list[float]]:
+    """Seconds of single requests in process, and served."""
+    single, alone = [], []
+    with closing(_Client(service.port, 0, options.cells)) as client:
+        for seed in range(PAIRS):
+            time.sleep(PAUSE)
+            single.append(predict(1, seed))
+            time.sleep(PAUSE)
+            alone.append(client.ask())
+    return single, alone
+
+
+def _print_rates(many: list[float], served: dict[int, list[tuple[float, list[float]]]]) -> None:
+    reference = statistics.median(many)
+    print(f"in process, 32 at once  {reference:8.2f} requests/s ({min(many):.2f} to {max(many):.2f})")
     for clients, rounds in served.items():
         rates = [rate for rate, _ in rounds]
         times = sorted(seconds for _, every in rounds for seconds in every)
@@ -183,37 +223,51 @@ def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None
             f"served, {clients:2} clients  {rate:8.2f} requests/s ({min(rates):.2f} to {max(rates):.2f})  p50 {p50:8.1f} ms  "
             f"p99 {p99:8.1f} ms  {100 * rate / reference:5.1f} % of in process"
         )
-    each = "  ".join(f"{name} {1e3 * statistics.median(seconds):.1f} ms" for name, seconds in cpu.items())
-    print(f"CPU time of a request (without its client): {each}")
-    alone = sorted(seconds for _, every in served[1] for seconds in every)
-    print(
-        f"overhead of one request at the median: {1e3 * (statistics.median(alone) - statistics.median(single)):.1f} ms"
-    )
 
 
-async def _load(url: str, clients: int, seconds: float, cells: int) -> tuple[float, list[float]]:
+def _load(port: int, clients: int, seconds: float, cells: int) -> tuple[float, list[float]]:
     """Closed loop of `clients`; requests per second, and the seconds of each."""
-    times: list[float] = []
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
-        deadline = time.perf_counter() + seconds
+    times: list[list[float]] = [[] for _ in range(clients)]
+    deadline = time.perf_counter() + seconds
 
-        async def one(number: int) -> None:
-            rng = random.Random(number)
+    def one(number: int) -> None:
+        with closing(_Client(port, number, cells)) as client:
             while time.perf_counter() < deadline:
-                body = {
-                    "perturbations": [f"P{rng.randrange(NUM_PERTURBATIONS)}"],
-                    "cells": cells,
-                    "seed": rng.randrange(100),
-                }
-                started = time.perf_counter()
-                answer = await client.post("/predict", json=body, headers={"accept-encoding": "identity"})
-                times.append(time.perf_counter() - started)
-                answer.raise_for_status()
+                times[number].append(client.ask())
 
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    every = list(itertools.chain.from_iterable(times))
+    return len(every) / (time.perf_counter() - started), every
+
+
+class _Client:
+    """A connection that asks for one perturbation after another."""
+
+    def __init__(self, port: int, number: int, cells: int):
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        self._rng = random.Random(number)
+        self._cells = cells
+
+    def ask(self) -> float:
+        """Seconds from the request to the last byte of its answer."""
+        name, seed = f"P{self._rng.randrange(NUM_PERTURBATIONS)}", self._rng.randrange(100)
+        body = json.dumps({"perturbations": [name], "cells": self._cells, "seed": seed})
         started = time.perf_counter()
-        await asyncio.gather(*(one(number) for number in range(clients)))
-        return len(times) / (time.perf_counter() - started), times
+        self._connection.request("POST", "/predict", body, {"Content-Type": JSON, "Accept-Encoding": "identity"})
+        answer = self._connection.getresponse()
+        content = answer.read()
+        seconds = time.perf_counter() - started
+        if answer.status != 200:
+            raise SystemExit(f"{answer.status}: {content[:1000]!r}")
+        return seconds
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 async def _soak(service: _Service, options: argparse.Namespace) -> None:

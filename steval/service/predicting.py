@@ -1,15 +1,16 @@
 """`POST /predict`: from a validated body to an answer, through the batcher.
 
 Predictions run through the same functions as `steval predict` (`mean_profiles`, `write_predictions`); only where a predictor
-would run the network itself, `QueuedPredictor` puts the sets into the batcher's queue. That work is done in threads; when
-a client leaves, its ticket is closed and the thread ends at its next set.
+would run the network itself, `QueuedPredictor` puts the sets into the batcher's queue. That work, planning included, is done
+in one thread; when a client leaves, its predictor is closed and the thread ends at its next set.
 """
 
 import asyncio
 import functools
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from steval.predictor.output import write_predictions
 from steval.predictor.profiles import mean_profiles
 from steval.predictor.requests import PredictionRequest
 from steval.predictor.sets import PlannedSet
-from steval.service.batcher import Ticket
+from steval.service.batcher import MicroBatcher, Ticket
 from steval.service.encoding import (
     ARROW,
     H5AD,
@@ -48,23 +49,45 @@ _END = object()
 
 
 class QueuedPredictor(Predictor):
-    """A predictor whose sets pass the network in the service's batches; serves one request, until `deadline`."""
+    """A predictor whose sets pass the network in the service's batches; serves one request, for `seconds`.
 
-    def __init__(self, predictor: Predictor, ticket: Ticket, planned: Sequence[PlannedSet], seconds: float):
+    `admit` comes first, in the thread that does the work; `close` may come at any time, from any thread.
+    """
+
+    def __init__(self, predictor: Predictor, batcher: MicroBatcher, seconds: float):
         vars(self).update(vars(predictor))  # the same loaded network: nothing is loaded twice
-        self.ticket = ticket
-        self._planned = list(planned)
+        self._batcher = batcher
+        self._planned: list[PlannedSet] = []
+        self._ticket: Ticket | None = None
+        self._lock = threading.Lock()
+        self.closed = False
         self._deadline = time.monotonic() + seconds
 
+    def admit(self, request: PredictionRequest, pool: ControlPool) -> None:
+        """Plan `request` and reserve its cells; raises what cannot be planned, and the `ServiceError` of a full queue."""
+        self._planned = super().plan(request, pool)
+        with self._lock:
+            if self.closed:
+                raise CancelledError
+            self._ticket = self._batcher.accept(request.num_cells)
+
+    def close(self) -> None:
+        """Give the reserved cells back and drop what is still waiting. May be called twice."""
+        with self._lock:
+            self.closed = True
+            if self._ticket is not None:
+                self._ticket.close()
+
     def plan(self, request: PredictionRequest, pool: ControlPool) -> list[PlannedSet]:
-        """The plan that the request was accepted with."""
+        """The plan that the request was admitted with."""
         return self._planned
 
     def predict_blocks(
         self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls"
     ) -> Iterator[PredictedBlock]:
         """Sets one by one as the batcher finishes them; a `ServiceError` 503 after the deadline."""
-        for future in self.ticket.windows(list(planned)):
+        assert self._ticket is not None, "admit comes first"
+        for future in self._ticket.windows(list(planned)):
             try:
                 predicted = future.result(max(0.0, self._deadline - time.monotonic()))
             except TimeoutError as error:
@@ -96,9 +119,7 @@ class PredictionService:
         model = self._runtime.model
         kind = choose_format(headers.get("accept", ""), body.output)
         request = self._checked(model, body, kind)
-        planned = await self._run(model.predictor.plan, request, model.pool)
-        ticket = model.batcher.accept(request.num_cells)
-        queued = QueuedPredictor(model.predictor, ticket, planned, model.settings.request_timeout)
+        queued = QueuedPredictor(model.predictor, model.batcher, model.settings.request_timeout)
         zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
         streaming = False
         try:
@@ -113,7 +134,7 @@ class PredictionService:
             raise ServiceError("the request was given up", status=503, code="cancelled") from error
         finally:
             if not streaming:
-                ticket.close()
+                queued.close()
 
     def _checked(self, model: Model, body: PredictBody, kind: str) -> PredictionRequest:
         settings = model.settings
@@ -150,14 +171,14 @@ class PredictionService:
                 yield piece
 
         body = compressed(content()) if zstd else content()
-        return _Stream(body, queued.ticket, media_type=ARROW, headers=_headers(zstd))
+        return _Stream(body, queued, media_type=ARROW, headers=_headers(zstd))
 
     async def _file(self, model: Model, queued: QueuedPredictor, request: PredictionRequest) -> FileResponse:
         path = self._runtime.scratch / f"{secrets.token_hex(8)}.h5ad"
         try:
             await self._run(_write, path, queued, request, model)
         except BaseException:
-            queued.ticket.close()  # first: a thread that finishes the file after this removes it itself
+            queued.close()  # first: a thread that finishes the file after this removes it itself
             path.unlink(missing_ok=True)
             raise
         return _TemporaryFile(path, media_type=H5AD, filename="predictions.h5ad")
@@ -165,13 +186,15 @@ class PredictionService:
 
 def _write(path: Path, queued: QueuedPredictor, request: PredictionRequest, model: Model) -> None:
     """The file of `steval predict`; none where the client has left meanwhile."""
+    queued.admit(request, model.pool)
     write_predictions(path, queued, request, model.pool, made_by="steval serve")
-    if queued.ticket.closed:
+    if queued.closed:
         path.unlink(missing_ok=True)
 
 
 def _summary(model: Model, queued: QueuedPredictor, request: PredictionRequest) -> bytes:
     """The JSON of `schemas.PredictAnswer`."""
+    queued.admit(request, model.pool)
     profiles = list(mean_profiles(queued, request, model.pool))
     cell_types = {profile.cell_type for profile in profiles}
     predictions = [
@@ -193,6 +216,7 @@ def _summary(model: Model, queued: QueuedPredictor, request: PredictionRequest) 
 
 def _arrow(model: Model, queued: QueuedPredictor, request: PredictionRequest) -> Iterator[bytes]:
     """The pieces of an Arrow stream: one for each set (or mean profile), then the end marker."""
+    queued.admit(request, model.pool)
     of_cells = request.output == "cells"
     num_rows = request.num_cells if of_cells else len(request.items)
     facts = {**_facts(model, request), "output": request.output, "num_rows": num_rows, "genes": model.genes}
@@ -235,18 +259,18 @@ def _whole(content: bytes, media_type: str, zstd: bool) -> Response:
 
 
 class _Stream(StreamingResponse):
-    """A stream that gives its ticket back however it ends."""
+    """A stream that closes its predictor however it ends."""
 
-    def __init__(self, content: AsyncIterator[bytes], ticket: Ticket, **options: Any):
+    def __init__(self, content: AsyncIterator[bytes], queued: QueuedPredictor, **options: Any):
         super().__init__(content, **options)
-        self._ticket = ticket
+        self._queued = queued
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._ticket.close()
+            self._queued.close()
 
 
 class _TemporaryFile(FileResponse):

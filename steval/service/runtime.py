@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,15 +34,6 @@ State = Literal["starting", "ready", "failed", "stopping"]
 STARTING_RETRY = 2.0
 ENCODED_BYTES = 512 * 2**20
 """Most memory for control cells that stay encoded; larger pools are encoded as they are needed."""
-
-
-@dataclass(frozen=True)
-class ControlSummary:
-    """Measured control cells of one cell type: `mean [G]` float32, or None where their expression is not known."""
-
-    cell_type: str
-    num_cells: int
-    mean: np.ndarray | None
 
 
 class Model:
@@ -75,8 +65,11 @@ class Model:
         )
         self._source = self._encoded()
         self.genes = output_names(self.predictor)
-        self.controls = [self._summary(name) for name in self.pool.cell_type_names]
         warm_up(self.predictor, self._source, compare=own_controls)
+        self.genes_json = json.dumps(self.genes).encode()
+        """The gene names as a JSON list; every summary holds them."""
+        self.control_json = self._control_json()
+        """`schemas.ControlProfile` of each cell type as JSON; empty where the expression is not known."""
         self.batcher: MicroBatcher = MicroBatcher(
             self._run,
             batch_cells=settings.batch_cells,
@@ -95,13 +88,17 @@ class Model:
         for block in self.predictor.predict_blocks(planned, self._source):
             yield from block.split()
 
-    def _summary(self, cell_type: str) -> ControlSummary:
+    def _control_json(self) -> dict[str, bytes]:
         from steval.predictor.profiles import control_mean
 
-        rows = np.flatnonzero(self.pool.cell_types == cell_type)
         if not self.pool.has_measured:
-            return ControlSummary(cell_type, len(rows), None)
-        return ControlSummary(cell_type, len(rows), control_mean(self.pool, rows))
+            return {}
+        pieces = {}
+        for cell_type in self.pool.cell_type_names:
+            rows = np.flatnonzero(self.pool.cell_types == cell_type)
+            mean = json_numbers(control_mean(self.pool, rows))
+            pieces[cell_type] = json_object({"cell_type": cell_type, "num_cells": len(rows)}, {"mean": mean})
+        return pieces
 
     @cached_property
     def card(self) -> ModelCard:
@@ -135,22 +132,6 @@ class Model:
             notes=list(manifest.notes),
             limits={name: getattr(settings, name) for name in limits},
         )
-
-    @cached_property
-    def genes_json(self) -> bytes:
-        """The gene names as a JSON list; every summary holds them."""
-        return json.dumps(self.genes).encode()
-
-    @cached_property
-    def control_json(self) -> dict[str, bytes]:
-        """`schemas.ControlProfile` of each cell type as JSON; empty where the expression is not known."""
-        return {
-            one.cell_type: json_object(
-                {"cell_type": one.cell_type, "num_cells": one.num_cells}, {"mean": json_numbers(one.mean)}
-            )
-            for one in self.controls
-            if one.mean is not None
-        }
 
     def close(self) -> None:
         """Finish what was accepted, then let go of the files."""

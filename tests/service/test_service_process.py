@@ -98,7 +98,7 @@ def test_options_win_over_variables_and_both_reach_the_workers(tiny_checkpoint, 
 
 
 @pytest.mark.parametrize("chosen", [None, "8"])
-def test_memory_of_answers_is_given_back_unless_the_caller_says_otherwise(tiny_checkpoint, monkeypatch, chosen):
+def test_workers_use_their_memory_again_unless_the_caller_says_otherwise(tiny_checkpoint, monkeypatch, chosen):
     given = {}
     monkeypatch.setattr(os, "execve", lambda path, arguments, environment: given.update(environment))
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
@@ -106,7 +106,7 @@ def test_memory_of_answers_is_given_back_unless_the_caller_says_otherwise(tiny_c
         monkeypatch.setenv("MALLOC_ARENA_MAX", chosen)
     assert CliRunner().invoke(app, ["serve", str(tiny_checkpoint)]).exit_code == 0
     assert given["MALLOC_ARENA_MAX"] == (chosen or "2")
-    assert given["MALLOC_MMAP_THRESHOLD_"] == "262144"
+    assert given["MALLOC_MMAP_THRESHOLD_"] == "33554432"
 
 
 @pytest.mark.slow
