@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steval.cli import options
+from steval.cli.memory import keep_freed_memory
 from steval.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def finetune(
         return
     if resume and (run or overwrite):
         raise typer.BadParameter("--resume names the run directory itself; leave --run and --overwrite out")
+    keep_freed_memory()
     if threads:
         import torch
 
