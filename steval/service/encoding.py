@@ -1,6 +1,6 @@
 """Answers as bytes: JSON summaries, Arrow streams, zstd.
 
-JSON numbers are the shortest decimals that read back to the same float32. An Arrow stream ends with an empty batch whose
+JSON numbers are short decimals that read back to the same float32. An Arrow stream ends with an empty batch whose
 metadata holds the number of rows, so that a reader can tell a whole answer from one that was cut off.
 """
 
@@ -73,7 +73,7 @@ def wants_zstd(accept_encoding: str) -> bool:
 
 
 def json_numbers(values: np.ndarray) -> bytes:
-    """A JSON list of float32 `[n]`, each as its shortest decimal; not-finite values are a `ServiceError`."""
+    """A JSON list of float32 `[n]`, each a short decimal that reads back to it; not-finite values are a `ServiceError`."""
     if not np.isfinite(values).all():
         raise ServiceError("the network gave values that are not finite", status=500, code="not_finite")
     import polars as pl  # here: clients that write no JSON import this module too
