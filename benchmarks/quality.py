@@ -6,7 +6,8 @@
 The file holds the raw counts of a THP-1 knock-out screen in two replicates (docs/quality.md says where it comes from and what the
 task is). Parts, chosen with --parts:
 
-    task       the network of recipe quick-cpu from nothing, held-out perturbations of rep_2; baselines beside it
+    task       recipe quick-cpu from nothing, and 3,000 steps of it with the last weights, as the prototype of docs/quality.md trained;
+               held-out perturbations of rep_2; baselines beside it
     transfer   pre-trained on rep_1, fine-tuned on rep_2: frozen, staged, full, and from nothing, at equal steps
     space      embedding input (50 principal components, gene decoder) against expression, from nothing, at equal steps
     generated  generated cells of two cell types: pre-trained on one, fine-tuned on the other (needs no file)
