@@ -4,7 +4,9 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
 from steval.cli.app import app
@@ -109,7 +111,9 @@ def test_shuffled_genes_are_aligned_by_name(demo: DemoResult, evaluation: ad.Ann
     assert (read_anndata(shuffled).X != read_anndata(plain).X).nnz == 0
     result = run("score", demo.preds, "--real", tmp_path / "shuffled.h5ad", "-o", tmp_path / "out", "--metrics-only")
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "out" / "results.csv").read_text() == (demo.score_dir / "results.csv").read_text()
+    # Sums over genes in another order round differently in float32, on some processors to other last digits (DESIGN §9: 1e-6).
+    again, before = (pl.read_csv(directory / "results.csv") for directory in (tmp_path / "out", demo.score_dir))
+    assert_frame_equal(again, before, abs_tol=1e-6, rel_tol=0)
 
 
 @pytest.mark.parametrize("keep", [100, 0.5, 0.999], ids=["header", "half", "end"])
