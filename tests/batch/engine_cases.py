@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,20 @@ def engine_of(name: str, workers: int = 2) -> Iterator[Engine]:
     engine = InProcessEngine() if name == "in-process" else make_engine(Running(engine=name, workers=workers))
     try:
         yield engine
+    except BaseException:
+        if engine.name == "local":
+            show_workers()
+        raise
     finally:
         engine.close()
+
+
+def show_workers() -> None:
+    """Let the local engine's workers write to stderr where they are: what to read when a test ran out of time."""
+    for worker, command in descendants(os.getpid()):
+        if b"spawn_main" in command:
+            os.kill(worker, signal.SIGUSR1)
+    time.sleep(1.0)
 
 
 def write_compressed(cells: ad.AnnData, path: Path) -> None:
