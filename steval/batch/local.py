@@ -20,6 +20,7 @@ from steval.batch.jobs import Outcome, Task
 from steval.batch.settings import Running
 from steval.batch.worker import work
 from steval.errors import ConfigError
+from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)
 
@@ -162,11 +163,6 @@ def _without_ctrl_c() -> Generator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int:

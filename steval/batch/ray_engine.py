@@ -12,10 +12,10 @@ import socket
 from typing import Any
 
 from steval.batch.jobs import Outcome, Task
-from steval.batch.local import num_cores
 from steval.batch.settings import Running
 from steval.batch.worker import THREAD_VARIABLES
 from steval.errors import ConfigError
+from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from steval.batch.settings import BatchManifest, Running, out_dir
 from steval.batch.stages import job_stages
 from steval.data.files import atomic_path
 from steval.errors import ConfigError
+from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)
 Shard = tuple[int, int]
@@ -110,8 +111,6 @@ def collect(path: Path, manifest: BatchManifest) -> BatchResult:
 
 def outline(path: Path, manifest: BatchManifest, *, shard: Shard | None = None) -> Outline:
     """The plan of a manifest with sizes and an estimate; writes nothing."""
-    from steval.batch.local import num_cores
-
     root = out_dir(manifest, path)
     existing = ledger_path(root, shard)
     with Ledger(existing if existing.exists() else ":memory:") as ledger:

@@ -1,10 +1,11 @@
 """The one-file checkpoint: safetensors with weights, perturbation features, default controls and manifest. No pickle."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,9 +15,12 @@ from safetensors.torch import save_file
 from steval.checkpoints.manifest import CONTROLS, FEATURES, Manifest, parse_metadata, read_header
 from steval.data.files import atomic_path
 from steval.errors import CheckpointError, UnknownPerturbationError
+from steval.machine import num_cores
 from steval.model.config import Attention
 from steval.model.network import StateTransition
 
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 MAX_DEFAULT_CONTROLS = 512
 """Control cells per cell type that a checkpoint carries at most."""
 
@@ -87,7 +91,7 @@ def save_checkpoint(
     if problems:
         raise CheckpointError(f"{path} is not written: its description contradicts itself", problems)
     _require_finite(tensors, path)
-    digests = {name: _tensor_digest(tensor) for name, tensor in sorted(tensors.items())}
+    digests = _digests(tensors)
     complete = manifest.model_copy(update={"tensors": digests, "num_controls": num_controls})
     with atomic_path(path) as partial:
         partial.touch()
@@ -125,22 +129,29 @@ def _read_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, torch.Tens
     A mapped file would stay in memory beside them until the last is copied; and where the file puts a tensor (its alignment)
     would change the last digits of products.
     """
-    tensors = {}
-    try:
+    with path.open("rb") as handle:
+        begin = 8 + int.from_bytes(handle.read(8), "little")
+
+    def read(entry: Mapping[str, Any]) -> torch.Tensor:
+        tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+        content = tensor.view(-1).view(torch.uint8).numpy()
         with path.open("rb") as handle:
-            begin = 8 + int.from_bytes(handle.read(8), "little")
-            for name, entry in header.items():
-                if name == "__metadata__":
-                    continue
-                tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-                content = tensor.view(-1).view(torch.uint8).numpy()
-                handle.seek(begin + entry["data_offsets"][0])
-                if handle.readinto(content) != len(content):
-                    raise CheckpointError(f"{path} became shorter while it was read")
-                tensors[name] = tensor
+            handle.seek(begin + entry["data_offsets"][0])
+            if handle.readinto(content) != len(content):
+                raise CheckpointError(f"{path} became shorter while it was read")
+        return tensor
+
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    try:
+        return dict(zip(entries, _side_by_side(read, entries.values()), strict=True))
     except (OSError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    return tensors
+
+
+def _side_by_side(function: Callable[[_In], _Out], values: Iterable[_In]) -> list[_Out]:
+    """`function` of each value, in threads: reading and digesting let go of the interpreter."""
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return list(pool.map(function, values))
 
 
 _DTYPES = {
@@ -234,10 +245,9 @@ def _verify(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path)
         for name, tensor in sorted(found.items())
         if not tensor.is_floating_point()
     ]
+    digests = _digests(tensors)
     problems += [
-        f"{name} does not match its digest"
-        for name, tensor in sorted(tensors.items())
-        if manifest.tensors.get(name) != _tensor_digest(tensor)
+        f"{name} does not match its digest" for name in sorted(tensors) if manifest.tensors.get(name) != digests[name]
     ]
     if problems:
         raise CheckpointError(f"{path} cannot be trusted", problems[:20])
@@ -295,5 +305,11 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
 
 
-def _tensor_digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """sha256 of each tensor's bytes, by name, sorted."""
+
+    def digest(name: str) -> str:
+        return hashlib.sha256(tensors[name].contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+
+    names = sorted(tensors)
+    return dict(zip(names, _side_by_side(digest, names), strict=True))

@@ -1,8 +1,13 @@
 """The `steval` command: a Typer app with a file per command; each parses, calls one function and prints."""
 
+import atexit
+import gc
+
 
 def main() -> None:
     """Console script."""
+    # Python looks through a million objects for circles as it ends, for up to a second, when all of them go anyway
+    atexit.register(gc.freeze)
     from steval.cli.app import app
 
     app()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.memory import keep_freed_memory
+from steval.cli.memory import importing, keep_freed_memory
 from steval.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -63,11 +63,12 @@ def finetune(
     if resume and (run or overwrite):
         raise typer.BadParameter("--resume names the run directory itself; leave --run and --overwrite out")
     keep_freed_memory()
+    with importing():
+        from steval.workflows.finetune import finetune_with_evaluation
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    from steval.workflows.finetune import finetune_with_evaluation
 
     result = finetune_with_evaluation(
         settings,

@@ -1,8 +1,11 @@
 """How a process that computes for minutes has its memory managed: a matter of the whole process, so decided at its edge."""
 
 import ctypes
+import gc
 import os
 import platform
+from collections.abc import Generator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """glibc's numbers of `mallopt` options (malloc.h)."""
@@ -20,3 +23,15 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+@contextmanager
+def importing() -> Generator[None]:
+    """Around the import of a heavy room: nothing of it is garbage, and looking for some takes a fifth of its time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from steval.cli import options
-from steval.cli.memory import keep_freed_memory
+from steval.cli.memory import importing, keep_freed_memory
 from steval.cli.output import print_json
 
 
@@ -149,7 +149,8 @@ def predict(
         return
     if checkpoint is None:
         raise typer.BadParameter("name the checkpoint, or a running service with --url", param_hint="CKPT")
-    from steval.predictor.job import PredictionJob, run_job
+    with importing():
+        from steval.predictor.job import PredictionJob, run_job
 
     keep_freed_memory()
     if threads is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steval.cli import options
+from steval.cli.memory import importing
 from steval.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def score(
 
     Example: `steval score best-val.safetensors preds.h5ad` or `steval score preds.h5ad --real real.h5ad --train train.h5ad`
     """
-    from steval.workflows.score import ScoreRequest, data_directories, parse_metrics, score_predictions
+    with importing():
+        from steval.workflows.score import ScoreRequest, data_directories, parse_metrics, score_predictions
 
     if len(paths) > 2:
         raise typer.BadParameter(f"takes [CKPT] PREDS, got {len(paths)} paths")

@@ -33,10 +33,10 @@ from steval.evaluator.catalog import CATALOG
 from steval.evaluator.cells import CellSide, group_rows, open_cells
 from steval.evaluator.de import DifferentialExpression
 from steval.evaluator.de_tables import compare
-from steval.evaluator.evaluate import available_threads
 from steval.evaluator.metrics import METRIC_ERRORS, Inputs, compute
 from steval.evaluator.pair import Pair
 from steval.evaluator.scan import Needs, SideTables, scan
+from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class MetricsEvaluator(CellEvalEvaluator):
 
     def _threads(self) -> int:
         wanted = self._pdex_kwargs.get("threads", self._num_threads)
-        return min(wanted, available_threads()) if wanted and wanted > 0 else available_threads()
+        return min(wanted, num_cores()) if wanted and wanted > 0 else num_cores()
 
     def _de_frames(
         self, measured: "_Measured", given: Mapping[str, Any], outdir: str | None

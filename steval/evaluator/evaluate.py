@@ -12,7 +12,6 @@ Metrics are pure: a subset gives the same values as all of them. Nothing else is
 """
 
 import logging
-import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ from steval.evaluator.metrics import METRIC_ERRORS, Inputs, Value, compute
 from steval.evaluator.pair import Pair
 from steval.evaluator.profiles import resolve
 from steval.evaluator.scan import Needs, SideTables
+from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def evaluate(
     settings = resolve_options(chosen, options or {})
     timings: dict[str, float] = {}
     inputs, from_cache = read_inputs(
-        pair, chosen, settings, de_real, de_pred, cache, threads or available_threads(), epsilon, timings
+        pair, chosen, settings, de_real, de_pred, cache, threads or num_cores(), epsilon, timings
     )
     values: dict[str, Value] = {}
     failures: list[dict[str, str | None]] = []
@@ -127,13 +127,6 @@ def evaluate(
 def evaluate_by_cell_type(pair: Pair, metrics: str | Sequence[str] = "full", **arguments: Any) -> dict[str, Evaluation]:
     """`evaluate` for each cell type on its own, as cell-eval's `--celltype-col` does; arguments as there."""
     return {name: evaluate(part, metrics, **arguments) for name, part in pair.by_cell_type().items()}
-
-
-def available_threads() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def resolve_options(chosen: Sequence[Metric], options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

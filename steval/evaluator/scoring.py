@@ -12,13 +12,14 @@ from steval.evaluator.baselines import BaselineKind, available_kinds, baseline_p
 from steval.evaluator.catalog import Best, Family
 from steval.evaluator.ceiling import Ceiling, estimate_ceiling
 from steval.evaluator.clock import Clock
-from steval.evaluator.evaluate import Evaluation, available_threads, evaluate
+from steval.evaluator.evaluate import Evaluation, evaluate
 from steval.evaluator.findings import Finding
 from steval.evaluator.integrity import Scored, check_integrity
 from steval.evaluator.members import Overall, member_table, metric_means
 from steval.evaluator.pair import Pair
 from steval.evaluator.profiles import resolve
 from steval.evaluator.training import TrainingCells
+from steval.machine import num_cores
 
 IntegrityLevel = Literal["none", "basic", "full"]
 REFERENCE: BaselineKind = "mean"
@@ -160,7 +161,7 @@ class ScoreWork:
                 full=self.options.integrity == "full",
                 rescore=rescore,
                 seed=self.options.seed,
-                threads=self.options.threads or available_threads(),
+                threads=self.options.threads or num_cores(),
             )
         )
 

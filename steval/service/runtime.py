@@ -5,7 +5,6 @@
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 
 from steval import __version__
 from steval.errors import ConfigError, ServiceError, StevalError
+from steval.machine import num_cores
 from steval.service.encoding import json_numbers, json_object
 from steval.service.job_runner import JobRunner
 from steval.service.jobs import JobStore, default_job_dir
@@ -49,7 +49,7 @@ class Model:
         from steval.service.batcher import MicroBatcher
         from steval.service.warmup import warm_up
 
-        torch.set_num_threads(settings.threads or max(1, _num_cores() // settings.workers))
+        torch.set_num_threads(settings.threads or max(1, num_cores() // settings.workers))
         checkpoint = load_checkpoint(require_checkpoint(settings))
         self.settings = settings
         self.predictor: Predictor = Predictor(
@@ -210,7 +210,3 @@ def require_checkpoint(settings: ServiceSettings) -> Path:
             "no checkpoint to serve: start with steval serve CKPT.safetensors, or set STEVAL_CHECKPOINT for bentoml serve"
         )
     return settings.checkpoint
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,10 +1,13 @@
 """malloc's options are set where they can be, and the caller's own are left alone."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from steval.cli.memory import importing
 
 FAULTS = """
 import resource, sys
@@ -38,3 +41,28 @@ def test_the_callers_own_options_are_left_alone(monkeypatch):
 
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not keep_freed_memory()
+
+
+def test_nothing_is_collected_while_importing():
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with importing():
+            pass
+        assert not gc.isenabled()  # the caller's own choice stays
+    finally:
+        gc.enable()
+
+
+def test_a_command_ends_without_a_last_collection(tmp_path):
+    program = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count() > 1000, file=sys.stderr))  # runs last\n"
+        "from steval.cli import main\n"
+        "sys.argv = ['steval', '--version']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("steval ") and done.stderr == "frozen True\n"
