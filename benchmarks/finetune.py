@@ -8,8 +8,9 @@ DATA holds lognorm expression with `target_gene`, `cell_type` and `batch` column
 validation and a checkpoint in the middle and at the end, in float32 and in bf16-mixed; arc-state's resolved configuration
 is translated by `--from-arc-config`, so that both train the same network. `small`: hidden size 128, 2 layers, 256 cells a
 step. Steps a second are those of the difference between a run of `--steps` and one of a third of them, so that start and
-end cancel (one validation and checkpoint are in it); the wall time is that of whole processes, `start and end` what those
-steps leave of it, `writing` the seconds of checkpoints and resumable state. Runs take turns; medians are printed.
+end cancel (one validation and checkpoint are in it); the wall time is that of whole processes, `first step` the
+time until the first optimiser step is done, `writing` the seconds of checkpoints and resumable state. Runs take turns; medians are
+printed.
 `--precisions 32` leaves out bf16-mixed, which a CPU without bfloat16 instructions runs several times slower than float32.
 """
 
@@ -31,6 +32,32 @@ SMALL_NETWORK = [
     "model.kwargs.transformer_backbone_kwargs.num_attention_heads=4",
     "model.kwargs.transformer_backbone_kwargs.num_key_value_heads=4", "model.kwargs.transformer_backbone_kwargs.head_dim=32",
 ]  # fmt: skip
+WATCH = """
+import json, os, time
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from lightning.pytorch import Trainer
+
+seen = {"first step s": None, "writing s": 0.0}
+
+def keep():
+    with open(os.environ["WATCH"], "w") as file:
+        json.dump(seen, file)
+
+def stepped(*_):
+    if seen["first step s"] is None:
+        seen["first step s"] = time.time() - float(os.environ["WATCH_STARTED"])
+        keep()
+
+def save(self, *arguments, **options):
+    started = time.time()
+    saved(self, *arguments, **options)
+    seen["writing s"] += time.time() - started
+    keep()
+
+register_optimizer_step_post_hook(stepped)
+saved, Trainer.save_checkpoint = Trainer.save_checkpoint, save
+"""
+"""Python imports this (as `sitecustomize`) before either program: it notes the first step, and Lightning's checkpoints."""
 NAMES = {"32": "steval, float32", "bf16-mixed": "steval, bf16-mixed"}
 
 
@@ -102,7 +129,7 @@ def _peer(options: argparse.Namespace, work: Path, toml: Path, steps: int) -> di
         f"training.ckpt_every_n_steps={every}", f"output_dir={out}", "name=r",
         *(SMALL_NETWORK if options.size == "small" else ()),
     ]  # fmt: skip
-    measured = _timed(command)
+    measured = _timed(command, work)
     weights = [path.stat().st_size for path in (out / "r" / "checkpoints").glob("*.ckpt")]
     return measured | {"checkpoint GB": max(weights) / 2**30}
 
@@ -115,7 +142,7 @@ def _steval(options: argparse.Namespace, work: Path, steps: int, precision: str)
         "--run", str(out), "--overwrite", "--json", "--set", f"phases.0.steps={steps}", "--set", f"checks.validate_every={every}",
         "--set", f"checks.save_every={every}", "--set", f"compute.precision={precision}", "--set", "data.scale=lognorm",
     ]  # fmt: skip
-    measured = _timed(command)
+    measured = _timed(command, work)
     record = json.loads((out / "run.json").read_text())
     weights = (out / "checkpoints" / "best-val.safetensors").stat().st_size
     waiting = record["waiting_seconds"] / record["training_seconds"]
@@ -126,19 +153,24 @@ def _steval(options: argparse.Namespace, work: Path, steps: int, precision: str)
     }
 
 
-def _timed(command: list[str]) -> dict[str, float]:
-    """Wall seconds and peak memory of a process; its output is shown when it fails."""
+def _timed(command: list[str], work: Path) -> dict[str, float]:
+    """Wall seconds, peak memory and first step of a process; its output is shown when it fails."""
+    watch = work / "watch"
+    watch.mkdir(exist_ok=True)
+    (watch / "sitecustomize.py").write_text(WATCH)
+    (watch / "seen.json").unlink(missing_ok=True)
+    environment = {"WANDB_MODE": "disabled", "PYTHONPATH": str(watch), "WATCH": str(watch / "seen.json")}
+    environment["WATCH_STARTED"] = str(time.time())
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "WANDB_MODE": "disabled"}
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment})
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(command[:4])} ... exited {process.returncode}:\n{log.read()[-4000:]}")
-    return {"wall s": time.perf_counter() - started, "peak GB": usage.ru_maxrss / 2**20}
+    wall = time.perf_counter() - started
+    return {"wall s": wall, "peak GB": usage.ru_maxrss / 2**20, **json.loads((watch / "seen.json").read_text())}
 
 
 def _report(options: argparse.Namespace, results: dict[str, list[dict[str, float]]]) -> None:
@@ -155,18 +187,16 @@ def _report(options: argparse.Namespace, results: dict[str, list[dict[str, float
     print(f"{options.size}, {options.steps} steps of 256 cells, medians of {options.repeats}")
     for name in names:
         walls = [run["wall s"] for run in results[f"{name}|long"]]
-        ours = [run for run in results[f"{name}|long"] if "writing s" in run]
-        outside = median(f"{name}|long", "wall s") - options.steps / rates[name]
         print(
             f"{name:20s} wall {median(f'{name}|long', 'wall s'):7.1f} s ({min(walls):.1f} to {max(walls):.1f}, "
             f"{peer_wall / median(f'{name}|long', 'wall s'):.2f} x)  {rates[name]:7.2f} steps/s "
             f"({rates[name] / rates['arc-state']:.2f} x)  peak {median(f'{name}|long', 'peak GB'):.1f} GB  "
             f"checkpoint {median(f'{name}|long', 'checkpoint GB'):.2f} GB"
-            f"  start and end {outside:.1f} s"
-            + "".join(
-                f"  {key} {statistics.median(run[key] for run in ours) * factor:.1f}{unit}"
-                for key, factor, unit in (("waiting for data", 100, " %"), ("writing s", 1, ""))
-                if ours
+            f"  first step {median(f'{name}|long', 'first step s'):.1f} s  writing {median(f'{name}|long', 'writing s'):.1f} s"
+            + (
+                ""
+                if name == "arc-state"
+                else f"  waiting for data {100 * median(f'{name}|long', 'waiting for data'):.1f} %"
             )
         )
 

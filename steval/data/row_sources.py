@@ -182,13 +182,13 @@ class FileRows:
         width = stored["data"].dtype.itemsize + stored["indices"].dtype.itemsize
         for first, last in _runs(wanted, self._indptr[wanted] * width, self._indptr[wanted + 1] * width):
             low, high = int(self._indptr[wanted[first]]), int(self._indptr[wanted[last - 1] + 1])
-            piece_data, piece_columns = stored["data"][low:high], stored["indices"][low:high]
             begin, end = indptr_sorted[first], indptr_sorted[last]
             if high - low == end - begin:
-                data[begin:end], columns[begin:end] = piece_data, piece_columns
+                _read_into(data[begin:end], stored["data"], low)
+                _read_into(columns[begin:end], stored["indices"], low)
                 continue
             take = _ranges(self._indptr[wanted[first:last]] - low, lengths[first:last])
-            data[begin:end], columns[begin:end] = piece_data[take], piece_columns[take]
+            data[begin:end], columns[begin:end] = stored["data"][low:high][take], stored["indices"][low:high][take]
         matrix = sp.csr_matrix((data, columns, indptr_sorted), shape=(len(wanted), self.shape[1]))
         matrix.sort_indices()
         require_columns(matrix, self._path)
@@ -200,6 +200,15 @@ class FileRows:
             raise DataError(
                 f"{self._path} is damaged: X holds values outside its {self.shape[0]} × {self.shape[1]} shape"
             )
+
+
+def _read_into(out: np.ndarray, stored: h5py.Dataset, start: int) -> None:
+    """`out [n]` from `start` on; without a copy between where the types are the same."""
+    selection = np.s_[start : start + len(out)]
+    if len(out) and stored.dtype == out.dtype:
+        stored.read_direct(out, selection)
+    else:
+        out[:] = stored[selection]
 
 
 def _runs(wanted: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[tuple[int, int]]:
