@@ -30,6 +30,9 @@ def run(screen=SCREEN, **options):
 
 NOISE_FOR_THE_MEAN_BASELINE = ["pearson_edistance", "clustering_agreement"]
 """Its perturbations are all the same cells: what these give is rounding noise, in cell-eval too."""
+RANKED = {"de_spearman_lfc_sig": 1e-3}
+"""Fold changes of the mean baseline that differ in their last bit alone are ranked by it, and cell-eval's own sums round as its
+threads happen to be scheduled: one run of CI in some gave 1.2e-4."""
 
 
 def upstream(screen, profile, directory, skipped=()):
@@ -67,9 +70,16 @@ def test_baseline_members_overall_and_ceiling_are_cell_evals(tmp_path, name, pro
         np.testing.assert_allclose(values(ours, column), values(theirs, column), atol=1e-6, err_msg=column)
     mean = report.baseline_results.filter(pl.col("baseline") == "mean")
     for column in base.drop("perturbation").columns:
-        np.testing.assert_allclose(values(mean, column), values(base, column), atol=1e-6, err_msg=f"baseline {column}")
-    assert report.score == pytest.approx(members.pop("avg_score"), abs=1e-6)
-    assert dict(report.members.select("metric", "normalised").iter_rows()) == pytest.approx(members, abs=1e-6)
+        tolerance = RANKED.get(column, 1e-6)
+        np.testing.assert_allclose(
+            values(mean, column), values(base, column), atol=tolerance, err_msg=f"baseline {column}"
+        )
+    ranked = max((RANKED[metric] for metric in metrics if metric in RANKED), default=1e-6)
+    assert report.score == pytest.approx(members.pop("avg_score"), abs=ranked)
+    normalised = dict(report.members.select("metric", "normalised").iter_rows())
+    assert normalised.keys() == members.keys()
+    for metric, member in members.items():
+        assert normalised[metric] == pytest.approx(member, abs=RANKED.get(metric, 1e-6)), metric
     for metric, corrected in report.breakdown.select("metric", "ceiling").iter_rows():
         expected = ceiling[metric]
         if expected is None or np.isnan(expected):
