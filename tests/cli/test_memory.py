@@ -56,7 +56,7 @@ def test_nothing_is_collected_while_importing():
         gc.enable()
 
 
-def test_a_command_ends_without_a_last_collection(tmp_path):
+def test_a_command_ends_without_a_last_collection():
     program = (
         "import atexit, gc, sys\n"
         "atexit.register(lambda: print('frozen', gc.get_freeze_count() > 1000, file=sys.stderr))  # runs last\n"
