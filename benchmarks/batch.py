@@ -22,9 +22,9 @@ import yaml
 
 from steval.checkpoints.manifest import Manifest, PerturbationEntry
 from steval.checkpoints.store import ControlSet, save_checkpoint
+from steval.data.cells.record import KEY, steval_record
+from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
-from steval.data.record import KEY, steval_record
-from steval.data.scale import lognorm
 from steval.data.synthetic import generate
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition

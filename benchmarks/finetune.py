@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
 
 def _split_file(data: Path, work: Path) -> Path:
     """One validation and one test perturbation in the last cell type, the rest trains; the data as cell-load can read it."""
-    from steval.data.cellfile import read_anndata, write_anndata
+    from steval.data.cells.cellfile import read_anndata, write_anndata
     from steval.data.columns import Columns
 
     (work / "data").mkdir()

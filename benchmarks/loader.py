@@ -64,9 +64,9 @@ def _shape(options: argparse.Namespace) -> list[str]:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, float]:
-    from steval.data.cellsets import CellSetSampler
-    from steval.data.splits import CellSplit
-    from steval.data.training_cells import CellsSettings, TrainingCells
+    from steval.data.splits.assignment import CellSplit
+    from steval.data.training.cells import CellsSettings, TrainingCells
+    from steval.data.training.sets import CellSetSampler
 
     started = time.perf_counter()
     settings = CellsSettings(files=(str(options.data),), memory_gb=PLACES[options.place], target_sum=options.target_sum)

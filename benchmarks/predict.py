@@ -121,7 +121,7 @@ def _convert(options: argparse.Namespace) -> Path:
 
 def _write_request(options: argparse.Namespace, name: str, times: int) -> Path:
     """As many cells as the data has, divided evenly over its perturbations."""
-    from steval.data.cellfile import CellFile
+    from steval.data.cells.cellfile import CellFile
 
     with CellFile.open(options.data) as cells:
         labels = sorted(set(cells.obs[options.pert_col].astype(str)) - {options.control})

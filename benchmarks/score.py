@@ -178,8 +178,8 @@ def de_only(pred: Path, real: Path, options: argparse.Namespace) -> dict:
     from pdex import pdex
 
     from steval.data.columns import Columns
-    from steval.evaluator.pair import Pair
-    from steval.evaluator.scan import Needs, scan
+    from steval.evaluator.cells.pair import Pair
+    from steval.evaluator.measure.scan import Needs, scan
 
     adata = ad.read_h5ad(real)
     labels = adata.obs[COLUMNS[0]].astype(str)

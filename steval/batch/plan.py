@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steval.batch.estimates import DataSize
-from steval.batch.fitness import DataView, look, misfits, prediction_misfits, training_misfits
 from steval.batch.jobs import Job, Layout, Stamp
 from steval.batch.places import local_copy
 from steval.batch.results import one_line
 from steval.batch.settings import BatchManifest, RequestEntry, out_dir
 from steval.batch.sources import Digest, FoundCheckpoint, FoundData, Sources, result_versions
+from steval.batch.work.estimates import DataSize
+from steval.batch.work.fitness import DataView, look, misfits, prediction_misfits, training_misfits
 from steval.data.columns import ColumnOptions
 from steval.errors import ConfigError, DataError, StevalError
-from steval.evaluator.profiles import resolve
+from steval.evaluator.metrics.profiles import resolve
 from steval.predictor.request_files import read_request
 from steval.predictor.requests import RequestItem
 from steval.settings import json_digest

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from steval.batch.engine import Engine
-from steval.batch.estimates import estimate_seconds
+from steval.batch.engines.base import Engine
 from steval.batch.jobs import Job
 from steval.batch.leaderboard import NAME, build_leaderboard, remove_work, write_leaderboard
 from steval.batch.ledger import Ledger, ledger_path
@@ -15,7 +14,8 @@ from steval.batch.plan import Plan, make_plan
 from steval.batch.results import is_whole
 from steval.batch.runner import RunCounts, Runner
 from steval.batch.settings import BatchManifest, Running, out_dir
-from steval.batch.stages import job_stages
+from steval.batch.work.estimates import estimate_seconds
+from steval.batch.work.stages import job_stages
 from steval.data.files import atomic_path
 from steval.errors import ConfigError
 from steval.machine import num_cores
@@ -142,10 +142,10 @@ def outline(path: Path, manifest: BatchManifest, *, shard: Shard | None = None) 
 def make_engine(running: Running) -> Engine:
     """The engine that the manifest asks for."""
     if running.engine == "ray":
-        from steval.batch.ray_engine import RayEngine
+        from steval.batch.engines.ray import RayEngine
 
         return RayEngine(running)
-    from steval.batch.local import LocalEngine
+    from steval.batch.engines.local import LocalEngine
 
     return LocalEngine(running)
 

@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from steval.batch.engine import Engine
+from steval.batch.engines.base import Engine
 from steval.batch.identity import RunnerIdentity, own_identity
 from steval.batch.jobs import Job, Outcome, Task
 from steval.batch.ledger import Ledger
 from steval.batch.plan import Plan
 from steval.batch.results import fail, finish, is_whole, one_line
 from steval.batch.settings import Running
-from steval.batch.stages import job_stages
+from steval.batch.work.stages import job_stages
 from steval.data.files import require_directory
 from steval.errors import BatchError
 from steval.logs import progress_bar

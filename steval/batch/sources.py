@@ -12,8 +12,8 @@ from steval.batch.jobs import Stamp
 from steval.batch.places import find, local_copy, plain_name, unique_names
 from steval.batch.settings import BatchManifest, DataEntry
 from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
-from steval.data.cellfile import CellFile
-from steval.data.scale import require_scale, sample_indices
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.scale import require_scale, sample_indices
 from steval.data.selection import open_reference
 from steval.errors import CheckpointError, DataError, StevalError
 

@@ -15,7 +15,7 @@ from steval.checkpoints.feature_file import read_features
 from steval.checkpoints.manifest import Manifest, PerturbationEntry
 from steval.checkpoints.store import Checkpoint, ControlSet, save_checkpoint
 from steval.checkpoints.transplant import one_hot_columns
-from steval.data.genes import read_genes, require_unique
+from steval.data.cells.genes import read_genes, require_unique
 from steval.errors import CheckpointError, ConfigError
 from steval.model.config import Attention, ModelConfig
 from steval.settings import Settings

@@ -47,7 +47,7 @@ def prepare(
 
     Example: `steval prepare screen.h5ad -o prepared.h5ad --pert-col gene --control NT --min-counts 500`
     """
-    from steval.data.genes import read_genes
+    from steval.data.cells.genes import read_genes
     from steval.data.prepare import PrepareSettings
     from steval.data.prepare import prepare as run
 

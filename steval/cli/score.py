@@ -14,7 +14,7 @@ from steval.cli.output import print_json, print_table
 if TYPE_CHECKING:
     import polars as pl
 
-    from steval.evaluator.score import Report
+    from steval.evaluator.scoring import Report
 
 SHOWN_PERTURBATIONS = 30
 BREAKDOWN_COLUMNS = (

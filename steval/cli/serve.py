@@ -97,7 +97,7 @@ def _settings(**given):
 
 
 def _make_key(name: str, path: Path | None) -> None:
-    from steval.service.keys import add_key
+    from steval.service.http.keys import add_key
 
     if path is None:
         raise ConfigError("say where the new key's hash goes: steval serve --new-key NAME --api-key-file FILE")
@@ -109,7 +109,7 @@ def _make_key(name: str, path: Path | None) -> None:
 def _require_keys(settings, host: str) -> None:
     """Beyond this machine, only with keys or by the user's own word."""
     if settings.api_key_file is not None:
-        from steval.service.keys import read_keys
+        from steval.service.http.keys import read_keys
 
         read_keys(settings.api_key_file)
         return

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import anndata as ad
 
-from steval.data.cellfile import read_anndata
+from steval.data.cells.cellfile import read_anndata
 
 
 def example_path() -> Path:

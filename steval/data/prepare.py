@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.genes import GeneAlignment, align, require_unique
+from steval.data.cells.record import steval_record
+from steval.data.cells.scale import Scale, ScaleRecord, lognorm, resolve_scale
+from steval.data.cells.writer import CellWriter
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
-from steval.data.genes import GeneAlignment, align, require_unique
-from steval.data.record import steval_record
-from steval.data.scale import Scale, ScaleRecord, lognorm, resolve_scale
-from steval.data.writer import CellWriter
 from steval.errors import DataError
 from steval.logs import progress
 from steval.settings import Settings

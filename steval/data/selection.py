@@ -5,11 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from steval.data.cellfile import CellFile
-from steval.data.genes import align
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.genes import align
+from steval.data.cells.scale import as_lognorm
 from steval.data.reference import DataReference
-from steval.data.scale import as_lognorm
-from steval.data.splits import PARTS, SHARED_CONTROL, CellLabels, TomlSplit, assign_labels, parse_split, with_table
+from steval.data.splits.assignment import (
+    PARTS,
+    SHARED_CONTROL,
+    CellLabels,
+    TomlSplit,
+    assign_labels,
+    parse_split,
+    with_table,
+)
 from steval.errors import DataError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from steval.data.cells.record import KEY, steval_record
 from steval.data.columns import Columns
-from steval.data.record import KEY, steval_record
 
 CHALLENGE_GENES = 18_080
 BLOCK_CELLS = 256

@@ -5,20 +5,18 @@
 Names are imported when they are first used, so that `import steval.evaluator` stays quick. Never imports torch.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 _HOMES = {
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "MetricsEvaluator": "dropin",
-    "Pair": "pair",
-    "Report": "report",
-    "evaluate": "evaluate",
-    "evaluate_by_cell_type": "evaluate",
-    "pack": "pack",
-    "score": "score",
+    "Pair": "cells.pair",
+    "Report": "report.report",
+    "evaluate": "evaluation",
+    "evaluate_by_cell_type": "evaluation",
+    "pack": "submission",
+    "score": "scoring",
     "write_score_dir": "tables",
 }
 
@@ -43,15 +41,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
-
-
-class _Room(ModuleType):
-    """Keeps `steval.evaluator.score` the function: importing the module of that name would put the module in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Room

@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from steval import __version__
-from steval.evaluator.bootstrap import score_intervals
-from steval.evaluator.changes import de_counts, shown_changes
-from steval.evaluator.evaluate import Evaluation
-from steval.evaluator.pair import Pair
-from steval.evaluator.report import (
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.evaluation import Evaluation
+from steval.evaluator.reference.bootstrap import score_intervals
+from steval.evaluator.report.changes import de_counts, shown_changes
+from steval.evaluator.report.report import (
     BASELINES_SCHEMA,
     BREAKDOWN_SCHEMA,
     CHANGES_SCHEMA,
@@ -26,7 +26,7 @@ from steval.evaluator.report import (
     PREDICTION,
     Report,
 )
-from steval.evaluator.scoring import REFERENCE, PairScore, ScoreWork
+from steval.evaluator.stages import REFERENCE, PairScore, ScoreWork
 
 PACKAGES = ("cell-eval", "pdex", "anndata", "numpy", "scipy", "polars", "numba", "scikit-learn")
 NO_TRAINING = (

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from steval.errors import EvaluationError
-from steval.evaluator.bootstrap import (
+from steval.evaluator.reference.bootstrap import (
     FEWEST_PERTURBATIONS,
     aligned,
     draw_weights,
@@ -19,9 +19,9 @@ from steval.evaluator.bootstrap import (
     interval,
     metric_rows,
 )
-from steval.evaluator.members import Best, metric_means, overall_scores, unclipped_members
-from steval.evaluator.report import Report
-from steval.evaluator.scoring import REFERENCE
+from steval.evaluator.reference.members import Best, metric_means, overall_scores, unclipped_members
+from steval.evaluator.report.report import Report
+from steval.evaluator.stages import REFERENCE
 from steval.evaluator.tables import read_score_dir
 
 SEED_NOISE = 0.05

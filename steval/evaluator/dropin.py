@@ -25,17 +25,17 @@ from cell_eval._evaluator import _load_or_build_de, _spearman_brown_correct
 from cell_eval._types import initialize_de_comparison
 from cell_eval.metrics import MetricResult
 
+from steval.data.cells.genes import GeneAlignment
+from steval.data.cells.scale import ScaleRecord
 from steval.data.columns import Columns
-from steval.data.genes import GeneAlignment
-from steval.data.scale import ScaleRecord
 from steval.errors import StevalError
-from steval.evaluator.catalog import CATALOG
-from steval.evaluator.cells import CellSide, group_rows, open_cells
-from steval.evaluator.de import DifferentialExpression
-from steval.evaluator.de_tables import compare
-from steval.evaluator.metrics import METRIC_ERRORS, Inputs, compute
-from steval.evaluator.pair import Pair
-from steval.evaluator.scan import Needs, SideTables, scan
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.cells.sides import CellSide, group_rows, open_cells
+from steval.evaluator.measure.de import DifferentialExpression
+from steval.evaluator.measure.de_tables import compare
+from steval.evaluator.measure.scan import Needs, SideTables, scan
+from steval.evaluator.metrics.catalog import CATALOG
+from steval.evaluator.metrics.values import METRIC_ERRORS, Inputs, compute
 from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)

@@ -1,187 +1,111 @@
-"""The work on one pair: its metrics, those of the baselines, its ceiling; frames come later (`assembly`)."""
+"""`score()`: metrics of a prediction beside baselines, ceiling, intervals and integrity checks; the room's front door.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+report = score("pred.h5ad", "real.h5ad", train="train.h5ad")
+report.score, report.breakdown, report.integrity
+write_score_dir(report, "scores/run1")
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from steval.evaluator.baselines import BaselineKind, available_kinds, baseline_pair, missing_contexts
-from steval.evaluator.catalog import Best, Family
-from steval.evaluator.ceiling import Ceiling, estimate_ceiling
+from steval.data.cells.scale import Scale
+from steval.data.columns import Columns
+from steval.errors import ConfigError
+from steval.evaluator.assembly import assemble
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.cells.sides import CellSource
 from steval.evaluator.clock import Clock
-from steval.evaluator.evaluate import Evaluation, evaluate
-from steval.evaluator.findings import Finding
-from steval.evaluator.integrity import Scored, check_integrity
-from steval.evaluator.members import Overall, member_table, metric_means
-from steval.evaluator.pair import Pair
-from steval.evaluator.profiles import resolve
-from steval.evaluator.training import TrainingCells
-from steval.machine import num_cores
-
-IntegrityLevel = Literal["none", "basic", "full"]
-REFERENCE: BaselineKind = "mean"
-"""The baseline that members are normalised by: cell-eval's."""
+from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.reference.training import read_training
+from steval.evaluator.report.report import Report
+from steval.evaluator.stages import IntegrityLevel, ScoreOptions, ScoreWork
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """How to score; `score` makes it of its arguments."""
+def score(
+    pred: CellSource,
+    real: CellSource,
+    *,
+    columns: Columns | None = None,
+    train: CellSource | None = None,
+    train_rows: np.ndarray | None = None,
+    profile: str = "vcc",
+    metrics: Sequence[str] | None = None,
+    metric_options: Mapping[str, Mapping[str, Any]] | None = None,
+    ceiling: bool = False,
+    integrity: IntegrityLevel = "basic",
+    metrics_only: bool = False,
+    by: str | None = None,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    splits: int = 3,
+    cache_dir: Path | None = None,
+    threads: int | None = None,
+    de_real: pl.DataFrame | None = None,
+    de_pred: pl.DataFrame | None = None,
+    scale: Scale | None = None,
+    features: Mapping[str, np.ndarray] | None = None,
+    model_record: dict[str, Any] | None = None,
+) -> Report:
+    """Score predicted against real cells: paths to h5ad, `AnnData` or `CellFile`, lognorm.
 
-    metrics: str | tuple[str, ...] = "vcc"
-    """A profile, a metric, or several metrics."""
-    metric_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    ceiling: bool = False
-    integrity: IntegrityLevel = "basic"
-    metrics_only: bool = False
-    by: str | None = None
-    seed: int = 0
-    bootstrap: int = 1000
-    """Resamples of the perturbations; 0: no intervals."""
-    splits: int = 3
-    """Splits of the replicate ceiling."""
-    threads: int | None = None
-
-    @property
-    def columns(self) -> dict[str, tuple[Family, Best]]:
-        """Result columns of the chosen metrics with family and best value."""
-        return {column: (metric.family, metric.best) for metric in resolve(self.metrics) for column in metric.columns}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types for the record."""
-        return {
-            "metrics": [metric.name for metric in resolve(self.metrics)],
-            "profile": self.metrics if isinstance(self.metrics, str) else None,
-            "metric_options": {name: dict(options) for name, options in self.metric_options.items()},
-            "ceiling": self.ceiling,
-            "integrity": "none" if self.metrics_only else self.integrity,
-            "metrics_only": self.metrics_only,
-            "by": self.by,
-            "bootstrap": 0 if self.metrics_only else self.bootstrap,
-            "splits": self.splits,
-            "threads": self.threads,
-        }
-
-
-@dataclass(frozen=True)
-class PairScore:
-    """What was computed of one pair."""
-
-    pair: Pair
-    evaluation: Evaluation
-    baselines: dict[BaselineKind, Evaluation]
-    ceiling: Ceiling | None
-    findings: list[Finding]
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class ScoreWork:
-    """All that scoring a pair needs beside the pair."""
-
-    options: ScoreOptions
-    training: TrainingCells | None
-    features: Mapping[str, np.ndarray] | None
-    cache: Path | None
-    clock: Clock
-
-    def run(self, pair: Pair, de_real: pl.DataFrame | None = None, de_pred: pl.DataFrame | None = None) -> PairScore:
-        """Score one pair."""
-        with self.clock.stage("metrics"):
-            evaluation = self.evaluate(pair, de_real, de_pred)
-        if self.options.metrics_only:
-            return PairScore(pair, evaluation, {}, None, [], [])
-        warnings: list[str] = []
-        baselines: dict[BaselineKind, Evaluation] = {}
-        if self.training is not None:
-            with self.clock.stage("baselines"):
-                baselines = self._baselines(pair, self.training, de_real)
-            warnings += _context_warnings(pair, self.training)
-        ceiling = None
-        if self.options.ceiling:
-            with self.clock.stage("ceiling"):
-                ceiling = self._ceiling(pair)
-            warnings += ceiling.notes
-        findings: list[Finding] = []
-        if self.options.integrity != "none":
-            with self.clock.stage("integrity"):
-                findings = self._integrity(pair, evaluation, baselines.get(REFERENCE), de_real)
-        return PairScore(pair, evaluation, baselines, ceiling, findings, warnings)
-
-    def evaluate(
-        self, pair: Pair, de_real: pl.DataFrame | None = None, de_pred: pl.DataFrame | None = None
-    ) -> Evaluation:
-        """The chosen metrics of a pair."""
-        return evaluate(
-            pair,
-            self.options.metrics,
-            options=self.options.metric_options,
-            de_real=de_real,
-            de_pred=de_pred,
-            cache=self.cache,
-            threads=self.options.threads,
-        )
-
-    def best(self, evaluation: Evaluation) -> dict[str, Best]:
-        """Best value of each result column; a metric that failed altogether is no member, as in cell-eval."""
-        failed = set(evaluation.failed)
-        return {column: "none" if column in failed else kind for column, (_, kind) in self.options.columns.items()}
-
-    def overall(self, evaluation: Evaluation, baseline: Evaluation | None) -> tuple[pl.DataFrame, Overall]:
-        """Members of an evaluation against a baseline's, and the overall score."""
-        columns = self.options.columns
-        best = self.best(evaluation)
-        means = metric_means(evaluation.results, list(columns))
-        base = None if baseline is None else metric_means(baseline.results, list(columns))
-        return member_table(means, base, best)
-
-    def _baselines(
-        self, pair: Pair, training: TrainingCells, de_real: pl.DataFrame | None
-    ) -> dict[BaselineKind, Evaluation]:
-        made: dict[BaselineKind, Evaluation] = {}
-        for kind in available_kinds(training, self.features):
-            baseline = baseline_pair(pair, training, kind, seed=self.options.seed, features=self.features)
-            made[kind] = self.evaluate(baseline, de_real)
-        return made
-
-    def _integrity(
-        self, pair: Pair, evaluation: Evaluation, baseline: Evaluation | None, de_real: pl.DataFrame | None
-    ) -> list[Finding]:
-        def rescore(changed: Pair) -> Overall:
-            return self.overall(self.evaluate(changed, de_real), baseline)[1]
-
-        return check_integrity(
-            Scored(
-                pair=pair,
-                evaluation=evaluation,
-                overall=None if baseline is None else self.overall(evaluation, baseline)[1],
-                training=self.training,
-                full=self.options.integrity == "full",
-                rescore=rescore,
-                seed=self.options.seed,
-                threads=self.options.threads or num_cores(),
-            )
-        )
-
-    def _ceiling(self, pair: Pair) -> Ceiling:
-        return estimate_ceiling(
-            pair,
-            self.options.metrics,
-            list(self.options.columns),
-            splits=self.options.splits,
-            seed=self.options.seed,
-            options=self.options.metric_options,
-            threads=self.options.threads,
-        )
+    `train` (its rows `train_rows` only, where given) makes the baselines; without it there are raw metrics only.
+    `features` (perturbation → vector) add the ridge baseline. `by="cell_type"` scores each cell type on its own.
+    `metrics_only` leaves out baselines, intervals and checks. `de_real`, `de_pred`: DE tables with pdex's columns.
+    `cache_dir` keeps what depends on the real side alone from run to run. `model_record`: any JSON about the predictor,
+    shown in the report. Raises `EvaluationError` or `DataError` where the cells do not fit, `ConfigError` for options.
+    """
+    options = ScoreOptions(
+        metrics=tuple(metrics) if metrics else profile,
+        metric_options=metric_options or {},
+        ceiling=ceiling,
+        integrity=integrity,
+        metrics_only=metrics_only,
+        by=by,
+        seed=seed,
+        bootstrap=bootstrap,
+        splits=splits,
+        threads=threads,
+    )
+    _validate(options, de_real, de_pred)
+    clock = Clock()
+    with ExitStack() as stack:
+        cache = cache_dir or Path(stack.enter_context(TemporaryDirectory(prefix="steval-score-")))
+        with clock.stage("open"):
+            pair = stack.enter_context(Pair.build(pred, real, columns, scale=scale))
+        training = None
+        if train is not None and not metrics_only:
+            with clock.stage("training cells"):
+                training = read_training(
+                    train, pair.genes, pair.columns, pair.perturbations, rows=train_rows, scale=scale
+                )
+                stack.callback(training.cells.close)
+        work = ScoreWork(options, training, features, cache, clock)
+        pairs: dict[str | None, Pair] = {None: pair} if by is None else dict(pair.by_cell_type())
+        with ThreadPoolExecutor(1) as background:
+            background.submit(pair.pred.digest)  # for the record; an error comes again when it is asked for
+            parts = {name: work.run(one, de_real, de_pred) for name, one in pairs.items()}
+        return assemble(work, parts, pair, model_record)
 
 
-def _context_warnings(pair: Pair, training: TrainingCells) -> list[str]:
-    missing = missing_contexts(pair, training)
-    if not missing:
-        return []
-    return [
-        f"the training cells hold no control cells of {', '.join(missing)}: baselines start from other contexts' cells and "
-        "are weak, so normalised members flatter"
-    ]
+def _validate(options: ScoreOptions, de_real: pl.DataFrame | None, de_pred: pl.DataFrame | None) -> None:
+    resolve(options.metrics)
+    problems = []
+    if options.by not in (None, "cell_type"):
+        problems.append(f"by: cells are scored together (None) or by 'cell_type', got {options.by!r}")
+    if options.by is not None and (de_real is not None or de_pred is not None):
+        problems.append("de_real, de_pred: tables made elsewhere hold for all cells together, not by cell type")
+    if options.integrity not in ("none", "basic", "full"):
+        problems.append(f"integrity: 'basic', 'full' or 'none', got {options.integrity!r}")
+    if options.bootstrap < 0:
+        problems.append(f"bootstrap: a number of resamples, 0 or more, got {options.bootstrap}")
+    if options.splits < 1:
+        problems.append(f"splits: at least 1 split of the real cells, got {options.splits}")
+    if problems:
+        raise ConfigError("the scoring options are not valid", problems)

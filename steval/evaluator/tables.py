@@ -16,7 +16,7 @@ import polars as pl
 
 from steval.data.files import require_directory
 from steval.errors import ConfigError, DataError
-from steval.evaluator.report import (
+from steval.evaluator.report.report import (
     BASELINES_SCHEMA,
     BREAKDOWN_SCHEMA,
     DE_COUNTS_SCHEMA,
@@ -49,7 +49,7 @@ def write_score_dir(report: Report, directory: Path | str) -> Path:
     Everything is written to a directory beside it, which then takes its place: a killed run or a full disk leaves the old
     score directory, or none, never a part. A directory that holds anything but a score is not replaced (`ConfigError`).
     """
-    from steval.evaluator.html_report import render_report
+    from steval.evaluator.report.html import render_report
 
     directory = Path(directory)
     _require_replaceable(directory)

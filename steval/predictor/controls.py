@@ -14,10 +14,10 @@ import scipy.sparse as sp
 
 from steval.checkpoints.manifest import Manifest
 from steval.checkpoints.store import Checkpoint
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.genes import FillMissing, GeneAlignment, align
+from steval.data.cells.scale import Scale, require_scale, sample_indices
 from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
-from steval.data.genes import FillMissing, GeneAlignment, align
-from steval.data.scale import Scale, require_scale, sample_indices
 from steval.errors import ConfigError, DataError
 
 UNLABELLED = "unlabelled"

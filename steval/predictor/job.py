@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt, model_validator
 
 from steval.checkpoints.store import Checkpoint, load_checkpoint
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
 from steval.data.columns import resolve_columns, unique_labels
 from steval.errors import ConfigError
 from steval.model.config import Attention

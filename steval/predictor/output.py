@@ -12,9 +12,9 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import FiniteFloat, PositiveFloat, model_validator
 
-from steval.data.csr import csr_of
-from steval.data.record import steval_record
-from steval.data.writer import CellWriter, Compression, Layout
+from steval.data.cells.record import steval_record
+from steval.data.cells.writer import CellWriter, Compression, Layout
+from steval.data.rows.csr import csr_of
 from steval.errors import ConfigError
 from steval.logs import progress_bar
 from steval.predictor.controls import ControlPool

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
 from steval.data.files import require_file
 from steval.errors import ConfigError, DataError, nearest_names

@@ -12,14 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from steval.errors import ConfigError, StevalError
-from steval.service import journal
-from steval.service.access import AccessMiddleware
-from steval.service.answers import error_answer
-from steval.service.body import BodyMiddleware
-from steval.service.observe import ObserveMiddleware
+from steval.service.http import journal
+from steval.service.http.access import AccessMiddleware
+from steval.service.http.answers import error_answer
+from steval.service.http.body import BodyMiddleware
+from steval.service.http.observe import ObserveMiddleware
+from steval.service.http.site import make_site
 from steval.service.schemas import PredictBody
 from steval.service.settings import ServiceSettings
-from steval.service.site import make_site
 
 try:
     SETTINGS = ServiceSettings.from_environment()
@@ -49,7 +49,7 @@ class StevalService:
     def check() -> None:
         """Before any worker starts: the settings, and the checkpoint's header and digest."""
         from steval.checkpoints.manifest import read_manifest
-        from steval.service.keys import read_keys
+        from steval.service.http.keys import read_keys
         from steval.service.runtime import require_checkpoint
 
         try:
@@ -60,7 +60,7 @@ class StevalService:
             raise BentoMLConfigException(str(error)) from error
 
     def __init__(self) -> None:
-        from steval.service.predicting import PredictionService
+        from steval.service.predict.predicting import PredictionService
         from steval.service.runtime import Runtime
 
         journal.configure()

@@ -23,7 +23,7 @@ import pyarrow as pa
 from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
 from steval.predictor.requests import Vocabulary
-from steval.service.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
+from steval.service.http.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
 
 DEFAULT_TIMEOUT = 600.0
 PATIENCE = 60.0

@@ -17,11 +17,11 @@ import numpy as np
 from steval import __version__
 from steval.errors import ConfigError, ServiceError, StevalError
 from steval.machine import num_cores
-from steval.service.encoding import json_numbers, json_object
-from steval.service.job_runner import JobRunner
-from steval.service.jobs import JobStore, default_job_dir
-from steval.service.metrics import ServiceMetrics, service_metrics
+from steval.service.http.encoding import json_numbers, json_object
+from steval.service.http.metrics import ServiceMetrics, service_metrics
 from steval.service.schemas import ModelCard
+from steval.service.score.job_runner import JobRunner
+from steval.service.score.jobs import JobStore, default_job_dir
 from steval.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Model:
         from steval.predictor.controls import checkpoint_controls, file_controls
         from steval.predictor.engine import Predictor
         from steval.predictor.output import output_names
-        from steval.service.batcher import MicroBatcher
-        from steval.service.warmup import warm_up
+        from steval.service.predict.batcher import MicroBatcher
+        from steval.service.predict.warmup import warm_up
 
         torch.set_num_threads(settings.threads or max(1, num_cores() // settings.workers))
         checkpoint = load_checkpoint(require_checkpoint(settings))

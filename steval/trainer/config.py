@@ -8,15 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from steval.data.cellsets import ControlMapping, Sampling
-from steval.data.splits import CellSplit, SplitSettings, TomlSplit
-from steval.data.training_cells import CellsSettings
+from steval.data.splits.assignment import CellSplit, SplitSettings, TomlSplit
+from steval.data.training.cells import CellsSettings
+from steval.data.training.sets import ControlMapping, Sampling
 from steval.model.config import Activation, Attention, Head, OutputSpace
 from steval.settings import Settings
-from steval.trainer.metrics import LoggerName
-from steval.trainer.objective_settings import ObjectiveSettings
-from steval.trainer.optimiser_settings import OptimiserSettings
-from steval.trainer.phases import PhaseSettings
+from steval.trainer.progress.metrics import LoggerName
+from steval.trainer.settings.objective_settings import ObjectiveSettings
+from steval.trainer.settings.optimiser_settings import OptimiserSettings
+from steval.trainer.settings.phases import PhaseSettings
 
 
 def _text(value: object) -> object:

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 
 import torch
 
-from steval.data.cellsets import CellSetSampler
-from steval.data.training_cells import TrainingCells
+from steval.data.training.cells import TrainingCells
+from steval.data.training.sets import CellSetSampler
 from steval.errors import ConfigError
 from steval.model.config import ModelConfig
 from steval.model.groups import PARAMETER_GROUPS, parameter_group
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.notices import Notice
-from steval.trainer.optimiser import ParameterSet
-from steval.trainer.phases import PhaseSettings
+from steval.trainer.fit.optimiser import ParameterSet
+from steval.trainer.progress.notices import Notice
+from steval.trainer.settings.phases import PhaseSettings
 from steval.trainer.sources import Base
 
 MISMATCH = (

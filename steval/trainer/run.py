@@ -9,14 +9,14 @@ import torch
 
 from steval.errors import ConfigError, StevalError
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.devices import is_first_process
-from steval.trainer.keeper import QuickEval, Warmup
-from steval.trainer.metrics import require_loggers
-from steval.trainer.notices import Report
-from steval.trainer.phase_bar import OnStep
-from steval.trainer.rundir import RunDirectory
+from steval.trainer.fit.devices import is_first_process
+from steval.trainer.progress.keeper import QuickEval, Warmup
+from steval.trainer.progress.metrics import require_loggers
+from steval.trainer.progress.notices import Report
+from steval.trainer.progress.phase_bar import OnStep
+from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.progress.stopping import StopSignal
 from steval.trainer.session import Session
-from steval.trainer.stopping import StopSignal
 
 
 @dataclass(frozen=True)

@@ -11,34 +11,34 @@ from torch import Tensor
 
 from steval.checkpoints.manifest import TrainingRecord
 from steval.checkpoints.store import load_checkpoint
-from steval.data.cellsets import CellSetSampler
 from steval.data.reference import Part
-from steval.data.training_cells import TrainingCells
+from steval.data.training.cells import TrainingCells
+from steval.data.training.sets import CellSetSampler
 from steval.errors import ConfigError, DataError
 from steval.model.config import ModelConfig
 from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.network import StateTransition
-from steval.trainer.checkpointing import checkpoint_activations
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.devices import build_trainer, is_first_process, on_cpu
-from steval.trainer.feeding import BatchMaker, open_feed
-from steval.trainer.fit import PhaseFit, Stage
-from steval.trainer.keeper import Keeper, QuickEval, Warmup
-from steval.trainer.metrics import cut_back, open_sinks
-from steval.trainer.network_plan import describe_network, plan_network
-from steval.trainer.notices import Notice, Report
-from steval.trainer.objective import Objective, idle_parameters
-from steval.trainer.optimiser import freeze, parameter_sets
-from steval.trainer.phase_bar import OnStep, PhaseBar
-from steval.trainer.precision import keep_norms_in_float32
+from steval.trainer.fit.checkpointing import checkpoint_activations
+from steval.trainer.fit.devices import build_trainer, is_first_process, on_cpu
+from steval.trainer.fit.feeding import BatchMaker, open_feed
+from steval.trainer.fit.objective import Objective, idle_parameters
+from steval.trainer.fit.optimiser import freeze, parameter_sets
+from steval.trainer.fit.phase import PhaseFit, Stage
+from steval.trainer.fit.precision import keep_norms_in_float32
+from steval.trainer.fit.validation import Validator
 from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
-from steval.trainer.progress import Progress
-from steval.trainer.rundir import RunDirectory
+from steval.trainer.progress.keeper import Keeper, QuickEval, Warmup
+from steval.trainer.progress.metrics import cut_back, open_sinks
+from steval.trainer.progress.notices import Notice, Report
+from steval.trainer.progress.phase_bar import OnStep, PhaseBar
+from steval.trainer.progress.progress import Progress
+from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.progress.state import TrainerState, load_state
+from steval.trainer.progress.stopping import StopSignal
+from steval.trainer.progress.versions import package_versions
+from steval.trainer.settings.network_plan import describe_network, plan_network
 from steval.trainer.sources import Base, build_manifest, default_controls, initial_weights, open_cells
-from steval.trainer.state import TrainerState, load_state
-from steval.trainer.stopping import StopSignal
-from steval.trainer.validation import Validator
-from steval.trainer.versions import package_versions
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from steval.checkpoints.manifest import Manifest, PerturbationEntry, read_manife
 from steval.checkpoints.store import ControlSet, choose_controls
 from steval.checkpoints.transplant import TransplantReport, one_hot_columns, transplant
 from steval.checkpoints.weight_source import Vocabulary, WeightSource, read_weight_source
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.genes import read_genes
+from steval.data.cells.scale import resolve_scale
 from steval.data.columns import DEFAULT_CONTROL, Columns
-from steval.data.genes import read_genes
 from steval.data.reference import DataReference, FileReference
-from steval.data.scale import resolve_scale
-from steval.data.training_cells import TrainingCells
-from steval.data.training_cells import Vocabulary as NameOrder
+from steval.data.training.cells import TrainingCells
+from steval.data.training.cells import Vocabulary as NameOrder
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.config import DataSettings

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from steval.data.cellfile import CellFile, read_anndata, write_anndata
+from steval.data.cells.cellfile import CellFile, read_anndata, write_anndata
 from steval.data.columns import Columns
 from steval.data.example import example_path
 from steval.data.files import atomic_path
 from steval.data.prepare import PrepareSettings, prepare
-from steval.data.splits import CellSplit, assign_parts
+from steval.data.splits.assignment import CellSplit, assign_parts
 from steval.data.synthetic import CHALLENGE_GENES, generate
 from steval.errors import ConfigError
 from steval.settings import apply_overrides, read_yaml
 
 if TYPE_CHECKING:
-    from steval.evaluator.report import Report
+    from steval.evaluator.report.report import Report
 
 logger = logging.getLogger(__name__)
 

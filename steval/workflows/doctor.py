@@ -138,7 +138,7 @@ def _mismatch(evidence: str, change: str) -> Finding:
 
 
 def _arc_findings(path: Path, values: Mapping[str, Any]) -> tuple[list[Finding], float | None]:
-    from steval.trainer.arc_config import translate
+    from steval.trainer.settings.arc_config import translate
 
     training = dict(values.get("training") or {})
     clip = training.get("gradient_clip_val")

@@ -8,14 +8,14 @@ import numpy as np
 
 from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import Checkpoint
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
 from steval.data.selection import open_reference
 from steval.errors import ConfigError
 from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.notices import Report
+from steval.trainer.progress.notices import Report
 from steval.trainer.run import RunResult, finetune
 from steval.workflows.predict import request_items
 
@@ -56,7 +56,7 @@ def quick_evaluation(checkpoint: Checkpoint) -> Mapping[str, float]:
 
     Every validation perturbation is predicted, with at most `QUICK_CELLS` cells, from the measured controls.
     """
-    from steval.evaluator.score import score
+    from steval.evaluator.scoring import score
 
     manifest = checkpoint.manifest
     if manifest.training_data is None or manifest.output_genes is None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
 from steval.data.columns import ColumnOptions, resolve_columns
-from steval.evaluator.pack import Submission, pack
+from steval.evaluator.submission import Submission, pack
 
 
 def pack_predictions(preds: Path, out: Path, options: ColumnOptions, **settings: Any) -> Submission:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from steval.checkpoints.store import load_checkpoint
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns
 from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor

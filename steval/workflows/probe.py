@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from steval.checkpoints.store import Checkpoint
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, resolve_columns
-from steval.data.scale import Scale
 from steval.errors import DataError
 from steval.logs import progress
 from steval.model.config import Attention, ModelConfig

@@ -11,17 +11,17 @@ import numpy as np
 from safetensors import safe_open
 
 from steval.checkpoints.manifest import FEATURES, Manifest, read_manifest
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
-from steval.data.scale import Scale
 from steval.data.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from steval.evaluator.score import Report
+    from steval.evaluator.scoring import Report
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
     `request.train`, else the checkpoint's training cells, else there are none. Raises `ConfigError`, `CheckpointError`
     or `DataError`.
     """
-    from steval.evaluator.score import score
+    from steval.evaluator.scoring import score
     from steval.evaluator.tables import write_score_dir
 
     if request.checkpoint is None and request.real is None:

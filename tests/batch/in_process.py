@@ -8,7 +8,7 @@ from steval.batch.ledger import Ledger, ledger_path
 from steval.batch.plan import Plan, make_plan
 from steval.batch.runner import RunCounts, Runner
 from steval.batch.settings import BatchManifest, out_dir
-from steval.batch.tasks import perform
+from steval.batch.work.tasks import perform
 
 
 class InProcessEngine:

@@ -16,14 +16,14 @@ from batch_cases import start_batch, write_manifest
 from engine_cases import RAY, descendants, engine_of, needs_ray, wait_for_children
 from in_process import plan_of, run_in_process
 
-from steval.batch.engine import Engine
+from steval.batch.engines.base import Engine
+from steval.batch.engines.local import LocalEngine, available_memory
 from steval.batch.jobs import Outcome, Task
 from steval.batch.ledger import Ledger, ledger_path
-from steval.batch.local import LocalEngine, available_memory
 from steval.batch.run import make_engine
 from steval.batch.runner import Runner
 from steval.batch.settings import Running
-from steval.batch.stages import job_stages
+from steval.batch.work.stages import job_stages
 from steval.data.files import require_directory
 from steval.errors import ConfigError
 

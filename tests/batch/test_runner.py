@@ -15,9 +15,9 @@ from steval.batch.jobs import Outcome, read_json
 from steval.batch.leaderboard import SCHEMA, build_leaderboard, write_leaderboard
 from steval.batch.ledger import Ledger
 from steval.batch.results import error_of, is_whole
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.scale import sample_indices
 from steval.data.columns import Columns
-from steval.data.scale import sample_indices
 from steval.workflows.predict import predict_as_in
 from steval.workflows.score import ScoreRequest, score_predictions
 

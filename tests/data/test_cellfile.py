@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from steval.data.cellfile import CellFile, read_anndata, write_anndata
+from steval.data.cells.cellfile import CellFile, read_anndata, write_anndata
 from steval.errors import DataError
 
 
@@ -46,12 +46,12 @@ def test_evenly_spaced_rows_do_not_pull_in_the_whole_file(layout, tmp_path, monk
     with CellFile.open(tmp_path / "cells.h5ad") as opened:
         expected = opened.rows(wanted).toarray()
         np.testing.assert_array_equal(expected, matrix[wanted].toarray())
-        monkeypatch.setattr("steval.data.row_sources.MERGE_BYTES", piece)
+        monkeypatch.setattr("steval.data.rows.sources.MERGE_BYTES", piece)
         monkeypatch.setattr(h5py.Dataset, "__getitem__", measured)
         np.testing.assert_array_equal(opened.rows(wanted).toarray(), expected)
         assert len(sizes) >= 0.8 * file_bytes / piece
         assert max(sizes) <= piece
-        monkeypatch.setattr("steval.data.row_sources.MERGE_BYTES", 1)
+        monkeypatch.setattr("steval.data.rows.sources.MERGE_BYTES", 1)
         np.testing.assert_array_equal(opened.rows(wanted[:9]).toarray(), expected[:9])
 
 

@@ -9,9 +9,9 @@ from cells_on_disk import CONTROL, make_cells, write_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steval.data.cellsets import CellSetSampler, SetBatch
-from steval.data.splits import CellSplit, ContextSplit
-from steval.data.training_cells import CellsSettings, TrainingCells
+from steval.data.splits.assignment import CellSplit, ContextSplit
+from steval.data.training.cells import CellsSettings, TrainingCells
+from steval.data.training.sets import CellSetSampler, SetBatch
 from steval.errors import ConfigError, DataError
 
 CONTEXTS = {

@@ -11,7 +11,7 @@ from steval.data.compiled import compiled
 PROGRAM = """
 import sys, time
 import numpy as np
-from steval.evaluator.rank_kernels import back_transform
+from steval.evaluator.measure.rank_kernels import back_transform
 start = time.perf_counter()
 assert abs(back_transform(np.log1p(np.array([3.0])))[0] - 3.0) < 1e-12
 sys.stdout.write(str(sum(back_transform.stats.cache_hits.values())))

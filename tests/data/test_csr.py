@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from steval.data.csr import csr_of, require_columns
+from steval.data.rows.csr import csr_of, require_columns
 from steval.errors import DataError
 
 

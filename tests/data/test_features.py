@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steval.data.features import feature_rows, one_hot, read_features
+from steval.data.training.features import feature_rows, one_hot, read_features
 from steval.errors import ConfigError, DataError
 
 VECTORS = {"STAT1": [1.0, 2.0], "IRF1": [3.0, 4.0], "TP53": [5.0, 6.0]}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from steval.data.genes import align, read_genes
+from steval.data.cells.genes import align, read_genes
 from steval.errors import DataError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steval.data.obs_codes import column_names, num_rows, read_coded, row_names
+from steval.data.cells.obs_codes import column_names, num_rows, read_coded, row_names
 from steval.errors import DataError
 
 LABELS = ["b", "a", "c", "a", "b", "a", "c"]
@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_column_is_its_codes_into_sorted_names(
     path: Path, name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steval.data.obs_codes.BLOCK_ROWS", block)
+    monkeypatch.setattr("steval.data.cells.obs_codes.BLOCK_ROWS", block)
     with h5py.File(path, "r") as handle:
         column = read_coded(handle["obs"], name, "the file")
     expected = [str(value) for value in COLUMNS[name]]
@@ -50,7 +50,7 @@ def test_a_column_is_its_codes_into_sorted_names(
 
 
 def test_the_frame_says_its_columns_rows_and_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steval.data.obs_codes.BLOCK_ROWS", 3)
+    monkeypatch.setattr("steval.data.cells.obs_codes.BLOCK_ROWS", 3)
     with h5py.File(path, "r") as handle:
         assert column_names(handle["obs"]) == list(COLUMNS)
         assert num_rows(handle["obs"]) == 7

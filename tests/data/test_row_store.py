@@ -14,13 +14,13 @@ from cells_on_disk import CONTROL, make_cells, write_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steval.data.cellset_files import matrix_paths
-from steval.data.csr_cache import cached_rows
-from steval.data.flat_array import FlatArray
-from steval.data.genes import align
-from steval.data.obsm_store import ObsmStore
-from steval.data.row_store import RowStore, SourceFile
-from steval.data.scale import lognorm
+from steval.data.cells.genes import align
+from steval.data.cells.scale import lognorm
+from steval.data.rows.csr_cache import cached_rows
+from steval.data.rows.flat_array import FlatArray
+from steval.data.rows.obsm_store import ObsmStore
+from steval.data.rows.store import RowStore, SourceFile
+from steval.data.training.files import matrix_paths
 from steval.errors import DataError
 
 CONTRACT = ["gene7", "gene2", "gene11", "gene0", "gene5"]
@@ -86,7 +86,7 @@ def test_other_number_types_are_read(cells: ad.AnnData, tmp_path: Path, kind: st
 def test_sparse_memory_gathers_the_same(cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = cells.copy()
     sparse.X = cells.X.multiply(cells.X > 4).tocsr()
-    monkeypatch.setattr("steval.data.row_store.SMALL_BYTES", 0)
+    monkeypatch.setattr("steval.data.rows.store.SMALL_BYTES", 0)
     store = store_of(write_as(sparse, tmp_path / "c.h5ad", "csr"), sparse, None, MEMORY)
     assert store.place == "sparse memory"
     indices = np.array([5, -1, 98, 5])

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from steval.data.cellfile import CellFile
-from steval.data.scale import lognorm, measure, require_scale, resolve_scale
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.scale import lognorm, measure, require_scale, resolve_scale
 from steval.errors import DataError
 
 

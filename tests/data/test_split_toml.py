@@ -11,9 +11,9 @@ from cells_on_disk import CONTROL
 from split_tomls import SPLITS, write_data, write_split
 
 from steval.data.reference import Part
-from steval.data.split_settings import TomlSplit
-from steval.data.split_toml import dataset_files, parse_split_toml, read_split_toml
-from steval.data.training_cells import CellsSettings, TrainingCells
+from steval.data.splits.settings import TomlSplit
+from steval.data.splits.toml import dataset_files, parse_split_toml, read_split_toml
+from steval.data.training.cells import CellsSettings, TrainingCells
 from steval.errors import ConfigError, DataError
 
 HERE = Path(__file__).parent

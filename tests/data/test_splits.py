@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steval.data.columns import Columns
-from steval.data.splits import (
+from steval.data.splits.assignment import (
     SHARED_CONTROL,
     TEST,
     TRAIN,

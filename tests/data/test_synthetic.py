@@ -1,6 +1,6 @@
 import numpy as np
 
-from steval.data.scale import lognorm
+from steval.data.cells.scale import lognorm
 from steval.data.synthetic import generate
 
 

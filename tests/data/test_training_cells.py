@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from cells_on_disk import CONTROL, make_cells, write_as
 
+from steval.data.cells.scale import lognorm
 from steval.data.columns import ColumnOptions
-from steval.data.scale import lognorm
 from steval.data.selection import open_reference
-from steval.data.splits import CellSplit, ContextSplit
-from steval.data.training_cells import CellsSettings, TrainingCells, Vocabulary
+from steval.data.splits.assignment import CellSplit, ContextSplit
+from steval.data.training.cells import CellsSettings, TrainingCells, Vocabulary
 from steval.errors import ConfigError, DataError
 
 GROUPS = {"A": 20, "B": 20, CONTROL: 20}

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from steval.data.writer import CellWriter
+from steval.data.cells.writer import CellWriter
 from steval.errors import DataError
 
 

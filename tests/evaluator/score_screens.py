@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.data.example import example
-from steval.data.scale import lognorm
 from steval.data.synthetic import generate
 
 CONTROL = "non-targeting"

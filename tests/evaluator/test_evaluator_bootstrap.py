@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steval.evaluator.bootstrap import draw_weights, resampled_means, score_intervals
+from steval.evaluator.reference.bootstrap import draw_weights, resampled_means, score_intervals
 
 
 def frame(**columns):

@@ -9,8 +9,8 @@ import pytest
 from engine_screens import screen
 
 from steval.data.columns import Columns
-from steval.evaluator.evaluate import evaluate
-from steval.evaluator.pair import Pair
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.evaluation import evaluate
 
 ALL = ["mae", "pearson_edistance", "overlap_at_N", "roc_auc"]
 

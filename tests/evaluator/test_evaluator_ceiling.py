@@ -8,7 +8,7 @@ from cell_eval import MetricsEvaluator
 from cell_eval._evaluator import SB_METRICS
 
 from steval.errors import EvaluationError
-from steval.evaluator.ceiling import CORRECTED_METRICS, disjoint_halves, spearman_brown
+from steval.evaluator.reference.ceiling import CORRECTED_METRICS, disjoint_halves, spearman_brown
 
 
 @pytest.mark.filterwarnings("ignore:the string cache:DeprecationWarning")

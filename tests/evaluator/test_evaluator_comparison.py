@@ -9,7 +9,7 @@ from score_screens import CONTROL, real_screen, synthetic_screen
 
 from steval.errors import EvaluationError
 from steval.evaluator.comparison import compare_scores
-from steval.evaluator.score import score
+from steval.evaluator.scoring import score
 from steval.evaluator.tables import write_score_dir
 
 SCREEN = synthetic_screen()

@@ -6,9 +6,9 @@ import scipy.sparse as sp
 import sklearn.metrics as skm
 from sklearn.metrics import pairwise_distances
 
-from steval.evaluator.clustering import clustering_agreement
-from steval.evaluator.discrimination import discrimination_scores
-from steval.evaluator.distances import ControlDistances
+from steval.evaluator.measure.distances import ControlDistances
+from steval.evaluator.metrics.clustering import clustering_agreement
+from steval.evaluator.metrics.discrimination import discrimination_scores
 
 
 def energy(cells, control):
@@ -32,9 +32,9 @@ def test_blocks_of_controls_do_not_change_the_distance(monkeypatch):
     generator = np.random.default_rng(0)
     control, cells = generator.gamma(1.0, size=(90, 50)), generator.gamma(1.2, size=(31, 50))
     whole = ControlDistances(control).energy(cells)
-    monkeypatch.setattr("steval.evaluator.distances.BLOCK_CELLS", 17)
-    monkeypatch.setattr("steval.evaluator.distances.DENSE_CONTROL_BYTES", 0)
-    monkeypatch.setattr("steval.evaluator.distances.PAIRS_AT_ONCE", 10)
+    monkeypatch.setattr("steval.evaluator.measure.distances.BLOCK_CELLS", 17)
+    monkeypatch.setattr("steval.evaluator.measure.distances.DENSE_CONTROL_BYTES", 0)
+    monkeypatch.setattr("steval.evaluator.measure.distances.PAIRS_AT_ONCE", 10)
     assert ControlDistances(control).energy(cells) == pytest.approx(whole, abs=1e-12)
 
 

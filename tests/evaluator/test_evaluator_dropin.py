@@ -289,10 +289,10 @@ def test_paths_and_de_tables_are_read(tmp_path):
 
 def test_the_room_gives_functions_not_modules():
     import steval.evaluator
-    from steval.evaluator.pack import pack
-    from steval.evaluator.score import score
+    from steval.evaluator.scoring import score
+    from steval.evaluator.submission import pack
 
-    assert steval.evaluator.score is score
-    assert steval.evaluator.pack is pack
+    assert steval.evaluator.scoring is score
+    assert steval.evaluator.submission is pack
     with pytest.raises(AttributeError, match="no attribute 'scores'"):
         _ = steval.evaluator.scores

@@ -9,9 +9,9 @@ from test_evaluator_parity import assert_same_metrics
 
 from steval.data.columns import Columns
 from steval.errors import ConfigError, EvaluationError
-from steval.evaluator.evaluate import evaluate
-from steval.evaluator.pair import Pair
-from steval.evaluator.profiles import PROFILES
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.evaluation import evaluate
+from steval.evaluator.metrics.profiles import PROFILES
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import pytest
 import scipy.sparse as sp
 from score_screens import CONTROL, real_screen, synthetic_screen
 
-from steval.evaluator.changes import de_counts
-from steval.evaluator.evaluate import evaluate
-from steval.evaluator.integrity import Scored, check_integrity
-from steval.evaluator.pair import Pair
-from steval.evaluator.score import score
-from steval.evaluator.training import read_training
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.evaluation import evaluate
+from steval.evaluator.integrity.checks import Scored, check_integrity
+from steval.evaluator.reference.training import read_training
+from steval.evaluator.report.changes import de_counts
+from steval.evaluator.scoring import score
 
 SCREENS = {"real": real_screen(), "synthetic": synthetic_screen()}
 

@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steval.evaluator.members import member_table, metric_means, unclipped_members
+from steval.evaluator.reference.members import member_table, metric_means, unclipped_members
 
 METRICS = ("mae", "discrimination_score_l1", "overlap_at_N", "pearson_delta", "de_nsig_counts_real")
 BEST = {

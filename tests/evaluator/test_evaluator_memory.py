@@ -21,7 +21,7 @@ PROGRAM = """
 import json, resource, sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from steval.evaluator.score import score
+from steval.evaluator.scoring import score
 small, pred, real, headroom = sys.argv[1:]
 options = {"scale": "lognorm", "threads": 2, "bootstrap": 10}
 score(small, small, train=small, **options)

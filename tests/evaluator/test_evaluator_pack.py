@@ -15,7 +15,7 @@ import zstandard
 from steval.data.columns import Columns
 from steval.data.example import example
 from steval.errors import ConfigError, DataError, EvaluationError
-from steval.evaluator.pack import pack
+from steval.evaluator.submission import pack
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 import scipy.sparse as sp
 from engine_screens import screen
 
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
-from steval.data.scale import lognorm
 from steval.errors import DataError, EvaluationError
-from steval.evaluator.evaluate import evaluate, evaluate_by_cell_type
-from steval.evaluator.pair import Pair
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.evaluation import evaluate, evaluate_by_cell_type
 
 METRICS = ["mae", "pearson_delta", "discrimination_score_l1", "overlap_at_N", "de_nsig_counts"]
 

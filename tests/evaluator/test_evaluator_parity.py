@@ -9,8 +9,8 @@ import pytest
 from engine_screens import CONTROL, cell_eval_results, screen
 
 from steval.data.columns import Columns
-from steval.evaluator.evaluate import evaluate
-from steval.evaluator.pair import Pair
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.evaluation import evaluate
 
 SCREENS = {
     "float32 csr": {},

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, mannwhitneyu
 
 from steval.data.columns import Columns
-from steval.evaluator.de import benjamini_hochberg, rank_group, sort_controls
-from steval.evaluator.groups import Group
-from steval.evaluator.pair import Pair
-from steval.evaluator.scan import Needs, scan
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.measure.de import benjamini_hochberg, rank_group, sort_controls
+from steval.evaluator.measure.groups import Group
+from steval.evaluator.measure.scan import Needs, scan
 
 
 def gene_major(dense):
@@ -74,7 +74,7 @@ def test_false_discovery_rate_is_scipys():
 
 
 def test_every_gene_of_a_wide_group_is_ranked_when_sorted_in_parts(monkeypatch):
-    monkeypatch.setattr("steval.evaluator.de.SORTED_AT_ONCE", 64)
+    monkeypatch.setattr("steval.evaluator.measure.de.SORTED_AT_ONCE", 64)
     generator = np.random.default_rng(1)
     perturbed, control = (
         generator.poisson(1.0, (30, 50)).astype(np.float32),
@@ -105,7 +105,7 @@ def test_means_are_those_of_the_cells():
 
 
 def test_reading_is_serialised_by_the_lock_it_is_given():
-    from steval.evaluator.groups import read_group
+    from steval.evaluator.measure.groups import read_group
 
     real, pred = screen(num_perturbations=4)
     with Pair.build(pred, real, Columns()) as pair:
@@ -120,7 +120,7 @@ def test_large_groups_are_read_piece_by_piece_with_the_same_values(monkeypatch):
     real, pred = screen(num_perturbations=4, num_genes=150)
     with Pair.build(pred, real, Columns()) as pair:
         whole = scan(pair.real, CONTROL, pair.genes, Needs(de=True), 2)
-        monkeypatch.setattr("steval.evaluator.groups.STREAMED_CELLS", 10)
+        monkeypatch.setattr("steval.evaluator.measure.groups.STREAMED_CELLS", 10)
         streamed = scan(pair.real, CONTROL, pair.genes, Needs(de=True), 2)
     assert streamed.de.frame().equals(whole.de.frame())
     np.testing.assert_array_equal(streamed.means, whole.means)

@@ -8,12 +8,12 @@ from score_screens import CONTROL, real_screen, synthetic_screen
 
 from steval.data.columns import Columns
 from steval.errors import ConfigError, DataError, EvaluationError
-from steval.evaluator.baselines import baseline_pair, ridge_effects
-from steval.evaluator.pair import Pair
-from steval.evaluator.profiles import resolve
-from steval.evaluator.report import PREDICTION
-from steval.evaluator.score import score
-from steval.evaluator.training import read_training
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.reference.baselines import baseline_pair, ridge_effects
+from steval.evaluator.reference.training import read_training
+from steval.evaluator.report.report import PREDICTION
+from steval.evaluator.scoring import score
 
 SCREENS = {"real": real_screen(), "synthetic": synthetic_screen()}
 SCREEN = SCREENS["synthetic"]

@@ -17,9 +17,9 @@ from score_screens import real_screen, synthetic_screen
 
 from steval.cli.score import print_report
 from steval.errors import ConfigError, DataError
-from steval.evaluator.html_report import number, render_report
-from steval.evaluator.report import BREAKDOWN_SCHEMA, Report
-from steval.evaluator.score import score
+from steval.evaluator.report.html import number, render_report
+from steval.evaluator.report.report import BREAKDOWN_SCHEMA, Report
+from steval.evaluator.scoring import score
 from steval.evaluator.tables import CSV_TABLES, read_score_dir, write_score_dir
 
 DESIGN_FILES = {"results.parquet", "results.csv", "breakdown.csv", "score.json", "integrity.csv", "report.html"}

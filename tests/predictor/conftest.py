@@ -9,10 +9,10 @@ import torch
 
 from steval.checkpoints.manifest import Manifest, PerturbationEntry
 from steval.checkpoints.store import Checkpoint, ControlSet, load_checkpoint, save_checkpoint
+from steval.data.cells.record import KEY, steval_record
+from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.data.example import example
-from steval.data.record import KEY, steval_record
-from steval.data.scale import lognorm
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 

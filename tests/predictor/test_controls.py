@@ -6,11 +6,11 @@ import pytest
 import scipy.sparse as sp
 from conftest import NUM_GENES, manifest_for, tiny_config
 
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.record import KEY
+from steval.data.cells.scale import sample_indices
 from steval.data.columns import ColumnOptions
 from steval.data.example import example_path
-from steval.data.record import KEY
-from steval.data.scale import sample_indices
 from steval.errors import ConfigError, DataError
 from steval.predictor.controls import SCALE_CELLS, cell_controls, checkpoint_controls, file_controls
 from steval.predictor.requests import request_names

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from steval.data.cells.scale import lognorm
 from steval.data.example import example
-from steval.data.scale import lognorm
 from steval.errors import ConfigError, DataError
 from steval.predictor.controls import file_controls
 from steval.predictor.counts import draw_counts, restore_counts

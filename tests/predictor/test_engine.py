@@ -8,7 +8,7 @@ import torch
 from conftest import NUM_GENES, tiny_config, write_checkpoint
 
 from steval.checkpoints.store import Checkpoint
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
 from steval.errors import ConfigError, UnknownPerturbationError
 from steval.predictor import engine
 from steval.predictor.controls import cell_controls, checkpoint_controls

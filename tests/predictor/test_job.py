@@ -4,7 +4,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from steval.data.record import read_record
+from steval.data.cells.record import read_record
 from steval.errors import ConfigError, DataError
 from steval.predictor.job import PredictionJob, run_job
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steval.data.cellfile import CellFile
+from steval.data.cells.cellfile import CellFile
 from steval.errors import ConfigError, DataError, UnknownPerturbationError
 from steval.predictor.request_files import items_like, read_request
 from steval.predictor.requests import PredictionRequest, request_names, split_names

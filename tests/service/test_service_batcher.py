@@ -10,7 +10,7 @@ import pytest
 from steval.errors import ServiceError
 from steval.predictor.engine import PredictedSet
 from steval.predictor.sets import PlannedSet
-from steval.service.batcher import WINDOW_CELLS, MicroBatcher
+from steval.service.predict.batcher import WINDOW_CELLS, MicroBatcher
 
 
 def planned(name: str, number: int = 0, num_cells: int = 4) -> PlannedSet:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from steval.service.body import BodyMiddleware
+from steval.service.http.body import BodyMiddleware
 from steval.service.settings import ServiceSettings
 
 

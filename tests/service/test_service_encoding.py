@@ -8,7 +8,7 @@ import zstandard
 
 from steval.errors import ServiceError
 from steval.service.client import _whole_table
-from steval.service.encoding import (
+from steval.service.http.encoding import (
     ARROW,
     H5AD,
     ArrowStream,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from steval.errors import DataError
-from steval.service.hdf5_check import require_harmless, require_hdf5
+from steval.service.score.hdf5_check import require_harmless, require_hdf5
 
 LIMIT = 1_000_000
 
@@ -106,7 +106,7 @@ def test_sparse_indices_outside_their_matrix(h5ad, place, name, change):
 
 
 def test_too_many_objects(tmp_path, monkeypatch):
-    monkeypatch.setattr("steval.service.hdf5_check.MOST_OBJECTS", 50)
+    monkeypatch.setattr("steval.service.score.hdf5_check.MOST_OBJECTS", 50)
     path = tmp_path / "many.h5ad"
     with h5py.File(path, "w") as handle:
         handle.create_dataset("X", (2, 2), "f4")

@@ -14,8 +14,8 @@ import pytest
 
 from steval.errors import DataError, ServiceError
 from steval.service.client import ServiceClient
-from steval.service.jobs import JobStore
-from steval.service.uploads import resolve_path
+from steval.service.score.jobs import JobStore
+from steval.service.score.uploads import resolve_path
 
 JSON = {"content-type": "application/json"}
 
@@ -45,7 +45,7 @@ def test_jobs_run_oldest_first_and_are_held_by_one_worker(store):
 def test_the_lock_of_a_killed_worker_is_free(store):
     job = store.submit(store.reserve(), {})
     code = (
-        "import sys, time; from pathlib import Path; from steval.service.jobs import JobStore\n"
+        "import sys, time; from pathlib import Path; from steval.service.score.jobs import JobStore\n"
         f"store = JobStore(Path({str(store.directory)!r}), max_jobs=2, ttl=1)\n"
         f"with store.claim({job.id!r}) as ours:\n    print(ours, flush=True); time.sleep(60)\n"
     )

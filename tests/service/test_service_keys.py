@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from steval.errors import ConfigError
-from steval.service.access import AccessMiddleware
-from steval.service.keys import add_key, read_keys
+from steval.service.http.access import AccessMiddleware
+from steval.service.http.keys import add_key, read_keys
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from steval.checkpoints.store import load_checkpoint
 from steval.cli.app import app
 from steval.errors import ServiceError, StevalError
 from steval.service.client import ServiceClient, _whole_table
-from steval.service.keys import add_key
+from steval.service.http.keys import add_key
 
 ROOT = Path(__file__).parents[2]
 REQUEST = {"perturbations": ["STAT1"], "cells": 20, "seed": 3}

@@ -7,9 +7,9 @@ from service_models import free_port, served_app
 from typer.testing import CliRunner
 
 from steval.cli.app import app
-from steval.data.record import read_record
-from steval.service.access import AccessMiddleware
-from steval.service.keys import add_key
+from steval.data.cells.record import read_record
+from steval.service.http.access import AccessMiddleware
+from steval.service.http.keys import add_key
 
 
 def predict(*arguments, **environment):

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steval.data.cellfile import write_anndata
+from steval.data.cells.cellfile import write_anndata
+from steval.data.cells.record import KEY, steval_record
+from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
-from steval.data.record import KEY, steval_record
-from steval.data.scale import lognorm
 from steval.data.synthetic import generate
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-import steval.trainer.state as state
+import steval.trainer.progress.state as state
 from steval.checkpoints.store import load_checkpoint
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.run import finetune

@@ -6,9 +6,9 @@ import torch
 from steval.errors import ConfigError
 from steval.model.config import LlamaConfig, ModelConfig
 from steval.model.network import StateTransition
-from steval.trainer.optimiser import build_optimiser, current_rates, freeze, parameter_sets, set_rates
-from steval.trainer.optimiser_settings import OptimiserSettings
-from steval.trainer.phases import PhaseSettings
+from steval.trainer.fit.optimiser import build_optimiser, current_rates, freeze, parameter_sets, set_rates
+from steval.trainer.settings.optimiser_settings import OptimiserSettings
+from steval.trainer.settings.phases import PhaseSettings
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_runs import run, tiny_config
 
-from steval.data.cellfile import read_anndata, write_anndata
+from steval.data.cells.cellfile import read_anndata, write_anndata
 from steval.errors import ConfigError, DataError
-from steval.trainer.notices import Notice
+from steval.trainer.progress.notices import Notice
 
 
 def preflight(screen_path: Path, run_dir: Path, *overrides: str, **options: object) -> Notice:

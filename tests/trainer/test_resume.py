@@ -13,8 +13,8 @@ from tiny_runs import assert_same_run, run, tiny_config
 
 from steval.checkpoints.store import load_checkpoint
 from steval.errors import CheckpointError, ConfigError, DataError
-from steval.trainer.progress import Progress
-from steval.trainer.state import STATE_FORMAT, load_state
+from steval.trainer.progress.progress import Progress
+from steval.trainer.progress.state import STATE_FORMAT, load_state
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from steval.checkpoints.store import Checkpoint, load_checkpoint
 from steval.errors import ConfigError, DataError
 from steval.settings import apply_overrides, read_yaml
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.notices import Notice
+from steval.trainer.fit.window import DivergenceError
+from steval.trainer.progress.notices import Notice
+from steval.trainer.progress.state import load_state
 from steval.trainer.recipes import config_path
-from steval.trainer.state import load_state
-from steval.trainer.window import DivergenceError
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_every_recipe_runs(name: str, screen_path: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_worker_that_dies_is_named(screen_path: Path, tmp_path: Path) -> None:
     from steval.errors import StevalError
-    from steval.trainer.feeding import WorkerFeed
+    from steval.trainer.fit.feeding import WorkerFeed
 
     with pytest.raises(StevalError, match=r"a process that reads batches died at batch 0.*--resume"):
         list(WorkerFeed(_Suicide(), range(3), 1))

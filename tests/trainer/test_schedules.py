@@ -2,8 +2,8 @@
 
 import pytest
 
-from steval.trainer.phases import PhaseSettings
-from steval.trainer.schedules import rate_factor, warmup_steps
+from steval.trainer.fit.schedules import rate_factor, warmup_steps
+from steval.trainer.settings.phases import PhaseSettings
 
 
 def phase(**values: object) -> PhaseSettings:

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import PHASES, run, tiny_config
 
 from steval.errors import ConfigError
-from steval.trainer.metrics import CsvSink, cut_back
+from steval.trainer.progress.metrics import CsvSink, cut_back
 
 
 def place(step: int, phase: str, phase_step: int) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steval.trainer.window import DivergenceError, Window
+from steval.trainer.fit.window import DivergenceError, Window
 
 
 def window() -> Window:

@@ -8,8 +8,8 @@ import torch
 
 from steval.settings import apply_overrides
 from steval.trainer.config import FinetuneConfig
+from steval.trainer.progress.state import load_state
 from steval.trainer.run import RunResult, finetune
-from steval.trainer.state import load_state
 
 PHASES = [
     {"name": "frozen", "trains": ["encoders", "outputs"], "steps": 7, "rates": {"encoders": 1e-3, "outputs": 1e-3}},

@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
 from steval.cli.app import app
-from steval.data.cellfile import read_anndata
+from steval.data.cells.cellfile import read_anndata
 from steval.workflows.demo import DemoResult
 
 RUNNER = CliRunner()

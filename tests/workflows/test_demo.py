@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from steval.checkpoints.manifest import read_manifest
 from steval.checkpoints.store import load_checkpoint, save_checkpoint
 from steval.cli.app import app
-from steval.data.record import read_record
+from steval.data.cells.record import read_record
 from steval.workflows.demo import DemoResult, run_demo
 from steval.workflows.score import ScoreRequest, score_predictions
 

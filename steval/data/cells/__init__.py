@@ -1,0 +1,1 @@
+"""Cells of a file: read, written, aligned to a gene contract, on a declared scale."""

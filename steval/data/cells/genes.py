@@ -1,0 +1,100 @@
+"""The gene contract: data is aligned to ordered gene names by name, never by position."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from steval.data.cells.cellfile import CellFile
+from steval.data.files import require_file
+from steval.errors import DataError
+
+FillMissing = Literal["error", "zero"]
+
+
+@dataclass(frozen=True)
+class GeneAlignment:
+    """How the genes of a source map onto a target contract.
+
+    `position_of_source [G_source]` is the target column of each source gene, -1 for an extra gene.
+    """
+
+    target: tuple[str, ...]
+    position_of_source: np.ndarray
+    missing: tuple[str, ...]
+    num_extra: int
+    reordered: bool
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether source and target are the same genes in the same order."""
+        return not self.reordered and not self.missing and not self.num_extra
+
+    def apply(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
+        """`matrix [n, G_source]` as CSR `[n, G_target]` with sorted columns; extra genes dropped, missing ones zero."""
+        if self.is_identity:
+            return matrix
+        columns = self.position_of_source[matrix.indices]
+        kept = columns >= 0
+        kept_before = np.concatenate([[0], np.cumsum(kept)])
+        aligned = sp.csr_matrix(
+            (matrix.data[kept], columns[kept], kept_before[matrix.indptr]), shape=(matrix.shape[0], len(self.target))
+        )
+        aligned.sort_indices()
+        return aligned
+
+
+def align(
+    source: Sequence[str], target: Sequence[str], fill_missing: FillMissing = "error", what: str = "the data"
+) -> GeneAlignment:
+    """Map `source` gene names onto `target`; duplicates, and missing genes unless they may be zero, are errors."""
+    require_unique(source, what)
+    position = {gene: index for index, gene in enumerate(target)}
+    position_of_source = np.array([position.get(gene, -1) for gene in source], dtype=np.int64)
+    known = set(source)
+    missing = tuple(gene for gene in target if gene not in known)
+    if missing and fill_missing == "error":
+        shown = ", ".join(missing[:10]) + (f", … ({len(missing)} in all)" if len(missing) > 10 else "")
+        raise DataError(
+            f"{what} lacks {len(missing)} of the {len(target)} genes that are needed: {shown}. Give data with these "
+            "genes, or allow zeros in their place with --fill-missing zero (recorded in the output)"
+        )
+    present = position_of_source[position_of_source >= 0]
+    return GeneAlignment(
+        target=tuple(target),
+        position_of_source=position_of_source,
+        missing=missing,
+        num_extra=int((position_of_source < 0).sum()),
+        reordered=bool((np.diff(present) < 0).any()),
+    )
+
+
+def require_unique(genes: Sequence[str], what: str = "the data") -> None:
+    """Raise a `DataError` that lists the gene names that occur more than once."""
+    if len(set(genes)) == len(genes):
+        return
+    repeated = sorted(gene for gene, count in Counter(genes).items() if count > 1)
+    raise DataError(
+        f"{what} has {len(repeated)} gene names that occur more than once: {', '.join(repeated[:10])}. Make them unique "
+        "(by gene id, or by adding up the columns) before steval reads them"
+    )
+
+
+def read_genes(path: Path) -> list[str]:
+    """Gene names from an h5ad's `var` index, or from a text file with a name per line (first column of CSV or TSV)."""
+    if path.suffix in (".h5ad", ".h5"):
+        with CellFile.open(path) as cells:
+            return cells.genes
+    try:
+        lines = require_file(path, "gene list").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file with a gene name per line") from error
+    genes = [line.replace("\t", ",").split(",")[0].strip() for line in lines if line.strip()]
+    require_unique(genes, str(path))
+    if not genes:
+        raise DataError(f"{path} holds no gene names")
+    return genes

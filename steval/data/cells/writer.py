@@ -1,0 +1,180 @@
+"""Streaming h5ad writer: cells are appended block by block, so that memory stays flat for any number of cells."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from steval.data.cells.record import KEY
+from steval.data.files import atomic_path
+
+Layout = Literal["csr", "dense"]
+Compression = Literal["gzip", "lzf", "none"]
+CHUNK_VALUES = 1 << 18
+
+
+class CellWriter:
+    """Write an h5ad of float32 cells `[n, G]` by blocks; the file appears under its name only when `with` ends well.
+
+    `layout` csr keeps non-zero values only; dense keeps all. `obs` of each block is a mapping of column → values.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        genes: Sequence[str],
+        record: Mapping[str, Any],
+        *,
+        layout: Layout = "csr",
+        compression: Compression = "gzip",
+        var: pd.DataFrame | None = None,
+    ):
+        self.path = Path(path)
+        self._genes = list(genes)
+        self._record = dict(record)
+        self._layout = layout
+        self._filters: dict[str, Any] = _FILTERS[compression]
+        self._var = var if var is not None else pd.DataFrame(index=pd.Index(self._genes, name="gene"))
+        self._obs: list[pd.DataFrame] = []
+        self.obsm: dict[str, np.ndarray] = {}
+        """Matrices with a row per cell, to be set before the end."""
+        self.num_cells = 0
+        self._num_values = 0
+        self._indptr: list[np.ndarray] = [np.zeros(1, dtype=np.int64)]
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            partial = stack.enter_context(atomic_path(self.path))
+            self._disk = _Disk(partial)
+            stack.callback(self._disk.check)
+            stack.callback(self._disk.close)
+            self._handle = stack.enter_context(h5py.File(self._disk, "w"))
+            self._handle.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            if self._layout == "dense":
+                self._create_dense()
+            else:
+                self._create_csr()
+            self._stack = stack.pop_all()
+        return self
+
+    def append(self, block: np.ndarray | sp.csr_matrix, obs: Mapping[str, Any] | pd.DataFrame) -> None:
+        """Add cells: `block [n, G]` in the scale of the record, `obs` with n values a column."""
+        frame = pd.DataFrame(obs)
+        if block.shape != (len(frame), len(self._genes)):
+            raise ValueError(f"block of shape {block.shape} for {len(frame)} cells × {len(self._genes)} genes")
+        if self._layout == "dense":
+            self._append_dense(block)
+        else:
+            self._append_csr(sp.csr_matrix(block))
+        self._disk.check()
+        self._obs.append(frame)
+        self.num_cells += len(frame)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if kind is None:
+            try:
+                self._finish()
+            except BaseException as failure:
+                self._stack.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+        return self._stack.__exit__(kind, error, trace)
+
+    def _create_csr(self) -> None:
+        group = self._handle.create_group("X")
+        chunks = (CHUNK_VALUES,)
+        group.create_dataset("data", (0,), np.float32, maxshape=(None,), chunks=chunks, **self._filters)
+        group.create_dataset("indices", (0,), np.int32, maxshape=(None,), chunks=chunks, **self._filters)
+        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+
+    def _create_dense(self) -> None:
+        num_genes = len(self._genes)
+        rows = max(1, CHUNK_VALUES // num_genes)
+        dataset = self._handle.create_dataset(
+            "X", (0, num_genes), np.float32, maxshape=(None, num_genes), chunks=(rows, num_genes), **self._filters
+        )
+        dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+    def _append_csr(self, block: sp.csr_matrix) -> None:
+        group = self._handle["X"]
+        end = self._num_values + block.nnz
+        for name, values in (("data", block.data), ("indices", block.indices)):
+            group[name].resize((end,))
+            group[name][self._num_values : end] = values
+        self._indptr.append(block.indptr[1:].astype(np.int64) + self._num_values)
+        self._num_values = end
+
+    def _append_dense(self, block: np.ndarray | sp.csr_matrix) -> None:
+        dataset = self._handle["X"]
+        dataset.resize((self.num_cells + block.shape[0], len(self._genes)))
+        dataset[self.num_cells :] = block if isinstance(block, np.ndarray) else block.toarray()
+
+    def _finish(self) -> None:
+        if self._layout == "csr":
+            group = self._handle["X"]
+            group.create_dataset("indptr", data=np.concatenate(self._indptr))
+            group.attrs["shape"] = np.array([self.num_cells, len(self._genes)], dtype=np.int64)
+        obs = pd.concat(self._obs, ignore_index=True) if self._obs else pd.DataFrame()
+        if "index" in obs:
+            obs = obs.set_index("index")
+        obs.index = obs.index.astype(str)
+        obs.index.name = None
+        for column in obs.columns:
+            if obs[column].dtype == object or isinstance(obs[column].dtype, pd.StringDtype):
+                obs[column] = pd.Categorical(obs[column].astype(str))
+        ad.io.write_elem(self._handle, "obs", obs)
+        ad.io.write_elem(self._handle, "var", self._var)
+        ad.io.write_elem(self._handle, "uns", {KEY: self._record})
+        ad.io.write_elem(self._handle, "obsm", self.obsm)
+        for key in ("varm", "obsp", "varp", "layers"):
+            ad.io.write_elem(self._handle, key, {})
+
+
+class _Disk(FileIO):
+    """The file under an HDF5 file. A write that fails is kept for `check`, and HDF5 is told that all is well.
+
+    HDF5 cannot close a file that it cannot write (a full disk): every object then fails with a traceback that nobody can
+    catch, and the process crashes as it ends.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise what kept a write from the disk."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self._error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = error
+            return self.tell() if size is None else size
+
+
+_FILTERS: dict[str, dict[str, Any]] = {
+    "gzip": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
+    "lzf": {"compression": "lzf", "shuffle": True},
+    "none": {},
+}

@@ -1,0 +1,1 @@
+"""Stored matrices: rows by number, whatever the layout on disk."""

@@ -1,0 +1,206 @@
+"""Rows of many h5ad files as one matrix of a gene contract: lognormed, aligned, densified; in memory or from disk."""
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import scipy.sparse as sp
+
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.genes import GeneAlignment
+from steval.data.cells.scale import lognorm
+from steval.data.rows import densify
+from steval.data.rows.file_rows import FileRows
+from steval.logs import progress_bar
+
+logger = logging.getLogger(__name__)
+
+SMALL_BYTES = 256 * 2**20
+"""Dense data up to this size is kept dense: the quickest to gather from."""
+BYTES_PER_VALUE = 8
+"""Of a value in sparse memory: float32 and a column number."""
+LOAD_ROWS = 4096
+MARK_ROWS = 256
+
+Place = Literal["dense memory", "sparse memory", "disk"]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a row store."""
+
+    path: Path
+    num_cells: int
+    alignment: GeneAlignment
+    target_sum: float | None
+    """Counts are lognormed to this total; none: the values are lognorm already."""
+
+
+class RowStore:
+    """Cells of several files by their number over all files, as lognorm expression `[n, G]` of one gene contract.
+
+    Up to `memory_bytes` are kept in memory, loaded by `load` or at the first use; a larger matrix is read from disk row by row, and
+    memory does not grow with it. May be shared by threads. Can be pickled and forked: a copy opens its own files; what
+    was loaded before a fork is shared, what is pickled is loaded anew.
+    """
+
+    def __init__(self, files: Sequence[SourceFile], memory_bytes: int):
+        self.files = tuple(files)
+        self.memory_bytes = memory_bytes
+        self.num_genes = len(files[0].alignment.target)
+        self._starts = np.concatenate([[0], np.cumsum([file.num_cells for file in files])])
+        self.place = self._choose()
+        """Where the rows come from."""
+        self._dense: np.ndarray | None = None
+        self._sparse: sp.csr_matrix | None = None
+        self._open: dict[int, FileRows] = {}
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+
+    @property
+    def num_cells(self) -> int:
+        return int(self._starts[-1])
+
+    def load(self) -> None:
+        """Bring what is to be kept in memory into memory; nothing to do for a store on disk."""
+        with self._lock:
+            if self.place == "dense memory" and self._dense is None:
+                self._dense = self._loaded(_DenseMemory(self.num_cells, self.num_genes))
+            elif self.place == "sparse memory" and self._sparse is None:
+                num_values = sum(_stored_values(file) for file in self.files)
+                self._sparse = self._loaded(_SparseMemory(num_values, self.num_genes))
+
+    def _loaded(self, memory: "_DenseMemory | _SparseMemory") -> Any:
+        with progress_bar(self.num_cells, "loading cells", "cell") as bar:
+            for file in self.files:
+                with CellFile.open(file.path, with_obs=False) as cells:
+                    for rows, matrix in cells.blocks(LOAD_ROWS):
+                        block = file.alignment.apply(lognorm(matrix, file.target_sum) if file.target_sum else matrix)
+                        memory.append(block)
+                        bar.update(len(rows))
+        return memory.finish()
+
+    def gather(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows `indices [n]`, float32 lognorm `[n, G]`, written to `out` where it is given; index -1 is a row of zeros."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if out is None:
+            out = np.empty((len(indices), self.num_genes), dtype=np.float32)
+        if len(indices) and not (indices.min() >= -1 and indices.max() < self.num_cells):
+            raise IndexError(f"cell numbers must be from -1 to {self.num_cells - 1}")
+        self.load()
+        if self._dense is not None:
+            np.take(self._dense, indices, axis=0, out=out, mode="clip")
+        elif self._sparse is not None:
+            places = np.flatnonzero(indices >= 0)
+            starts = self._sparse.indptr[indices[places]]
+            lengths = self._sparse.indptr[indices[places] + 1] - starts
+            densify.scatter_rows(out, places, starts, lengths, self._sparse.data, self._sparse.indices)
+        else:
+            self._gather_from_disk(indices, out)
+        out[indices < 0] = 0
+        return out
+
+    def marks(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """64-bit mark of the whole expression of each cell, uint64 `[n]`, and its number of expressed genes `[n]`."""
+        self.load()
+        if self._sparse is not None:
+            matrix = self._sparse
+            starts, stops = matrix.indptr[indices], matrix.indptr[indices + 1]
+            return densify.mark_sparse(starts, stops, matrix.data.view(np.uint32), matrix.indices)
+        if not len(indices):
+            return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+        blocks = [
+            densify.mark_dense(self.gather(indices[start : start + MARK_ROWS]).view(np.uint32))
+            for start in range(0, len(indices), MARK_ROWS)
+        ]
+        return np.concatenate([marks for marks, _ in blocks]), np.concatenate([counts for _, counts in blocks])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """File number and row of a cell."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, index - int(self._starts[number])
+
+    def close(self) -> None:
+        """Close the files that this process opened."""
+        for rows in self._open.values():
+            rows.close()
+        self._open = {}
+
+    def _gather_from_disk(self, indices: np.ndarray, out: np.ndarray) -> None:
+        owners = np.searchsorted(self._starts, indices, side="right") - 1
+        for number in np.unique(owners[indices >= 0]).tolist():
+            places = np.flatnonzero((owners == number) & (indices >= 0))
+            self._opened(number).gather(indices[places] - self._starts[number], out, places)
+
+    def _opened(self, number: int) -> FileRows:
+        with self._lock:
+            if self._owner != os.getpid():
+                self._open, self._owner = {}, os.getpid()
+            if number not in self._open:
+                file = self.files[number]
+                self._open[number] = FileRows(file.path, file.alignment, file.target_sum)
+            return self._open[number]
+
+    def _choose(self) -> Place:
+        dense = self.num_cells * self.num_genes * 4
+        sparse = sum(_stored_values(file) for file in self.files) * BYTES_PER_VALUE + self.num_cells * 8
+        if dense <= self.memory_bytes and (dense <= SMALL_BYTES or dense <= sparse):
+            return "dense memory"
+        return "sparse memory" if sparse <= self.memory_bytes else "disk"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dense": None, "_sparse": None, "_open": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+def _stored_values(file: SourceFile) -> int:
+    """Number of values that X of a file stores."""
+    with h5py.File(file.path, "r") as handle:
+        stored = handle["X"]
+        return int(stored.size if isinstance(stored, h5py.Dataset) else stored["data"].shape[0])
+
+
+class _DenseMemory:
+    """Collects blocks as one dense matrix."""
+
+    def __init__(self, num_cells: int, num_genes: int):
+        self._matrix = np.zeros((num_cells, num_genes), dtype=np.float32)
+        self._end = 0
+
+    def append(self, block: sp.csr_matrix) -> None:
+        block.toarray(out=self._matrix[self._end : self._end + block.shape[0]])
+        self._end += block.shape[0]
+
+    def finish(self) -> np.ndarray:
+        return self._matrix
+
+
+class _SparseMemory:
+    """Collects blocks as one CSR matrix, in place: at no time is a value held twice."""
+
+    def __init__(self, num_values: int, num_genes: int):
+        self._values = np.empty(num_values, dtype=np.float32)
+        self._columns = np.empty(num_values, dtype=np.int32)
+        self._indptr = [np.zeros(1, dtype=np.int64)]
+        self._end = 0
+        self._num_genes = num_genes
+
+    def append(self, block: sp.csr_matrix) -> None:
+        end = self._end + block.nnz
+        self._values[self._end : end] = block.data
+        self._columns[self._end : end] = block.indices
+        self._indptr.append(block.indptr[1:].astype(np.int64) + self._end)
+        self._end = end
+
+    def finish(self) -> sp.csr_matrix:
+        indptr = np.concatenate(self._indptr)
+        shape = (len(indptr) - 1, self._num_genes)
+        return sp.csr_matrix((self._values[: self._end], self._columns[: self._end], indptr), shape=shape, copy=False)

@@ -1,0 +1,1 @@
+"""What training reads: many files as one, cell sets, perturbation features."""

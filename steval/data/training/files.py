@@ -1,0 +1,162 @@
+"""The files that training reads: globs expanded, labels coded, scale and columns resolved, each file read once."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import pandas as pd
+
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.obs_codes import CodedColumn, column_names, read_coded
+from steval.data.cells.scale import Scale, ScaleRecord, resolve_scale
+from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.files import require_file
+from steval.data.rows.csr_cache import Layout, cached_rows, is_compressed, layout
+from steval.data.rows.store import BYTES_PER_VALUE
+from steval.data.splits.assignment import SINGLE_CELL_TYPE, Split, TomlSplit, absent_context_column
+from steval.errors import ConfigError, DataError
+
+SINGLE_BATCH = "one batch"
+"""The batch of cells whose data has no such column."""
+
+
+class ReadSettings(Protocol):
+    """What reading labels needs of the settings."""
+
+    @property
+    def columns(self) -> ColumnOptions: ...
+
+    @property
+    def scale(self) -> Scale | None: ...
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """One file without its expression."""
+
+    path: Path
+    matrix_path: Path
+    """Where X is read from: the same file, or its copy by rows."""
+    num_cells: int
+    genes: tuple[str, ...]
+    columns: Columns
+    scale: ScaleRecord
+    perturbation: CodedColumn
+    cell_type: CodedColumn
+    batch: CodedColumn
+    context: CodedColumn
+    """Contexts of the split (`cell_type_key`)."""
+
+
+def expand_files(patterns: Sequence[str], split: Split) -> tuple[list[Path], Split]:
+    """Files of `patterns`, or of the TOML split where there are none; a TOML split comes back with the data set of each file.
+
+    Order: as given, each glob sorted; a file that is named twice is read once. A pattern without a file is a `DataError`.
+    """
+    paths: dict[Path, None] = {}
+    problems = []
+    for pattern in patterns:
+        found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  absolute patterns
+        if not found:
+            problems.append(f"no file matches {pattern}")
+        paths.update(dict.fromkeys(require_file(Path(name), "data file") for name in found))
+    if problems:
+        raise DataError("training data is missing", problems)
+    if not isinstance(split, TomlSplit):
+        if not paths:
+            raise ConfigError("no training data: name h5ad files or globs in files")
+        return list(paths), split
+    return _toml_files(list(paths), split)
+
+
+def _toml_files(paths: list[Path], split: TomlSplit) -> tuple[list[Path], TomlSplit]:
+    assert split.table is not None
+    if paths and len(split.table.datasets_used()) == 1:
+        names = split.table.datasets_used() * len(paths)
+        return paths, split.model_copy(update={"file_datasets": tuple(names)})
+    listed = {path.resolve(): name for name, files in split.table.files().items() for path in files}
+    if not paths:
+        return list(listed), split.model_copy(update={"file_datasets": tuple(listed.values())})
+    foreign = [str(path) for path in paths if path.resolve() not in listed]
+    if foreign:
+        raise DataError(f"files of no data set in the split file {split.path}", foreign)
+    names = [listed[path.resolve()] for path in paths]
+    return paths, split.model_copy(update={"file_datasets": tuple(names)})
+
+
+def read_labelled(
+    path: Path, settings: ReadSettings, cell_type_key: str | None, matrix_path: Path | None = None
+) -> LabelledFile:
+    """Labels, genes and scale of one file; `matrix_path` is where X is read from, if not from `path`."""
+    matrix_path = matrix_path or path
+    with CellFile.open(matrix_path, with_obs=False) as cells:
+        genes, record, num_cells = tuple(cells.genes), cells.record, cells.num_cells
+        scale = resolve_scale(cells, settings.scale)
+    with h5py.File(path, "r") as handle:
+        obs = handle["obs"]
+        names = column_names(obs)
+        columns = resolve_columns(
+            pd.DataFrame(columns=pd.Index(names)), record, settings.columns, require_control=False, source=str(path)
+        )
+        if cell_type_key is not None and cell_type_key not in names:
+            raise absent_context_column(cell_type_key, names)
+
+        def coded(column: str | None, single: str) -> CodedColumn:
+            return CodedColumn.single(single, num_cells) if column is None else read_coded(obs, column, str(path))
+
+        cell_type = coded(columns.cell_type, SINGLE_CELL_TYPE)
+        return LabelledFile(
+            path=path, matrix_path=matrix_path, num_cells=num_cells, genes=genes, columns=columns, scale=scale,
+            perturbation=coded(columns.perturbation, ""), cell_type=cell_type, batch=coded(columns.batch, SINGLE_BATCH),
+            context=cell_type if cell_type_key in (None, columns.cell_type) else coded(cell_type_key, ""),
+        )  # fmt: skip
+
+
+def matrix_paths(paths: Sequence[Path], memory_bytes: int, cache_dir: Path | None) -> tuple[list[Path], list[str]]:
+    """Where the X of each file is read from, and notes: the files, or copies by rows where they are too large and slow.
+
+    Data within `memory_bytes` needs no copy. Beyond, CSC must have one (a `DataError` without `cache_dir`), compressed
+    CSR gets one where `cache_dir` is given.
+    """
+    stored = {path: _stored(path) for path in paths}
+    if sum(entry.num_values for entry in stored.values()) * BYTES_PER_VALUE <= memory_bytes:
+        return list(paths), []
+    slow = {path: entry for path, entry in stored.items() if entry.layout == "csc" or entry.compressed}
+    if cache_dir is None:
+        columnwise = [str(path) for path, entry in slow.items() if entry.layout == "csc"]
+        if columnwise:
+            raise DataError(
+                "files in CSC layout are too large for memory, and their cells cannot be read one by one from disk. "
+                "Give data.cache_dir (a directory for copies by rows), raise data.memory_gb, or store X as CSR",
+                columnwise,
+            )
+        notes = [
+            f"{path.name} is compressed: reading it cell by cell is slow; cache_dir gives it a plain copy"
+            for path in slow
+        ]
+        return list(paths), notes
+    copies = {
+        path: cached_rows(path, cache_dir, memory_bytes) for path, entry in slow.items() if entry.layout != "dense"
+    }
+    return [copies.get(path, path) for path in paths], [
+        f"{p.name} is read from its copy {c}" for p, c in copies.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    layout: Layout
+    compressed: bool
+    num_values: int
+
+
+def _stored(path: Path) -> _Stored:
+    with CellFile.open(path, with_obs=False):
+        pass
+    with h5py.File(path, "r") as handle:
+        stored = handle["X"]
+        num_values = stored.size if isinstance(stored, h5py.Dataset) else stored["data"].shape[0]
+        return _Stored(layout(stored), is_compressed(stored), int(num_values))

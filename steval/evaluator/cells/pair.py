@@ -1,0 +1,247 @@
+"""Predicted and real cells that can be scored against each other: validated once, all problems reported together.
+
+    with Pair.build("pred.h5ad", "real.h5ad", Columns()) as pair:
+        evaluation = evaluate(pair, "vcc")
+
+`Pair` is frozen. Offered to the rest of the room: `perturbations` (sorted, without control), `control`, `genes` (real's
+order), `columns`, `pred` and `real` (`CellSide`: `matrix(group) -> csr [n, G]`, `pieces(group)`, `groups` name → row
+numbers, `group_sizes`, `embedding(key, group)`, `digest()`, `cells` the `CellFile`), `side("pred" | "real")`, `scale_pred`
+and `scale_real` (`ScaleRecord`), `notes`, `by_cell_type()`, `replicates(first, second)`. Genes are matched by name, so
+shuffled genes work. Nothing else is promised.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.genes import GeneAlignment, align
+from steval.data.cells.scale import Scale, ScaleRecord, resolve_scale
+from steval.data.columns import Columns
+from steval.errors import DataError, EvaluationError
+from steval.evaluator.cells.sides import CellSide, CellSource, few_cells, group_rows, open_cells
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Predicted and real cells with the same genes and perturbations, both lognorm."""
+
+    pred: CellSide
+    real: CellSide
+    columns: Columns
+    genes: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    scale_pred: ScaleRecord
+    scale_real: ScaleRecord
+    cell_type: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def build(
+        cls,
+        pred: CellSource,
+        real: CellSource,
+        columns: Columns | None = None,
+        *,
+        scale: Scale | None = None,
+        names: tuple[str, str] = ("predicted cells", "real cells"),
+    ) -> Self:
+        """Open and validate both sides.
+
+        `pred`, `real`: path to an h5ad, `AnnData` or `CellFile`; `columns` hold for both; `scale` settles an undeclared scale.
+        Raises one `EvaluationError` that lists every problem (columns, controls, genes, perturbations, scale).
+        """
+        columns = columns or Columns()
+        with ExitStack() as on_error:
+            opened = []
+            for source, name in zip((pred, real), names, strict=True):
+                opened.append(open_cells(source, name, columns.perturbation))
+                on_error.callback(opened[-1][0].close)
+            built = cls._validated(opened[0], opened[1], columns, scale, names)
+            on_error.pop_all()
+        return built
+
+    @classmethod
+    def _validated(
+        cls,
+        pred: tuple[CellFile, bool],
+        real: tuple[CellFile, bool],
+        columns: Columns,
+        scale: Scale | None,
+        names: tuple[str, str],
+    ) -> Self:
+        both = list(zip((pred[0], real[0]), names, strict=True))
+        problems = [problem for cells, name in both for problem in _column_problems(cells, columns, name)]
+        groups = [{} if problems else group_rows(_labels(cells, columns)) for cells, _ in both]
+        problems += _group_problems(groups[0], groups[1], columns, names) if not problems else []
+        alignment = _collect(problems, lambda: _same_genes(pred[0], real[0], names))
+        scales = [_collect(problems, lambda cells=cells: _lognorm(cells, scale)) for cells, _ in both]
+        if problems:
+            raise EvaluationError(f"{names[0]} and {names[1]} cannot be scored together", problems)
+        identity = align(real[0].genes, real[0].genes)
+        return cls(
+            pred=CellSide("predicted", pred[0], groups[0], alignment, pred[1]),
+            real=CellSide("real", real[0], groups[1], identity, real[1]),
+            columns=columns,
+            genes=tuple(real[0].genes),
+            perturbations=tuple(name for name in groups[1] if name != columns.control),
+            scale_pred=scales[0],
+            scale_real=scales[1],
+            notes=tuple(_notes(alignment, scales, names)),
+        )
+
+    @property
+    def control(self) -> str:
+        """Label of the control cells."""
+        return self.columns.control
+
+    def side(self, which: Literal["pred", "real"]) -> CellSide:
+        """One side by name."""
+        return self.pred if which == "pred" else self.real
+
+    def by_cell_type(self) -> "dict[str, Pair]":
+        """A pair for each cell type, sorted by name; each must have controls and the same perturbations on both sides."""
+        column = self.columns.cell_type
+        missing = [side.name for side in (self.pred, self.real) if column is None or column not in side.cells.obs]
+        if column is None or missing:
+            raise EvaluationError(
+                f"there is no cell type column {column!r} in the {' and '.join(missing)} cells; name it with --cell-type-col"
+            )
+        types = [side.cells.obs[column].astype(str).to_numpy() for side in (self.pred, self.real)]
+        names = [
+            sorted(set(values[np.concatenate(list(side.groups.values()))]))
+            for values, side in zip(types, (self.pred, self.real), strict=True)
+        ]
+        problems = _difference_problems(names[0], names[1], "cell types", ("predicted cells", "real cells"))
+        pairs = {}
+        for name in names[1] if not problems else []:
+            pred, real = self.pred.restricted(types[0] == name, name), self.real.restricted(types[1] == name, name)
+            labels = (f"predicted cells of type {name}", f"real cells of type {name}")
+            problems += _group_problems(pred.groups, real.groups, self.columns, labels)
+            perturbations = tuple(group for group in real.groups if group != self.control)
+            pairs[name] = replace(self, pred=pred, real=real, perturbations=perturbations, cell_type=name)
+        if problems:
+            raise EvaluationError("the cell types cannot be scored one by one", problems)
+        return pairs
+
+    def replicates(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], tag: str) -> "Pair":
+        """Real cells against real cells: rows `first` as the prediction of rows `second` (name → row numbers of the real file).
+
+        Both hold the control and the same perturbations; `tag` says which split (it is part of the cache key).
+        """
+        pred, real = (
+            self.real.regrouped(dict(first), f"{tag}/first"),
+            self.real.regrouped(dict(second), f"{tag}/second"),
+        )
+        problems = _group_problems(pred.groups, real.groups, self.columns, ("the first half", "the second half"))
+        if problems:
+            raise EvaluationError("the halves cannot be scored against each other", problems)
+        perturbations = tuple(sorted(group for group in real.groups if group != self.control))
+        return replace(
+            self,
+            pred=pred,
+            real=real,
+            scale_pred=self.scale_real,
+            perturbations=perturbations,
+            notes=(f"replicates: {tag}",),
+        )
+
+    def close(self) -> None:
+        """Close both files."""
+        self.pred.cells.close()
+        self.real.cells.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _labels(cells: CellFile, columns: Columns) -> pd.Series:
+    return cells.obs[columns.perturbation]
+
+
+def _column_problems(cells: CellFile, columns: Columns, name: str) -> list[str]:
+    if columns.perturbation not in cells.obs.columns:
+        known = ", ".join(map(str, cells.obs.columns)) or "(none)"
+        return [f"{name}: no obs column {columns.perturbation!r}; the columns are: {known} (--pert-col)"]
+    unlabelled = int(cells.obs[columns.perturbation].isna().sum())
+    if unlabelled:
+        return [f"{name}: {unlabelled} cells have no label in column {columns.perturbation!r}; remove them first"]
+    return []
+
+
+def _group_problems(
+    pred: dict[str, np.ndarray], real: dict[str, np.ndarray], columns: Columns, names: tuple[str, str]
+) -> list[str]:
+    problems = [
+        f"{name}: no control cells (label {columns.control!r} in column {columns.perturbation!r}); labels are "
+        f"{_listed(list(groups))} (--control)"
+        for groups, name in ((pred, names[0]), (real, names[1]))
+        if columns.control not in groups
+    ]
+    perturbed = [[label for label in groups if label != columns.control] for groups in (pred, real)]
+    problems += _difference_problems(perturbed[0], perturbed[1], "perturbations", names)
+    if not problems and not perturbed[1]:
+        problems.append(f"{names[1]}: there are control cells only, no perturbation to score")
+    return problems
+
+
+def _difference_problems(pred: Sequence[str], real: Sequence[str], what: str, names: tuple[str, str]) -> list[str]:
+    lacking = [label for label in real if label not in set(pred)]
+    extra = [label for label in pred if label not in set(real)]
+    problems = []
+    if lacking:
+        problems.append(f"{names[0]}: {len(lacking)} {what} of the {names[1]} are missing: {_listed(lacking)}")
+    if extra:
+        problems.append(f"{names[0]}: {len(extra)} {what} are not among the {names[1]}: {_listed(extra)}")
+    return problems
+
+
+def _same_genes(pred: CellFile, real: CellFile, names: tuple[str, str]) -> GeneAlignment:
+    align(real.genes, real.genes, what=names[1])
+    alignment = align(pred.genes, real.genes, what=names[0])
+    if alignment.num_extra:
+        known = set(real.genes)
+        extra = [gene for gene in pred.genes if gene not in known]
+        raise DataError(f"{names[0]}: {len(extra)} genes are not among those of the {names[1]}: {_listed(extra)}")
+    return alignment
+
+
+def _lognorm(cells: CellFile, option: Scale | None) -> ScaleRecord:
+    """Scale by declaration or by a few evenly spaced cells; every value is checked again when it is read for good."""
+    record = resolve_scale(few_cells(cells), option)
+    if record.scale != "lognorm":
+        raise DataError(
+            f"{cells.name} holds {record.describe()}; lognorm is scored (steval prepare makes it of counts)"
+        )
+    return record
+
+
+def _collect(problems: list[str], check):  # type: ignore[no-untyped-def]
+    """The result of `check`, or None with its `DataError` added to `problems`."""
+    try:
+        return check()
+    except DataError as error:
+        problems.append(str(error))
+        return None
+
+
+def _notes(alignment: GeneAlignment, scales: list[ScaleRecord], names: tuple[str, str]) -> list[str]:
+    notes = [f"{name}: {scale.describe()}" for name, scale in zip(names, scales, strict=True)]
+    if alignment.reordered:
+        notes.append(f"genes of the {names[0]} are in another order and were matched by name")
+    return notes
+
+
+def _listed(values: Sequence[str], limit: int = 10) -> str:
+    shown = ", ".join(values[:limit])
+    return shown + (f", … ({len(values)} in all)" if len(values) > limit else "")

@@ -1,0 +1,255 @@
+"""Metrics of a pair: what scoring computes and hands to tables, baselines and reports.
+
+    evaluation = evaluate(pair, "vcc")                      # or a list of metric names
+    evaluation.results      pl.DataFrame: `perturbation` + one column per metric, cell-eval's row and column order;
+                            null: cell-eval leaves the value out (e.g. no significant gene); NaN: undefined or failed
+    evaluation.failures     pl.DataFrame (perturbation | null, metric, reason): why a value is null or NaN
+    evaluation.de_real, .de_pred      pl.DataFrame with pdex's columns (made when asked for), or None where no metric needs DE
+    evaluation.pseudobulk_real, .pseudobulk_pred   Pseudobulk(names, values [P+1, G]), control included
+    evaluation.timings      dict stage → seconds;  evaluation.notes  tuple of sentences
+
+Metrics are pure: a subset gives the same values as all of them. Nothing else is promised.
+"""
+
+import logging
+import time
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from steval.errors import EvaluationError
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.measure.cache import cached_scan
+from steval.evaluator.measure.de import DifferentialExpression
+from steval.evaluator.measure.de_tables import DEComparison, compare
+from steval.evaluator.measure.scan import Needs, SideTables
+from steval.evaluator.metrics.catalog import Metric, find_metric
+from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.metrics.values import METRIC_ERRORS, Inputs, Value, compute
+from steval.machine import num_cores
+
+logger = logging.getLogger(__name__)
+
+FAILURE_SCHEMA = {"perturbation": pl.String, "metric": pl.String, "reason": pl.String}
+DESource = DifferentialExpression | pl.DataFrame | None
+
+
+@dataclass(frozen=True)
+class Pseudobulk:
+    """Mean lognorm expression of each perturbation and of the control."""
+
+    names: tuple[str, ...]
+    """Sorted; the control is among them."""
+    values: np.ndarray
+    """`[P+1, G]`, rows as `names`; float32, or float64 where the cells are."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one pair; see the module."""
+
+    results: pl.DataFrame
+    failures: pl.DataFrame
+    pseudobulk_real: Pseudobulk
+    pseudobulk_pred: Pseudobulk
+    timings: dict[str, float]
+    notes: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    """Metrics that could not be computed at all; cell-eval leaves them out of its tables."""
+    _real: DESource = None
+    _pred: DESource = None
+
+    @cached_property
+    def de_real(self) -> pl.DataFrame | None:
+        """DE of the real side, pdex's columns."""
+        return self._real.frame() if isinstance(self._real, DifferentialExpression) else self._real
+
+    @cached_property
+    def de_pred(self) -> pl.DataFrame | None:
+        """DE of the predicted side, pdex's columns."""
+        return self._pred.frame() if isinstance(self._pred, DifferentialExpression) else self._pred
+
+
+def evaluate(
+    pair: Pair,
+    metrics: str | Sequence[str] = "full",
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    de_real: pl.DataFrame | None = None,
+    de_pred: pl.DataFrame | None = None,
+    cache: Path | None = None,
+    threads: int | None = None,
+    epsilon: float = 0.0,
+) -> Evaluation:
+    """Compute `metrics` (a profile, a name or names) of `pair`.
+
+    `options`: per metric, named as in cell-eval; `de_real`, `de_pred`: DE tables computed elsewhere (pdex's columns);
+    `cache`: directory that keeps what depends on the real side alone; `threads`: default all cores; `epsilon`: pdex's pseudocount.
+    A metric that fails is a column of NaN with its reason in `failures`; unknown metrics and options are a `ConfigError`.
+    """
+    chosen = resolve(metrics)
+    settings = resolve_options(chosen, options or {})
+    timings: dict[str, float] = {}
+    inputs, from_cache = read_inputs(
+        pair, chosen, settings, de_real, de_pred, cache, threads or num_cores(), epsilon, timings
+    )
+    values: dict[str, Value] = {}
+    failures: list[dict[str, str | None]] = []
+    for metric in chosen:
+        with _timed(timings, f"metric {metric.name}"):
+            try:
+                values[metric.name] = compute(metric, settings[metric.name], inputs)
+            except METRIC_ERRORS as error:
+                logger.warning("metric %s failed: %s", metric.name, error)
+                failures.append({"perturbation": None, "metric": metric.name, "reason": str(error) or repr(error)})
+    results = _table(chosen, values, pair.perturbations)
+    failures += _undefined(chosen, values, results)
+    return Evaluation(
+        results=results,
+        failures=pl.DataFrame(failures, schema=FAILURE_SCHEMA),
+        pseudobulk_real=Pseudobulk(inputs.real.names, inputs.real.pseudobulk),
+        pseudobulk_pred=Pseudobulk(inputs.pred.names, inputs.pred.pseudobulk),
+        timings=timings,
+        notes=(*pair.notes, *(["the real side came from the cache"] if from_cache else [])),
+        failed=tuple(metric.name for metric in chosen if metric.name not in values),
+        _real=inputs.real.de if de_real is None else de_real,
+        _pred=inputs.pred.de if de_pred is None else de_pred,
+    )
+
+
+def evaluate_by_cell_type(pair: Pair, metrics: str | Sequence[str] = "full", **arguments: Any) -> dict[str, Evaluation]:
+    """`evaluate` for each cell type on its own, as cell-eval's `--celltype-col` does; arguments as there."""
+    return {name: evaluate(part, metrics, **arguments) for name, part in pair.by_cell_type().items()}
+
+
+def resolve_options(chosen: Sequence[Metric], options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Options of each chosen metric with defaults; options for a metric that does not exist are a `ConfigError`."""
+    for name in options:
+        find_metric(name)
+    return {metric.name: metric.resolved(dict(options.get(metric.name, {}))) for metric in chosen}
+
+
+def read_inputs(
+    pair: Pair,
+    chosen: Sequence[Metric],
+    settings: Mapping[str, Mapping[str, Any]],
+    de_real: pl.DataFrame | None,
+    de_pred: pl.DataFrame | None,
+    cache: Path | None,
+    threads: int,
+    epsilon: float,
+    timings: dict[str, float],
+) -> tuple[Inputs, bool]:
+    """Read both sides once for what the chosen metrics need; says whether the real side came from the cache."""
+    wants_de = any(metric.family == "de" for metric in chosen)
+    energy = any(_is_plain_energy(metric, settings[metric.name]) for metric in chosen)
+    tables: dict[str, SideTables] = {}
+    from_cache = False
+    with ThreadPoolExecutor(1) as background:
+        if cache is not None:
+            background.submit(
+                pair.real.digest
+            )  # what the real side is found by; its errors come again when it is asked for
+        for which, given in (("pred", de_pred), ("real", de_real)):
+            needs = Needs(de=wants_de and given is None, epsilon=epsilon, energy=energy)
+            directory = cache if which == "real" else None
+            side = pair.side(which)
+            with _timed(timings, f"reading {which}"):
+                tables[which], hit = cached_scan(
+                    directory, side, pair.columns.perturbation, pair.control, pair.genes, needs, threads
+                )
+            from_cache = from_cache or hit
+    comparison = None
+    if wants_de:
+        with _timed(timings, "comparing DE"):
+            comparison = _comparison(pair, tables, de_real, de_pred)
+    return Inputs(pair, tables["pred"], tables["real"], comparison), from_cache
+
+
+def _comparison(
+    pair: Pair, tables: dict[str, SideTables], de_real: pl.DataFrame | None, de_pred: pl.DataFrame | None
+) -> DEComparison:
+    real = tables["real"].de if de_real is None else de_real
+    pred = tables["pred"].de if de_pred is None else de_pred
+    assert real is not None
+    assert pred is not None
+    comparison = compare(real, pred)
+    if comparison.perturbations != pair.perturbations:
+        different = sorted(set(comparison.perturbations) ^ set(pair.perturbations))
+        raise EvaluationError(f"the DE tables and the cells hold different perturbations: {', '.join(different[:10])}")
+    return comparison
+
+
+def _is_plain_energy(metric: Metric, options: Mapping[str, Any]) -> bool:
+    extra = set(options) - {"embed_key", "metric", "n_jobs"}
+    return (
+        metric.kind == "edistance"
+        and not options["embed_key"]
+        and options["metric"] in ("euclidean", "l2")
+        and not extra
+    )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Generator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[stage] = time.perf_counter() - start
+
+
+def _table(chosen: Sequence[Metric], values: Mapping[str, Value], perturbations: Sequence[str]) -> pl.DataFrame:
+    columns: dict[str, Any] = {"perturbation": list(perturbations)}
+    for metric in chosen:
+        for column in metric.columns:
+            value = values.get(metric.name, float("nan"))
+            part = column.removeprefix(f"{metric.name}_")
+            columns[column] = [_cell(value, name, part) for name in perturbations]
+    schema = {column: pl.Float64 for column in columns if column != "perturbation"}
+    return pl.DataFrame(columns, schema={"perturbation": pl.String, **schema})
+
+
+def _cell(value: Value, name: str, part: str) -> float | None:
+    if not isinstance(value, dict):
+        return float(value)
+    found = value.get(name)
+    if isinstance(found, dict):
+        found = found[part]
+    return None if found is None else float(found)
+
+
+_REASONS = {
+    "de_direction_match": "no gene is significant in the real data, or none of them is in the predicted DE table",
+    "de_spearman_lfc_sig": "fewer than two genes are significant in the real data, or their fold changes are all equal",
+    "de_sig_genes_recall": "no gene is significant in the real data",
+    "de_spearman_sig": "fewer than two perturbations have significant genes, or the numbers are all equal",
+    "pr_auc": "all or none of the genes are significant in the real data",
+    "roc_auc": "all or none of the genes are significant in the real data",
+    "pearson_delta": "the predicted or the real change from control is the same for all genes",
+    "pearson_edistance": "the predicted or the real energy distances are all equal",
+}
+
+
+def _undefined(
+    chosen: Sequence[Metric], values: Mapping[str, Value], results: pl.DataFrame
+) -> list[dict[str, str | None]]:
+    """A row for each value that is null or NaN although its metric did not fail."""
+    rows: list[dict[str, str | None]] = []
+    for metric in chosen:
+        if metric.name not in values:
+            continue
+        reason = _REASONS.get(metric.name, "the value is not defined")
+        for column in metric.columns:
+            absent = results.filter(pl.col(column).is_null() | pl.col(column).is_nan())["perturbation"].to_list()
+            if metric.over_all and absent:
+                absent = [None]
+            rows += [{"perturbation": name, "metric": column, "reason": reason} for name in absent]
+    return rows

@@ -1,0 +1,1 @@
+"""Is the score a gain in prediction, or the work of something broken or gamed?"""

@@ -1,0 +1,153 @@
+"""What depends on one side alone, kept on disk: content digest + parameters + versions → one checked file.
+
+A file is written beside its name and moved into place, so processes may share a directory; it carries a checksum of its
+arrays, and an entry that does not match is removed and computed again.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from steval import __version__
+from steval.data.files import atomic_path
+from steval.errors import StevalError
+from steval.evaluator.cells.sides import CellSide
+from steval.evaluator.measure.de import DifferentialExpression
+from steval.evaluator.measure.scan import Needs, SideTables, scan
+from steval.settings import json_digest
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def cached_scan(
+    directory: Path | None,
+    side: CellSide,
+    column: str,
+    control: str,
+    genes: tuple[str, ...],
+    needs: Needs,
+    threads: int,
+) -> tuple[SideTables, bool]:
+    """`scan` through what `side` has computed already and the cache: the tables, and whether they came from `directory`."""
+    for wanted in _sufficient(needs):
+        if (control, genes, wanted) in side.computed:
+            return side.computed[control, genes, wanted], False
+    tables, found = _read(directory, side, column, control, genes, needs, threads)
+    side.computed[control, genes, needs] = tables
+    return tables, found
+
+
+def _read(
+    directory: Path | None,
+    side: CellSide,
+    column: str,
+    control: str,
+    genes: tuple[str, ...],
+    needs: Needs,
+    threads: int,
+) -> tuple[SideTables, bool]:
+    if directory is None:
+        return scan(side, control, genes, needs, threads), False
+    content = {"content": side.digest(), "subset": side.subset, "column": column, "control": control}
+    for wanted in _sufficient(needs):
+        found = load_tables(entry_path(directory, content, wanted))
+        if found is not None:
+            return found, True
+    tables = scan(side, control, genes, needs, threads)
+    try:
+        store_tables(entry_path(directory, content, needs), tables)
+    except StevalError as error:
+        logger.warning("the scoring cache could not be written, results are not affected: %s", error)
+    return tables, False
+
+
+def entry_path(directory: Path, content: dict[str, str], needs: Needs) -> Path:
+    """The file of one side and one set of needs."""
+    versions = {"steval": __version__, "format": FORMAT, "numpy": np.__version__, "numba": version("numba")}
+    return Path(directory) / f"{json_digest({**content, 'needs': asdict(needs), 'versions': versions})}.safetensors"
+
+
+def store_tables(path: Path, tables: SideTables) -> None:
+    """Write an entry atomically."""
+    from safetensors.numpy import save_file
+
+    arrays = {"means": tables.means}
+    described = {"names": tables.names, "single": bool(tables.single), "de": None}
+    if tables.energy is not None:
+        arrays["energy"] = tables.energy
+    if tables.de is not None:
+        de = tables.de
+        described["de"] = {  # type: ignore[assignment]
+            "names": de.names,
+            "genes": de.genes,
+            "num_controls": de.num_controls,
+            "epsilon": de.epsilon,
+        }
+        for name in ("memberships", "target_mean", "reference_mean", "statistic", "p_value"):
+            arrays[f"de.{name}"] = getattr(de, name)
+    text = json.dumps(described)
+    with atomic_path(path) as partial:
+        save_file(arrays, partial, metadata={"tables": text, "sha256": _checksum(text, arrays)})
+
+
+def load_tables(path: Path) -> SideTables | None:
+    """An entry, or None where there is none; a damaged one is removed."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            metadata = handle.metadata() or {}
+            arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dictionary
+        text = metadata["tables"]
+        if metadata["sha256"] != _checksum(text, arrays):
+            raise ValueError("its checksum does not match")
+        return _tables(json.loads(text), arrays)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        logger.warning("cache entry %s is damaged (%s); it is computed again", path.name, error)
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _tables(described: dict, arrays: dict[str, np.ndarray]) -> SideTables:  # type: ignore[type-arg]
+    de = described["de"]
+    if de is not None:
+        de = DifferentialExpression(
+            tuple(de["names"]),
+            tuple(de["genes"]),
+            arrays["de.memberships"],
+            de["num_controls"],
+            arrays["de.target_mean"],
+            arrays["de.reference_mean"],
+            arrays["de.statistic"],
+            arrays["de.p_value"],
+            de["epsilon"],
+        )
+    return SideTables(tuple(described["names"]), arrays["means"], described["single"], de, arrays.get("energy"))
+
+
+def _sufficient(needs: Needs) -> list[Needs]:
+    """What was kept for these needs or for more."""
+    more = [
+        Needs(de=de, epsilon=needs.epsilon, energy=energy)
+        for de in (False, True)
+        for energy in (False, True)
+        if de >= needs.de and energy >= needs.energy
+    ]
+    return [needs, *(candidate for candidate in more if candidate != needs)]
+
+
+def _checksum(text: str, arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

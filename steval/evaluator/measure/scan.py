@@ -1,0 +1,107 @@
+"""One pass over one side: each perturbation is read once, and its means, ranks and distances are computed from that reading.
+
+Memory holds the control, and one perturbation for each thread; results are `[P, G]` arrays.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from steval.evaluator.cells.sides import CellSide
+from steval.evaluator.measure.de import DifferentialExpression, rank_group, sort_controls
+from steval.evaluator.measure.distances import ControlDistances
+from steval.evaluator.measure.groups import read_group
+from steval.logs import progress_bar
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What of one side is asked for, beside the mean expression."""
+
+    means: bool = True
+    de: bool = False
+    epsilon: float = 0.0
+    energy: bool = False
+    """Energy distances on X."""
+
+
+@dataclass(frozen=True)
+class SideTables:
+    """What the metrics need of one side."""
+
+    names: tuple[str, ...]
+    """Sorted, the control among them."""
+    means: np.ndarray
+    """Mean expression `[P+1, G]` float64."""
+    single: bool
+    """Whether the cells are float32: cell-eval then works in float32 from the means on."""
+    de: DifferentialExpression | None
+    energy: np.ndarray | None
+    """Energy distance of each perturbation `[P]`, control left out of `names`."""
+
+    @property
+    def pseudobulk(self) -> np.ndarray:
+        """The means in the precision in which cell-eval holds them."""
+        return self.means.astype(np.float32) if self.single else self.means
+
+
+def scan(side: CellSide, control: str, genes: Sequence[str], needs: Needs, threads: int) -> SideTables:
+    """Read every group of `side` once and compute what `needs` says."""
+    names = tuple(side.groups)
+    perturbed = [name for name in names if name != control]
+    lock = Lock()
+    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, user_api="blas"):
+        reference = read_group(side, control, lock, keep_matrix=needs.energy)
+        controls = sort_controls(reference, pool) if needs.de else None
+        with threadpool_limits(threads, user_api="blas"):
+            distances = ControlDistances(reference.matrix) if reference.matrix is not None else None
+        means = np.zeros((len(names), len(genes)))
+        means[names.index(control)] = reference.mean
+        shape = (len(perturbed), len(genes)) if needs.de else (0, 0)
+        statistic, p_value = np.empty(shape), np.empty(shape)
+        target_mean = np.empty(shape, dtype=reference.natural_mean.dtype)
+        energy = np.empty(len(perturbed))
+
+        def work(position: int) -> None:
+            group = read_group(side, perturbed[position], lock, keep_matrix=distances is not None)
+            means[names.index(group.name)] = group.mean
+            if controls is not None:
+                statistic[position], p_value[position] = rank_group(group, controls)
+                target_mean[position] = group.natural_mean
+            if distances is not None and group.matrix is not None:
+                energy[position] = distances.energy(group.matrix)
+
+        run_all(pool, work, len(perturbed), f"{side.name} cells")
+    de = None
+    if needs.de:
+        sizes = np.array([len(side.groups[name]) for name in perturbed])
+        de = DifferentialExpression(
+            tuple(perturbed),
+            tuple(genes),
+            sizes,
+            reference.num_cells,
+            target_mean,
+            reference.natural_mean,
+            statistic,
+            p_value,
+            needs.epsilon,
+        )
+    single = reference.values.dtype == np.float32
+    return SideTables(names, means, single, de, energy if needs.energy else None)
+
+
+def run_all(pool: ThreadPoolExecutor, work: Callable[[int], None], count: int, description: str) -> None:
+    """`work(0) … work(count - 1)` on the pool, with a bar; the first error stops what has not begun and is raised."""
+    futures = [pool.submit(work, position) for position in range(count)]
+    try:
+        with progress_bar(count, description, "perturbation") as bar:
+            for future in futures:
+                future.result()
+                bar.update()
+    finally:
+        for future in futures:
+            future.cancel()

@@ -1,0 +1,1 @@
+"""The metrics: catalog, profiles and the functions that give their values."""

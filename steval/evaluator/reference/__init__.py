@@ -1,0 +1,1 @@
+"""What a score is seen beside: training cells, baselines, ceiling, normalised members, intervals."""

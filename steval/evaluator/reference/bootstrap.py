@@ -1,0 +1,142 @@
+"""Uncertainty from the choice of perturbations: resampled with replacement, prediction and baseline together.
+
+An interval says how much a number would move had other perturbations of the same kind been scored. It does not hold the
+noise of training seeds, which reaches about 5 % of a member's span.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from steval.evaluator.reference.members import Best, clipped_members, metric_means, overall_scores, unclipped_members
+
+LEVEL = 0.95
+FEWEST_PERTURBATIONS = 3
+"""With fewer there is nothing to resample, and intervals are left empty."""
+GLOBAL_METRICS = frozenset({"pearson_edistance", "de_spearman_sig", "clustering_agreement"})
+"""One number for all perturbations together: no interval by resampling their rows."""
+
+
+@dataclass(frozen=True)
+class MetricRows:
+    """Per-perturbation values of metrics: `values [P, M]`, NaN where missing."""
+
+    perturbations: tuple[str, ...]
+    metrics: tuple[str, ...]
+    values: np.ndarray
+    resampled: np.ndarray
+    """bool `[M]`: False for global metrics and for those whose mean is NaN."""
+
+
+def metric_rows(results: pl.DataFrame, metrics: Sequence[str]) -> MetricRows:
+    """The columns `metrics` of a results frame (perturbation × metric); a metric that is not there is all missing."""
+    columns, usable = [], []
+    for metric in metrics:
+        if metric not in results.columns:
+            columns.append(np.full(results.height, np.nan))
+            usable.append(False)
+            continue
+        series = results[metric].cast(pl.Float64)
+        has_nan = bool(series.is_nan().any())
+        columns.append(series.fill_null(np.nan).to_numpy())
+        usable.append(metric not in GLOBAL_METRICS and not has_nan and series.null_count() < series.len())
+    values = np.column_stack(columns) if columns else np.empty((results.height, 0))
+    names = tuple(results["perturbation"].cast(pl.String).to_list())
+    return MetricRows(names, tuple(metrics), values, np.array(usable, dtype=bool))
+
+
+def draw_weights(num_perturbations: int, draws: int, seed: int) -> np.ndarray:
+    """How often each perturbation is drawn in each of `draws` resamples: float64 `[draws, P]`, rows sum to P."""
+    generator = np.random.default_rng(seed)
+    share = np.full(num_perturbations, 1.0 / num_perturbations)
+    return generator.multinomial(num_perturbations, share, size=draws).astype(np.float64)
+
+
+def resampled_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means of each resample: `values [P, M]`, `weights [B, P]` → `[B, M]`; missing values are left out."""
+    present = ~np.isnan(values)
+    totals = weights @ np.where(present, values, 0.0)
+    counts = weights @ present.astype(np.float64)
+    return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+
+
+def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float | None, float | None]:
+    """Percentile interval of finite samples; empty where fewer than half are finite."""
+    finite = samples[np.isfinite(samples)]
+    if finite.size < max(2, samples.size / 2):
+        return None, None
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def score_intervals(
+    results: pl.DataFrame,
+    baseline: pl.DataFrame | None,
+    metrics: Sequence[str],
+    best: Sequence[Best],
+    draws: int,
+    seed: int,
+) -> pl.DataFrame:
+    """Intervals of every metric's value, normalised and unclipped member, and of the overall score.
+
+    Returns rows (quantity, metric, low, high, num_perturbations); metric is `overall` for the overall score. A global
+    metric is held at its point value when the overall score is resampled.
+    """
+    rows = metric_rows(results, metrics)
+    num = len(rows.perturbations)
+    if draws < 1 or num < FEWEST_PERTURBATIONS:
+        return _interval_frame([], num)
+    weights = draw_weights(num, draws, seed)
+    samples = held_means(results, metrics, weights)
+    found = [("value", m, *_of(samples[:, i], rows.resampled[i])) for i, m in enumerate(rows.metrics)]
+    if baseline is None:
+        return _interval_frame(found, num)
+    matched = aligned(baseline, rows.perturbations)
+    base = metric_rows(matched, metrics)
+    unclipped = unclipped_members(samples, held_means(matched, metrics, weights), best)
+    clipped = clipped_members(unclipped)
+    for index, metric in enumerate(rows.metrics):
+        usable = bool(rows.resampled[index] and base.resampled[index] and best[index] != "none")
+        found.append(("normalised", metric, *_of(clipped[:, index], usable)))
+        found.append(("unclipped", metric, *_of(unclipped[:, index], usable)))
+    total, plain = overall_scores(unclipped, best)
+    found.append(("normalised", "overall", *interval(total)))
+    found.append(("unclipped", "overall", *interval(plain)))
+    return _interval_frame(found, num)
+
+
+def held_means(results: pl.DataFrame, metrics: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """Resampled means `[B, M]`; metrics that cannot be resampled are held at their mean as cell-eval takes it."""
+    rows = metric_rows(results, metrics)
+    samples = resampled_means(rows.values, weights)
+    means = metric_means(results, metrics)
+    for index in np.flatnonzero(~rows.resampled):
+        mean = means[rows.metrics[index]]
+        samples[:, index] = np.nan if mean is None else mean
+    return samples
+
+
+def aligned(frame: pl.DataFrame, perturbations: Sequence[str]) -> pl.DataFrame:
+    """The rows of `perturbations` in their order."""
+    order = pl.DataFrame({"perturbation": list(perturbations)}, schema={"perturbation": pl.String})
+    return order.join(frame.with_columns(pl.col("perturbation").cast(pl.String)), on="perturbation", how="left")
+
+
+def _of(samples: np.ndarray, usable: bool) -> tuple[float | None, float | None]:
+    return interval(samples) if usable else (None, None)
+
+
+def _interval_frame(found: list[tuple[str, str, float | None, float | None]], num: int) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(*row, num) for row in found],
+        schema={
+            "quantity": pl.String,
+            "metric": pl.String,
+            "low": pl.Float64,
+            "high": pl.Float64,
+            "num_perturbations": pl.Int64,
+        },
+        orient="row",
+    )

@@ -1,0 +1,188 @@
+"""What the training cells say, in one pass: mean profiles, mean effects of perturbations, where the control cells are.
+
+Baselines are built from this and never from the evaluation data.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from steval.data.cells.cellfile import CellFile
+from steval.data.cells.genes import GeneAlignment, align
+from steval.data.cells.scale import Scale, require_scale
+from steval.data.columns import Columns
+from steval.data.files import sha256_file
+from steval.errors import EvaluationError, nearest_names
+from steval.evaluator.cells.digests import SKETCH_CELLS, gene_keys, sketch, sketch_genes, value_bits
+from steval.evaluator.cells.kernels import sum_cells
+from steval.evaluator.cells.sides import CellSource, few_cells, open_cells
+
+BLOCK_CELLS = 2048
+ALL = "all cells"
+"""Name of the single context where there is no cell type column."""
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """Training cells summarised; every profile is a mean of lognorm expression over the pair's genes `[G]`."""
+
+    cells: CellFile
+    alignment: GeneAlignment
+    mean_profile: np.ndarray
+    """cell-eval's baseline: mean over the perturbations' means, the control's among them."""
+    control_rows: dict[str, np.ndarray]
+    """Rows of the control cells of each context."""
+    effects: dict[str, np.ndarray]
+    """Mean over contexts of each perturbation's change from the control of its context."""
+    mean_effect: np.ndarray
+    """Mean of `effects` over perturbations."""
+    digests: np.ndarray
+    """Digests of the perturbed cells."""
+    control_digests: np.ndarray
+    sketched: np.ndarray
+    """Columns of the sketch genes (see `digests`)."""
+    sketches: dict[str, np.ndarray]
+    """Sketches of the first cells of each perturbation, float32 `[m, S]`."""
+    num_cells: int
+    dtype: "np.dtype[Any]"
+    """Precision of the training cells; cell-eval's mean profile has it too."""
+    digest: str
+    """sha256 of the file, or of the cells' digests where they are in memory."""
+    notes: tuple[str, ...]
+
+    def matrix(self, rows: np.ndarray) -> sp.csr_matrix:
+        """Cells of the training file by row, CSR `[n, G]`, genes in the pair's order."""
+        return self.alignment.apply(self.cells.rows(rows, dtype=None))
+
+
+def read_training(
+    source: CellSource,
+    genes: Sequence[str],
+    columns: Columns,
+    perturbations: Sequence[str],
+    *,
+    rows: np.ndarray | None = None,
+    scale: Scale | None = None,
+    name: str = "training cells",
+) -> TrainingCells:
+    """Summarise the training cells of `source` (its `rows` only, where given) for scoring `perturbations`.
+
+    Raises `EvaluationError` where columns, control or genes do not fit the evaluation data, `DataError` where the scale does not.
+    """
+    cells, _ = open_cells(source, name, columns.perturbation)
+    selected = np.arange(cells.num_cells) if rows is None else np.asarray(rows)
+    labels = _labels(cells, columns, selected, name)
+    require_scale(few_cells(cells), "lognorm", scale)
+    alignment = align(cells.genes, genes, what=name)
+    contexts = _contexts(cells.obs, columns, selected)
+    keys = pd.MultiIndex.from_arrays([labels, contexts])
+    codes, groups = pd.factorize(keys)
+    sums, digests = _sum_groups(cells, alignment, selected, codes, len(groups))
+    counts = np.bincount(codes, minlength=len(groups))
+    perturbation = np.array([group[0] for group in groups], dtype=object)
+    context = np.array([group[1] for group in groups], dtype=object)
+    effects, notes = _effects(sums, counts, perturbation, context, columns.control)
+    is_control = labels == columns.control
+    sketched = sketch_genes(sums[perturbation == columns.control].sum(axis=0))
+    return TrainingCells(
+        cells=cells,
+        alignment=alignment,
+        mean_profile=_mean_of_means(sums, counts, perturbation),
+        control_rows={str(c): selected[is_control & (contexts == c)] for c in pd.unique(contexts[is_control])},
+        effects=effects,
+        mean_effect=np.mean(list(effects.values()), axis=0) if effects else np.zeros(len(genes)),
+        digests=np.unique(digests[~is_control]),
+        control_digests=np.unique(digests[is_control]),
+        sketched=sketched,
+        sketches=_sketches(cells, alignment, selected, labels, sketched, perturbations),
+        num_cells=len(selected),
+        dtype=cells.rows(selected[:1], dtype=None).dtype,
+        digest=_content_digest(cells, digests),
+        notes=tuple(notes),
+    )
+
+
+def _content_digest(cells: CellFile, digests: np.ndarray) -> str:
+    path = Path(cells.name)
+    return sha256_file(path) if path.is_file() else hashlib.sha256(digests.tobytes()).hexdigest()
+
+
+def _labels(cells: CellFile, columns: Columns, rows: np.ndarray, name: str) -> np.ndarray:
+    if columns.perturbation not in cells.obs.columns:
+        known = ", ".join(map(str, cells.obs.columns)) or "(none)"
+        raise EvaluationError(f"{name}: no obs column {columns.perturbation!r}; the columns are: {known}")
+    labels = cells.obs[columns.perturbation].astype(str).to_numpy(dtype=object)[rows]
+    present = set(labels)
+    if columns.control not in present:
+        near = ", ".join(nearest_names(columns.control, sorted(present))) or "none"
+        raise EvaluationError(
+            f"{name}: no control cells (label {columns.control!r}; nearest {near}); baselines start from control cells"
+        )
+    if len(present) < 2:
+        raise EvaluationError(f"{name}: there are control cells only; baselines need perturbed training cells")
+    return labels
+
+
+def _contexts(obs: pd.DataFrame, columns: Columns, rows: np.ndarray) -> np.ndarray:
+    if columns.cell_type is None or columns.cell_type not in obs.columns:
+        return np.full(len(rows), ALL, dtype=object)
+    return obs[columns.cell_type].astype(str).to_numpy(dtype=object)[rows]
+
+
+def _sum_groups(
+    cells: CellFile, alignment: GeneAlignment, rows: np.ndarray, codes: np.ndarray, num_groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums `[groups, G]` of the cells of each group and the digest of each cell."""
+    keys = gene_keys(len(alignment.target))
+    sums = np.zeros((num_groups, len(alignment.target)))
+    digests = np.empty(len(rows), dtype=np.uint64)
+    for start in range(0, len(rows), BLOCK_CELLS):
+        chunk = slice(start, start + BLOCK_CELLS)
+        block = alignment.apply(cells.rows(rows[chunk], dtype=None))
+        bits = value_bits(block)
+        sum_cells(block.indptr, block.indices, block.data, bits, keys, codes[chunk], sums, digests[chunk])
+    return sums, digests
+
+
+def _sketches(
+    cells: CellFile,
+    alignment: GeneAlignment,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    sketched: np.ndarray,
+    perturbations: Sequence[str],
+) -> dict[str, np.ndarray]:
+    found = {}
+    for name in perturbations:
+        first = rows[labels == name][:SKETCH_CELLS]
+        if len(first):
+            found[name] = sketch(alignment.apply(cells.rows(first, dtype=None)), sketched)
+    return found
+
+
+def _mean_of_means(sums: np.ndarray, counts: np.ndarray, perturbation: np.ndarray) -> np.ndarray:
+    codes, names = pd.factorize(perturbation)
+    pooled = np.zeros((len(names), sums.shape[1]))
+    np.add.at(pooled, codes, sums)
+    return (pooled / np.bincount(codes, weights=counts)[:, None]).mean(axis=0)
+
+
+def _effects(
+    sums: np.ndarray, counts: np.ndarray, perturbation: np.ndarray, context: np.ndarray, control: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Mean change from control of each perturbation over the contexts in which it was measured beside controls."""
+    means = sums / counts[:, None]
+    controls = {context[i]: means[i] for i in np.flatnonzero(perturbation == control)}
+    found: dict[str, list[np.ndarray]] = {}
+    for index in np.flatnonzero(perturbation != control):
+        if context[index] in controls:
+            found.setdefault(str(perturbation[index]), []).append(means[index] - controls[context[index]])
+    lost = sorted({str(c) for c in context} - {str(c) for c in controls})
+    notes = [f"training cells of {', '.join(lost)} have no control and give no effects"] if lost else []
+    return {name: np.mean(effects, axis=0) for name, effects in sorted(found.items())}, notes

@@ -1,0 +1,1 @@
+"""What a scoring run found, as frames, figures and one HTML file."""

@@ -1,0 +1,97 @@
+"""Differential expression of both sides, cut down to what a report shows."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.evaluation import Evaluation
+
+SIGNIFICANT_FDR = 0.05
+SHOWN_PERTURBATIONS = 6
+SHOWN_GENES = 200
+"""Genes kept of each shown perturbation: those with the largest change on either side."""
+
+_COUNTS: dict[str, Any] = {
+    "perturbation": pl.String,
+    "num_real": pl.Int64,
+    "num_pred": pl.Int64,
+    "num_shared": pl.Int64,
+}
+_CHANGES: dict[str, Any] = {
+    "perturbation": pl.String,
+    "gene": pl.String,
+    "real_change": pl.Float64,
+    "pred_change": pl.Float64,
+    "real_fdr": pl.Float64,
+    "pred_fdr": pl.Float64,
+}
+
+
+def de_counts(evaluation: Evaluation) -> pl.DataFrame:
+    """Numbers of significant genes (FDR < 0.05) on each side and on both, by perturbation."""
+    if evaluation.de_real is None or evaluation.de_pred is None:
+        return pl.DataFrame(schema=_COUNTS)
+    joined = _joined(evaluation.de_real, evaluation.de_pred)
+    real, pred = pl.col("real_fdr") < SIGNIFICANT_FDR, pl.col("pred_fdr") < SIGNIFICANT_FDR
+    counts = joined.group_by("perturbation").agg(
+        num_real=real.sum(), num_pred=pred.sum(), num_shared=(real & pred).sum()
+    )
+    return counts.sort("perturbation").select([pl.col(name).cast(kind) for name, kind in _COUNTS.items()])
+
+
+def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
+    """Real and predicted change of mean lognorm expression of the most changed genes of a few perturbations.
+
+    The perturbations are spread evenly over the size of the real effect, largest first.
+    """
+    real, pred = evaluation.pseudobulk_real, evaluation.pseudobulk_pred
+    if real is None or pred is None:
+        return pl.DataFrame(schema=_CHANGES)
+    control = real.names.index(pair.control)
+    names = [name for name in real.names if name != pair.control]
+    rows = [real.names.index(name) for name in names]
+    real_change = real.values[rows] - real.values[control]
+    pred_change = pred.values[rows] - pred.values[control]
+    order = np.argsort(-np.abs(real_change).sum(axis=1), kind="stable")
+    picked = order[np.unique(np.linspace(0, len(order) - 1, SHOWN_PERTURBATIONS).round().astype(int))]
+    genes = np.array(pair.genes)
+    frames = []
+    for index in picked:
+        size = np.maximum(np.abs(real_change[index]), np.abs(pred_change[index]))
+        kept = np.sort(np.argsort(-size, kind="stable")[:SHOWN_GENES])
+        frames.append(
+            pl.DataFrame(
+                {
+                    "perturbation": [names[index]] * len(kept),
+                    "gene": genes[kept].tolist(),
+                    "real_change": real_change[index, kept],
+                    "pred_change": pred_change[index, kept],
+                }
+            )
+        )
+    return _with_fdr(pl.concat(frames), evaluation).select([pl.col(c).cast(t) for c, t in _CHANGES.items()])
+
+
+def _with_fdr(frame: pl.DataFrame, evaluation: Evaluation) -> pl.DataFrame:
+    if evaluation.de_real is None or evaluation.de_pred is None:
+        return frame.with_columns(pl.lit(None).alias("real_fdr"), pl.lit(None).alias("pred_fdr"))
+    shown = frame["perturbation"].unique()
+    tables = [
+        table.filter(pl.col("target").cast(pl.String).is_in(shown))
+        for table in (evaluation.de_real, evaluation.de_pred)
+    ]
+    return frame.join(_joined(*tables), on=["perturbation", "gene"], how="left")
+
+
+def _joined(real: pl.DataFrame, pred: pl.DataFrame) -> pl.DataFrame:
+    sides = [
+        table.select(
+            pl.col("target").cast(pl.String).alias("perturbation"),
+            pl.col("feature").cast(pl.String).alias("gene"),
+            pl.col("fdr").cast(pl.Float64).alias(f"{name}_fdr"),
+        )
+        for table, name in ((real, "real"), (pred, "pred"))
+    ]
+    return sides[0].join(sides[1], on=["perturbation", "gene"], how="left")

@@ -1,0 +1,160 @@
+"""The score report: one self-contained HTML file, light and dark, with nothing to fetch."""
+
+import base64
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import polars as pl
+
+from steval.evaluator.integrity.findings import REMARKS, Status
+from steval.evaluator.metrics.catalog import CATALOG
+from steval.evaluator.report.figures import draw, draw_changes, draw_distributions, draw_members, draw_overlap
+from steval.evaluator.report.report import PREDICTION, Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_ROWS = 500
+"""Perturbations listed in the report; `results.csv` has all."""
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """A drawn figure with its caption."""
+
+    svg: str
+    download: str
+    caption: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that is shown of one cell type, or of all cells together (cell type None)."""
+
+    cell_type: str | None
+    headline: dict[str, Any] | None
+    baselines: list[dict[str, Any]]
+    breakdown: list[dict[str, Any]]
+    figures: dict[str, FigureView]
+    integrity: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+    metrics: list[str]
+    num_perturbations: int
+
+
+def render_report(report: Report) -> str:
+    """HTML text of `report`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = number
+    environment.filters["signed"] = partial(number, sign=True)
+    environment.filters["json"] = lambda value: json.dumps(value, indent=1)
+    types = report.breakdown["cell_type"].unique(maintain_order=True).to_list()
+    sections = [_section(report, cell_type, position) for position, cell_type in enumerate(types)]
+    mean = report.overall.filter(pl.col("cell_type").is_null() & (pl.col("predictor") == PREDICTION))
+    return environment.get_template("report.html.j2").render(
+        record=report.record,
+        inputs=report.record["inputs"],
+        sections=sections,
+        headline=None if mean.is_empty() else mean.row(0, named=True),
+        baselines=_baseline_rows(report, None),
+        counts={s: report.integrity["status"].to_list().count(s) for s in get_args(Status)},
+        most_rows=MOST_ROWS,
+    )
+
+
+def number(value: Any, digits: int = 3, sign: bool = False) -> str:
+    """A number for people: `digits` significant figures, an en dash where there is none."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = f"{value:{'+' if sign else ''}.{digits}g}" if abs(value) < 1000 else f"{value:{'+' if sign else ''},.0f}"
+    return text.replace("-", "−")
+
+
+def _section(report: Report, cell_type: str | None, position: int) -> Section:
+    frames = {
+        name: _of_type(getattr(report, name), cell_type) for name in ("breakdown", "results", "integrity", "overall")
+    }
+    breakdown = [_with_description(row) for row in frames["breakdown"].iter_rows(named=True)]
+    headline = frames["overall"].filter(pl.col("predictor") == PREDICTION)
+    results = frames["results"].drop("cell_type")
+    return Section(
+        cell_type=cell_type,
+        headline=None if headline.is_empty() else headline.row(0, named=True),
+        baselines=_baseline_rows(report, cell_type),
+        breakdown=breakdown,
+        figures=_figures(report, cell_type, position),
+        integrity=sorted(frames["integrity"].to_dicts(), key=lambda row: _rank(row["status"])),
+        results=results.head(MOST_ROWS).to_dicts(),
+        metrics=[column for column in results.columns if column != "perturbation"],
+        num_perturbations=results.height,
+    )
+
+
+def _rank(status: str) -> int:
+    """The worst first, then all others in the order of the table."""
+    return REMARKS.index(status) if status in REMARKS else len(REMARKS)
+
+
+def _figures(report: Report, cell_type: str | None, position: int) -> dict[str, FigureView]:
+    drawn = {
+        "members": (
+            draw_members(report, cell_type),
+            "Members of the score between the mean baseline (0) and the best possible value (1), unclipped. Bars: 95\u00a0% "
+            "bootstrap interval over perturbations. Ticks: the baselines.",
+        ),
+        "distributions": (
+            draw_distributions(report, cell_type),
+            "Values by perturbation; bar and tick: quartiles and median.",
+        ),
+        "overlap": (
+            draw_overlap(report, cell_type),
+            "Left: overlap of differentially expressed genes against their number in the real data. Right: numbers of "
+            "significant genes; dashed: equal.",
+        ),
+        "changes": (
+            draw_changes(report, cell_type),
+            "Change of mean log-normalised expression from control, predicted against real, for perturbations spread over "
+            "the size of the real effect; the most changed genes of each, r over these. Blue: significant in the real data.",
+        ),
+    }
+    return {
+        name: _view(figure, name, caption, 10 * position + index)
+        for index, (name, (figure, caption)) in enumerate(drawn.items())
+        if figure is not None
+    }
+
+
+def _view(figure: "Figure", name: str, caption: str, index: int) -> FigureView:
+    drawing = draw(figure, index, caption.split(".")[0])
+    return FigureView(
+        svg=drawing.themed(),
+        download=base64.b64encode(drawing.plain().encode()).decode(),
+        caption=caption,
+        name=name,
+    )
+
+
+def _with_description(row: dict[str, Any]) -> dict[str, Any]:
+    name = row["metric"].removesuffix("_real").removesuffix("_pred")
+    metric = CATALOG.get(row["metric"]) or CATALOG.get(name)
+    return {**row, "description": metric.description if metric else ""}
+
+
+def _baseline_rows(report: Report, cell_type: str | None) -> list[dict[str, Any]]:
+    rows = _of_type(report.overall, cell_type).filter(pl.col("predictor") != PREDICTION)
+    return rows.to_dicts()
+
+
+def _of_type(frame: pl.DataFrame, cell_type: str | None) -> pl.DataFrame:
+    return frame.filter(pl.col("cell_type").eq_missing(pl.lit(cell_type, dtype=pl.String)))

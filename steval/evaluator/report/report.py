@@ -1,0 +1,154 @@
+"""What a scoring run found, as frozen Polars frames; `tables` writes it to a directory, `html_report` shows it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from steval.evaluator.integrity.findings import FLAGS, REMARKS
+
+BREAKDOWN_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "metric": pl.String,
+    "family": pl.String,
+    "value": pl.Float64,
+    "baseline": pl.Float64,
+    "ceiling": pl.Float64,
+    "replicate": pl.Float64,
+    "normalised": pl.Float64,
+    "unclipped": pl.Float64,
+    "best": pl.String,
+    "value_low": pl.Float64,
+    "value_high": pl.Float64,
+    "normalised_low": pl.Float64,
+    "normalised_high": pl.Float64,
+    "unclipped_low": pl.Float64,
+    "unclipped_high": pl.Float64,
+    "num_perturbations": pl.Int64,
+    "num_without_value": pl.Int64,
+    "note": pl.String,
+}
+BASELINES_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "metric": pl.String,
+    "baseline": pl.String,
+    "value": pl.Float64,
+    "normalised": pl.Float64,
+    "unclipped": pl.Float64,
+}
+OVERALL_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "predictor": pl.String,
+    "overall": pl.Float64,
+    "leaderboard": pl.Float64,
+    "unclipped": pl.Float64,
+    "overall_low": pl.Float64,
+    "overall_high": pl.Float64,
+    "unclipped_low": pl.Float64,
+    "unclipped_high": pl.Float64,
+}
+INTEGRITY_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "check": pl.String,
+    "status": pl.String,
+    "measurement": pl.Float64,
+    "limit": pl.Float64,
+    "sentence": pl.String,
+}
+INTERVALS_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "quantity": pl.String,
+    "metric": pl.String,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "num_perturbations": pl.Int64,
+}
+FAILURES_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "perturbation": pl.String,
+    "metric": pl.String,
+    "reason": pl.String,
+}
+CHANGES_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "perturbation": pl.String,
+    "gene": pl.String,
+    "real_change": pl.Float64,
+    "pred_change": pl.Float64,
+    "real_fdr": pl.Float64,
+    "pred_fdr": pl.Float64,
+}
+DE_COUNTS_SCHEMA: dict[str, Any] = {
+    "cell_type": pl.String,
+    "perturbation": pl.String,
+    "num_real": pl.Int64,
+    "num_pred": pl.Int64,
+    "num_shared": pl.Int64,
+}
+PREDICTION = "prediction"
+"""Name of the scored cells in the column `predictor`; the others are baselines."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a scoring run found. `cell_type` is null in every frame unless the run was made by cell type."""
+
+    results: pl.DataFrame
+    """Perturbation × metric: `cell_type`, `perturbation`, one column per metric; null: no value, NaN: undefined."""
+    breakdown: pl.DataFrame
+    """One row per metric (`BREAKDOWN_SCHEMA`)."""
+    overall: pl.DataFrame
+    """Overall scores of the prediction and of each baseline (`OVERALL_SCHEMA`); by cell type, their mean comes first."""
+    baselines: pl.DataFrame
+    """Metric × baseline kind (`BASELINES_SCHEMA`)."""
+    baseline_results: pl.DataFrame
+    """As `results`, for each baseline (`baseline` holds its kind)."""
+    integrity: pl.DataFrame
+    """Checks (`INTEGRITY_SCHEMA`); status is ok, warn, fail or skipped."""
+    intervals: pl.DataFrame
+    """95 % bootstrap intervals over perturbations (`INTERVALS_SCHEMA`)."""
+    failures: pl.DataFrame
+    """Why a value is null or NaN (`FAILURES_SCHEMA`)."""
+    changes: pl.DataFrame
+    """Predicted and real fold changes of the perturbations that the report shows (`CHANGES_SCHEMA`)."""
+    de_counts: pl.DataFrame
+    """Numbers of significant genes (`DE_COUNTS_SCHEMA`); empty where no metric needs DE."""
+    record: dict[str, Any]
+    """Versions, digests, options, seed, timings, warnings, notes: plain JSON types."""
+
+    @property
+    def members(self) -> pl.DataFrame:
+        """The rows of `breakdown` that count towards the overall score."""
+        return self.breakdown.filter(pl.col("best") != "none")
+
+    @property
+    def score(self) -> float | None:
+        """Overall score as cell-eval gives it (clipped members, best 1); None without a baseline."""
+        return self._headline("overall")
+
+    @property
+    def leaderboard(self) -> float | None:
+        """The same ×100, as on the challenge's leaderboard."""
+        return self._headline("leaderboard")
+
+    @property
+    def unclipped(self) -> float | None:
+        """Overall score of the unclipped members."""
+        return self._headline("unclipped")
+
+    @property
+    def findings(self) -> pl.DataFrame:
+        """Integrity checks that did not pass."""
+        return self.integrity.filter(pl.col("status").is_in(FLAGS))
+
+    @property
+    def remarks(self) -> pl.DataFrame:
+        """The findings and the notes, the worst first."""
+        told = self.integrity.filter(pl.col("status").is_in(REMARKS))
+        return told.sort(
+            pl.col("status").replace_strict({name: rank for rank, name in enumerate(REMARKS)}), maintain_order=True
+        )
+
+    def _headline(self, column: str) -> float | None:
+        rows = self.overall.filter(pl.col("predictor") == PREDICTION)
+        return None if rows.is_empty() else rows[column][0]

@@ -1,0 +1,1 @@
+"""What is common to all routes: keys, bodies, errors, metrics, the route table, the OpenAPI document."""

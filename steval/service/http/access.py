@@ -1,0 +1,106 @@
+"""Who is answered: holders of a key; without keys, this machine alone.
+
+Without keys the service also refuses what a web page could make a browser on this machine send: requests of other origins
+and host names that are not local (DNS rebinding), and requests that came through a proxy, whose sender is unknown.
+"""
+
+import ipaddress
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from steval.errors import ServiceError
+from steval.service.http.answers import error_answer
+from steval.service.http.keys import KeyRing, read_keys
+
+PUBLIC = frozenset({"/", "/livez", "/readyz", "/healthz", "/openapi.json"})
+"""Health, the page and the description, which hold no data."""
+PUBLIC_PREFIX = "/page/"
+_LOCAL_NAMES = frozenset({"localhost", "testserver"})
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+class AccessMiddleware:
+    """Lets a request through or answers 401 or 403; OPTIONS and public paths need no key."""
+
+    def __init__(
+        self, app: ASGIApp, *, key_file: Path | None = None, no_auth: bool = False, origins: tuple[str, ...] = ()
+    ):
+        self._app = app
+        self._keys: KeyRing | None = read_keys(key_file) if key_file is not None else None
+        self._no_auth = no_auth
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except ServiceError as error:
+                answer = error_answer(error)
+                if error.http_status == 401:
+                    answer.headers["WWW-Authenticate"] = 'Bearer realm="steval"'
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        self._refuse_foreign_origin(headers)
+        if scope["method"] == "OPTIONS" or scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_PREFIX):
+            return
+        if self._no_auth:
+            return
+        if self._keys is None:
+            _require_local(scope, headers)
+            return
+        key = _given_key(headers)
+        owner = self._keys.owner(key) if key else None
+        if owner is None:
+            what = "this API key is not known" if key else "an API key is needed"
+            raise ServiceError(
+                f"{what}; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`", status=401, code="unauthorised"
+            )
+        scope["steval.key"] = owner
+
+    def _refuse_foreign_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin is None or self._no_auth or origin in self._origins:
+            return
+        if origin.split("://", 1)[-1] != headers.get("host", ""):
+            raise ServiceError(
+                f"pages of {origin[:200]} may not call this service; its operator allows origins with --cors-origin",
+                status=403,
+                code="forbidden_origin",
+            )
+
+
+def _given_key(headers: Headers) -> str | None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key")
+
+
+def _require_local(scope: Scope, headers: Headers) -> None:
+    client = (scope.get("client") or ("", 0))[0]
+    host = headers.get("host", "").rsplit(":", 1)[0] if not headers.get("host", "").endswith("]") else headers["host"]
+    if _is_local(client) and _is_local(host) and not any(name in headers for name in _FORWARDED):
+        return
+    raise ServiceError(
+        "this service has no API keys and answers requests from its own machine alone; its operator gives keys with "
+        "--api-key-file, or opens it to everybody with --no-auth",
+        status=401,
+        code="unauthorised",
+    )
+
+
+def _is_local(name: str) -> bool:
+    bare = name.strip("[]")
+    if bare in _LOCAL_NAMES or bare == "testclient":
+        return True
+    try:
+        return ipaddress.ip_address(bare).is_loopback
+    except ValueError:
+        return False

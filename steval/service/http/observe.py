@@ -1,0 +1,170 @@
+"""Outermost middleware: request ids, access log, metrics, one error shape, no traceback ever."""
+
+import json
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from steval.service.http.answers import CODE_HEADER, reshape
+from steval.service.http.journal import ACCESS
+from steval.service.http.metrics import service_metrics
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger(ACCESS)
+
+REQUEST_ID = "x-request-id"
+MOST_ERROR_BYTES = 2**20
+OTHER = "other"
+CLIENT_LEFT = 499
+"""Logged where a client went away before its answer began."""
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ROUTES = (
+    *("/", "/predict", "/model", "/perturbations", "/score", "/openapi.json", "/metrics"),
+    *("/livez", "/readyz", "/healthz", "/schema.json"),
+)
+_TEMPLATES = (
+    (re.compile(r"/score/[^/]+"), "/score/{id}"),
+    (re.compile(r"/score/[^/]+/result"), "/score/{id}/result"),
+    (re.compile(r"/score/[^/]+/files/[^/]+"), "/score/{id}/files/{name}"),
+    (re.compile(r"/page/[^/]+"), "/page/{name}"),
+)
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+
+
+def route_template(path: str) -> str:
+    """The template of a path, out of a small fixed set."""
+    if path in _ROUTES:
+        return path
+    return next((template for pattern, template in _TEMPLATES if pattern.fullmatch(path)), OTHER)
+
+
+class ObserveMiddleware:
+    """Gives each request an id (the client's, where it is a plain one), logs and counts it, and puts errors into shape."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry; there are no websockets here."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        metrics = service_metrics()
+        exchange = _Exchange(scope, send)
+        metrics.started()
+        try:
+            await self._app(scope, receive, exchange.send)
+            if exchange.status is None:
+                await exchange.abandon()
+        except Exception:
+            log.exception("request failed", extra={"request_id": exchange.request_id})
+            if exchange.status is not None:
+                raise
+            await exchange.fail()
+        finally:
+            seconds = time.perf_counter() - exchange.began
+            metrics.finished(scope["method"], exchange.route, exchange.status or CLIENT_LEFT, seconds)
+            _log_access(scope, exchange, seconds)
+
+
+class _Exchange:
+    """One request and what has been sent as its answer; error answers are held back until they are whole."""
+
+    def __init__(self, scope: Scope, send: Send):
+        self._send = send
+        self._held: bytearray | None = None
+        self._headers: MutableHeaders = MutableHeaders()
+        self.began = time.perf_counter()
+        self.status: int | None = None
+        self.bytes_out = 0
+        self.route = route_template(scope["path"])
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        self.request_id = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
+        scope["steval.request_id"] = self.request_id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif message["type"] == "http.response.body" and self._held is not None:
+            if len(self._held) < MOST_ERROR_BYTES:
+                self._held += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._send_error(bytes(self._held))
+        else:
+            self.bytes_out += len(message.get("body", b""))
+            await self._send(message)
+
+    async def fail(self) -> None:
+        """The answer to an exception that nobody caught."""
+        self.status = 500
+        await self._send_error(b"")
+
+    async def abandon(self) -> None:
+        """End an exchange whose client has left: BentoML waits for a first byte, also where nobody reads it."""
+        await self._send({"type": "http.response.start", "status": CLIENT_LEFT, "headers": []})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, message: Message) -> None:
+        self.status = message["status"]
+        self._headers = MutableHeaders(raw=list(message.get("headers", ())))
+        if message["status"] >= 400:
+            self._held = bytearray()
+            return
+        self._complete(self._headers)
+        await self._send({**message, "headers": self._headers.raw})
+
+    async def _send_error(self, body: bytes) -> None:
+        status = self.status or 500
+        if CODE_HEADER not in self._headers:
+            answer = reshape(status, body)
+            kept = {name: self._headers[name] for name in ("allow", "retry-after") if name in self._headers}
+            status, body = answer.status_code, bytes(answer.body)
+            self._headers = MutableHeaders({**kept, CODE_HEADER: answer.headers[CODE_HEADER]})
+            self.status = status
+        value: dict[str, Any] = json.loads(body)
+        value["error"]["request_id"] = self.request_id
+        body = json.dumps(value).encode()
+        self._headers["content-type"] = "application/json"
+        self._headers["content-length"] = str(len(body))
+        self._complete(self._headers)
+        self.bytes_out = len(body)
+        await self._send({"type": "http.response.start", "status": status, "headers": self._headers.raw})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _complete(self, headers: MutableHeaders) -> None:
+        headers[REQUEST_ID] = self.request_id
+        for name, value in _HEADERS.items():
+            headers.setdefault(name, value)
+
+
+def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
+    client = scope.get("client") or ("", 0)
+    quiet = exchange.route in ("/livez", "/readyz", "/healthz", "/metrics") and (exchange.status or 0) < 400
+    access_log.log(
+        logging.DEBUG if quiet else logging.INFO,
+        "%s %s",
+        *(scope["method"], exchange.route if exchange.route != OTHER else scope["path"][:200]),
+        extra={
+            "request_id": exchange.request_id,
+            "method": scope["method"],
+            "route": exchange.route,
+            "status": exchange.status or CLIENT_LEFT,
+            "milliseconds": round(seconds * 1000, 2),
+            "client": client[0],
+            "key": scope.get("steval.key"),
+            "bytes_in": scope.get("steval.bytes_in"),
+            "bytes_out": exchange.bytes_out,
+        },
+    )

@@ -1,0 +1,288 @@
+"""`POST /predict`: from a validated body to an answer, through the batcher.
+
+Predictions run through the same functions as `steval predict` (`mean_profiles`, `write_predictions`); only where a predictor
+would run the network itself, `QueuedPredictor` puts the sets into the batcher's queue. That work, planning included, is done
+in one thread; when a client leaves, its predictor is closed and the thread ends at its next set.
+"""
+
+import asyncio
+import functools
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from steval.errors import ServiceError
+from steval.predictor.controls import ControlPool
+from steval.predictor.engine import EncodedControls, PredictedBlock, Predictor
+from steval.predictor.output import write_predictions
+from steval.predictor.profiles import mean_profiles
+from steval.predictor.requests import PredictionRequest
+from steval.predictor.sets import PlannedSet
+from steval.service.http.encoding import (
+    ARROW,
+    H5AD,
+    JSON,
+    ArrowStream,
+    choose_format,
+    compress,
+    compressed,
+    json_array,
+    json_numbers,
+    json_object,
+    wants_zstd,
+)  # fmt: skip
+from steval.service.predict.batcher import MicroBatcher, Ticket
+from steval.service.runtime import Model, Runtime
+from steval.service.schemas import PredictBody
+
+T = TypeVar("T")
+SMALLEST_COMPRESSED = 1024
+_END = object()
+
+
+class QueuedPredictor(Predictor):
+    """A predictor whose sets pass the network in the service's batches; serves one request, for `seconds`.
+
+    `admit` comes first, in the thread that does the work; `close` may come at any time, from any thread.
+    """
+
+    def __init__(self, predictor: Predictor, batcher: MicroBatcher, seconds: float):
+        vars(self).update(vars(predictor))  # the same loaded network: nothing is loaded twice
+        self._batcher = batcher
+        self._planned: list[PlannedSet] = []
+        self._ticket: Ticket | None = None
+        self._lock = threading.Lock()
+        self.closed = False
+        self._deadline = time.monotonic() + seconds
+
+    def admit(self, request: PredictionRequest, pool: ControlPool) -> None:
+        """Plan `request` and reserve its cells; raises what cannot be planned, and the `ServiceError` of a full queue."""
+        self._planned = super().plan(request, pool)
+        with self._lock:
+            if self.closed:
+                raise CancelledError
+            self._ticket = self._batcher.accept(request.num_cells)
+
+    def close(self) -> None:
+        """Give the reserved cells back and drop what is still waiting. May be called twice."""
+        with self._lock:
+            self.closed = True
+            if self._ticket is not None:
+                self._ticket.close()
+
+    def plan(self, request: PredictionRequest, pool: ControlPool) -> list[PlannedSet]:
+        """The plan that the request was admitted with."""
+        return self._planned
+
+    def predict_blocks(
+        self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls"
+    ) -> Iterator[PredictedBlock]:
+        """Sets one by one as the batcher finishes them; a `ServiceError` 503 after the deadline."""
+        assert self._ticket is not None, "admit comes first"
+        for future in self._ticket.windows(list(planned)):
+            try:
+                predicted = future.result(max(0.0, self._deadline - time.monotonic()))
+            except TimeoutError as error:
+                raise ServiceError(
+                    "the prediction was given up: it took longer than the time limit; ask for fewer cells, or come back when "
+                    "the service is less busy",
+                    status=503,
+                    code="timeout",
+                    retry_after=5,
+                ) from error
+            yield PredictedBlock([predicted.planned], predicted.cells)
+
+
+class PredictionService:
+    """Answers prediction requests of one worker."""
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self._threads = ThreadPoolExecutor(
+            max_workers=runtime.settings.max_requests, thread_name_prefix="steval-answer"
+        )
+
+    def close(self) -> None:
+        """End the threads when they have finished."""
+        self._threads.shutdown()
+
+    async def predict(self, body: PredictBody, headers: Headers) -> Response:
+        """The answer to a request; raises `StevalError` for everything that is no success."""
+        model = self._runtime.model
+        kind = choose_format(headers.get("accept", ""), body.output)
+        request = self._checked(model, body, kind)
+        queued = QueuedPredictor(model.predictor, model.batcher, model.settings.request_timeout)
+        zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
+        streaming = False
+        try:
+            if kind == "json":
+                return _whole(await self._run(_summary, model, queued, request), JSON, zstd)
+            if kind == "h5ad":
+                return await self._file(model, queued, request)
+            answer = await self._stream(model, queued, request, zstd)
+            streaming = True
+            return answer
+        except CancelledError as error:
+            raise ServiceError("the request was given up", status=503, code="cancelled") from error
+        finally:
+            if not streaming:
+                queued.close()
+
+    def _checked(self, model: Model, body: PredictBody, kind: str) -> PredictionRequest:
+        settings = model.settings
+        num_cells = sum(one.num_cells or 0 for one in body.items())
+        if num_cells > settings.max_cells:
+            raise ServiceError(
+                f"the request asks for {num_cells} cells of {len(body.perturbations)} perturbations; the limit is "
+                f"{settings.max_cells} a request: send several",
+                status=413,
+                code="too_many_cells",
+            )
+        num_values = len(body.perturbations) * len(model.genes)
+        if kind == "json" and num_values > settings.max_json_values:
+            raise ServiceError(
+                f"{len(body.perturbations)} profiles of {len(model.genes)} genes are {num_values} numbers; the limit for JSON is "
+                f"{settings.max_json_values}: ask for Accept: {ARROW} or {H5AD}",
+                status=413,
+                code="too_large_for_json",
+            )
+        return body.to_request()
+
+    async def _run(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *args))
+
+    async def _stream(
+        self, model: Model, queued: QueuedPredictor, request: PredictionRequest, zstd: bool
+    ) -> StreamingResponse:
+        pieces = _arrow(model, queued, request)
+        first = await self._run(next, pieces)
+
+        async def content() -> AsyncIterator[bytes]:
+            yield first
+            while (piece := await self._run(next, pieces, _END)) is not _END:
+                yield piece
+
+        body = compressed(content()) if zstd else content()
+        return _Stream(body, queued, media_type=ARROW, headers=_headers(zstd))
+
+    async def _file(self, model: Model, queued: QueuedPredictor, request: PredictionRequest) -> FileResponse:
+        path = self._runtime.scratch / f"{secrets.token_hex(8)}.h5ad"
+        try:
+            await self._run(_write, path, queued, request, model)
+        except BaseException:
+            queued.close()  # first: a thread that finishes the file after this removes it itself
+            path.unlink(missing_ok=True)
+            raise
+        return _TemporaryFile(path, media_type=H5AD, filename="predictions.h5ad")
+
+
+def _write(path: Path, queued: QueuedPredictor, request: PredictionRequest, model: Model) -> None:
+    """The file of `steval predict`; none where the client has left meanwhile."""
+    queued.admit(request, model.pool)
+    write_predictions(path, queued, request, model.pool, made_by="steval serve")
+    if queued.closed:
+        path.unlink(missing_ok=True)
+
+
+def _summary(model: Model, queued: QueuedPredictor, request: PredictionRequest) -> bytes:
+    """The JSON of `schemas.PredictAnswer`."""
+    queued.admit(request, model.pool)
+    profiles = list(mean_profiles(queued, request, model.pool))
+    cell_types = {profile.cell_type for profile in profiles}
+    predictions = [
+        json_object(
+            {
+                "perturbation": profile.item.perturbation,
+                "cell_type": profile.cell_type,
+                "batch": profile.batch,
+                "num_cells": profile.num_cells,
+            },
+            {"mean": json_numbers(profile.mean)},
+        )
+        for profile in profiles
+    ]
+    controls = [piece for cell_type, piece in model.control_json.items() if cell_type in cell_types]
+    raw = {"genes": model.genes_json, "controls": json_array(controls), "predictions": json_array(predictions)}
+    return json_object(_facts(model, request), raw)
+
+
+def _arrow(model: Model, queued: QueuedPredictor, request: PredictionRequest) -> Iterator[bytes]:
+    """The pieces of an Arrow stream: one for each set (or mean profile), then the end marker."""
+    queued.admit(request, model.pool)
+    of_cells = request.output == "cells"
+    num_rows = request.num_cells if of_cells else len(request.items)
+    facts = {**_facts(model, request), "output": request.output, "num_rows": num_rows, "genes": model.genes}
+    stream = ArrowStream(len(model.genes), facts, with_control_cell=of_cells)
+    if of_cells:
+        for one in queued.predict(request, model.pool):
+            labels = {
+                "perturbation": [one.perturbation] * len(one.cells),
+                "cell_type": [one.cell_type] * len(one.cells),
+                "control_cell": model.pool.names[one.control_indices].tolist(),
+            }
+            yield stream.batch(labels, one.cells)
+    else:
+        for profile in mean_profiles(queued, request, model.pool):
+            labels = {"perturbation": [profile.item.perturbation], "cell_type": [profile.cell_type]}
+            yield stream.batch(labels, profile.mean[None])
+    yield stream.end()
+
+
+def _facts(model: Model, request: PredictionRequest) -> dict[str, Any]:
+    numbers = {item.num_cells for item in request.items}
+    return {
+        "checkpoint": model.card.checkpoint,
+        "scale": model.card.scale,
+        "target_sum": model.card.target_sum,
+        "seed": request.seed,
+        "cells": numbers.pop() if len(numbers) == 1 else None,
+    }
+
+
+def _headers(zstd: bool) -> dict[str, str]:
+    return {"Vary": "Accept, Accept-Encoding", "Cache-Control": "no-store"} | (
+        {"Content-Encoding": "zstd"} if zstd else {}
+    )
+
+
+def _whole(content: bytes, media_type: str, zstd: bool) -> Response:
+    zstd = zstd and len(content) >= SMALLEST_COMPRESSED
+    return Response(compress(content) if zstd else content, media_type=media_type, headers=_headers(zstd))
+
+
+class _Stream(StreamingResponse):
+    """A stream that closes its predictor however it ends."""
+
+    def __init__(self, content: AsyncIterator[bytes], queued: QueuedPredictor, **options: Any):
+        super().__init__(content, **options)
+        self._queued = queued
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._queued.close()
+
+
+class _TemporaryFile(FileResponse):
+    """A file that is removed when it has been sent, or could not be."""
+
+    def __init__(self, path: Path, **options: Any):
+        super().__init__(path, headers={"Vary": "Accept", "Cache-Control": "no-store"}, **options)
+        self._temporary = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._temporary.unlink(missing_ok=True)

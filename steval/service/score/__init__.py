@@ -1,0 +1,1 @@
+"""`/score`: uploads, jobs on disk, the process that runs one."""

@@ -1,0 +1,98 @@
+"""The process of one scoring job: `python -m steval.service.score.job_process JOB_DIRECTORY`.
+
+Ends with exit code 0 and a score directory, or with 1 and `error.json`; with anything else only where it crashed.
+"""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from steval.errors import StevalError, UnknownPerturbationError
+from steval.service.score.jobs import INPUTS, SCORE
+
+NICENESS = 10
+"""Predictions go first."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job of `arguments[0]`."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.nice(NICENESS)
+    directory = Path(arguments[0])
+    request = json.loads((directory / "request.json").read_text(encoding="utf-8"))
+    _limit_memory(request["max_memory"])
+    try:
+        _score(directory, request)
+    except StevalError as error:
+        text = json.dumps(_described(error, directory))
+        (directory / "error.json").write_text(text, encoding="utf-8")
+        return 1
+    except MemoryError:
+        text = json.dumps({"code": "too_large", "message": "scoring needs more memory than this service gives a job"})
+        (directory / "error.json").write_text(text, encoding="utf-8")
+        return 1
+    return 0
+
+
+def _score(directory: Path, request: dict[str, Any]) -> None:
+    from steval.data.columns import ColumnOptions
+    from steval.service.score.hdf5_check import require_harmless
+    from steval.workflows.score import ScoreRequest, score_predictions
+
+    files = {role: Path(path) for role, path in request["files"].items()}
+    for role, path in files.items():
+        require_harmless(path, role, request["max_values"])
+    body = request["body"]
+    columns = ColumnOptions(
+        perturbation=body["perturbation_column"], control=body["control"], cell_type=body["cell_type_column"]
+    )
+    score_predictions(
+        ScoreRequest(
+            preds=files["predictions"],
+            checkpoint=Path(request["checkpoint"]) if request["checkpoint"] else None,
+            real=files.get("real"),
+            train=files.get("train"),
+            out=directory / SCORE,
+            columns=columns,
+            scale=body["scale"],
+            data_dirs=tuple(Path(path) for path in request["data_dirs"]),
+            profile=body["profile"],
+            metrics_only=body["metrics_only"],
+            seed=body["seed"],
+            threads=request["threads"],
+        )
+    )
+
+
+def _described(error: StevalError, directory: Path) -> dict[str, Any]:
+    """The error without the server's own paths."""
+    inputs = f"{directory / INPUTS}{os.sep}"
+    lines = str(error).replace(inputs, "").replace(str(directory), "").split("\n")
+    details: dict[str, Any] = {"code": error.code, "message": lines[0] if error.problems else "\n".join(lines)}
+    if error.problems:
+        details["problems"] = [problem.replace(inputs, "").replace(str(directory), "") for problem in error.problems]
+    if isinstance(error, UnknownPerturbationError):
+        details["nearest"] = error.nearest
+    return details
+
+
+def _limit_memory(num_bytes: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of standard input; when it is gone, so is the reason for this process."""
+    while os.read(0, 1):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

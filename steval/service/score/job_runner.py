@@ -1,0 +1,145 @@
+"""Runs scoring jobs, one at a time a worker, each in a process of its own.
+
+A process of its own, because scoring takes minutes and gigabytes, reads files that strangers made, and must be stoppable. Its
+standard input is a pipe from the worker: when the worker dies, the pipe closes and the job ends itself.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from steval.service.http.metrics import ServiceMetrics
+from steval.service.schemas import ScoreJob
+from steval.service.score.jobs import LOG, JobStore, started
+from steval.service.settings import ServiceSettings
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+CLEAN_SECONDS = 60.0
+TERM_SECONDS = 5.0
+LOG_TAIL = 2000
+
+
+class JobRunner:
+    """A thread that takes the oldest job nobody runs; `wake` after a submission, `stop` at the end."""
+
+    def __init__(self, store: JobStore, settings: ServiceSettings, metrics: ServiceMetrics):
+        self._store = store
+        self._settings = settings
+        self._metrics = metrics
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._cleaned = 0.0
+        self._thread = threading.Thread(target=self._loop, name="steval-jobs", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop the running job, which goes back into the queue, and end the thread."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                if time.monotonic() - self._cleaned > CLEAN_SECONDS:
+                    self._cleaned = time.monotonic()
+                    self._store.clean()
+                if self._run_next():
+                    continue
+            except Exception:
+                log.exception("the scoring queue failed; it goes on")
+            self._wake.wait(2 * POLL_SECONDS)
+
+    def _run_next(self) -> bool:
+        """Run the oldest free job; False where there is none."""
+        for job in self._store.runnable():
+            with self._store.claim(job.id) as is_ours:
+                fresh = self._store.read(job.id) if is_ours else None
+                if fresh is not None and fresh.state in ("queued", "running"):
+                    self._run(fresh)
+                    return True
+        return False
+
+    def _run(self, job: ScoreJob) -> None:
+        if self._store.is_cancelled(job.id):
+            self._ended(job, state="cancelled")
+            return
+        job = started(job)
+        self._store.write(job)
+        directory = self._store.path(job.id)
+        (directory / "error.json").unlink(missing_ok=True)
+        command = [sys.executable, "-m", "steval.service.score.job_process", str(directory)]
+        with (directory / LOG).open("wb") as output:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
+            try:
+                reason = self._wait(process, job)
+            finally:
+                _end(process)
+        if reason == "stopping":
+            self._store.write(job.model_copy(update={"state": "queued", "started": None}))
+        elif reason == "cancelled":
+            self._ended(job, state="cancelled")
+        elif reason == "timeout":
+            limit = f"scoring took longer than the limit of {self._settings.job_timeout:g} seconds"
+            self._ended(job, state="failed", error={"code": "timeout", "message": limit})
+        elif process.returncode == 0:
+            self._ended(job, state="done", files=self._store.files(job.id))
+        else:
+            self._ended(job, state="failed", error=self._error(job, process.returncode))
+
+    def _wait(self, process: "subprocess.Popen[bytes]", job: ScoreJob) -> str:
+        deadline = time.monotonic() + self._settings.job_timeout
+        while True:
+            try:
+                process.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                return "ended"
+            if self._store.is_cancelled(job.id) or not self._store.path(job.id).is_dir():
+                return "cancelled"
+            if self._stopping.is_set():
+                return "stopping"
+            if time.monotonic() > deadline:
+                return "timeout"
+
+    def _error(self, job: ScoreJob, returncode: int) -> dict[str, Any]:
+        directory = self._store.path(job.id)
+        try:
+            return json.loads((directory / "error.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            tail = (directory / LOG).read_bytes()[-LOG_TAIL:].decode("utf-8", "replace") if directory.is_dir() else ""
+            log.error("scoring job %s ended with %d: %s", job.id, returncode, tail)
+            how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+            return {
+                "code": "scoring_failed",
+                "message": f"the scoring process ended unexpectedly ({how}); the file may be damaged, or too large for the memory",
+            }
+
+    def _ended(self, job: ScoreJob, **changes: Any) -> None:
+        ended = self._store.finish(job, **changes)
+        self._metrics.job(ended.state)
+        log.info("scoring job %s is %s", job.id, ended.state, extra={"job": job.id})
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(TERM_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

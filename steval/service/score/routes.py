@@ -1,0 +1,141 @@
+"""`/score`: submit, status, result, files, removal."""
+
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from steval.errors import ServiceError
+from steval.service.http.answers import validation_answer
+from steval.service.runtime import Runtime
+from steval.service.schemas import ScoreJob
+from steval.service.score.jobs import ENDED, INPUTS, SCORE, JobStore
+from steval.service.score.uploads import InvalidBody, read_submission
+
+REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+)
+"""For reports, whose text holds names that come from users' files: they get no access to the service's origin."""
+MEDIA_TYPES = {
+    ".json": "application/json",
+    ".csv": "text/csv; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".parquet": "application/vnd.apache.parquet",
+}
+SOON = "2"
+
+
+def routes() -> list[Route]:
+    """The routes below `/score`."""
+    return [
+        Route("/score", _submit, methods=["POST"]),
+        Route("/score/{id}", _status, methods=["GET"]),
+        Route("/score/{id}", _remove, methods=["DELETE"]),
+        Route("/score/{id}/result", _result, methods=["GET"]),
+        Route("/score/{id}/files/{name}", _file, methods=["GET"]),
+    ]
+
+
+def _runtime(request: Request) -> Runtime:
+    return request.app.state.runtime
+
+
+async def _submit(request: Request) -> Response:
+    runtime = _runtime(request)
+    settings, store = runtime.settings, runtime.jobs
+    job_id = await run_in_threadpool(store.reserve)
+    try:
+        body, files = await read_submission(request, store.path(job_id) / INPUTS, settings.data_dir)
+        if "real" not in files and not runtime.model.card.has_evaluation_data:
+            raise ServiceError(
+                "the checkpoint records no evaluation data: give the real cells as `real`",
+                status=422,
+                code="breaks_a_rule",
+            )
+        details: dict[str, Any] = {
+            "body": body.as_dict(),
+            "files": files,
+            "checkpoint": str(settings.checkpoint) if settings.checkpoint else None,
+            "data_dirs": [str(path) for path in settings.data_dir],
+            "threads": settings.threads,
+            "max_values": settings.max_score_values,
+            "max_memory": settings.max_job_bytes,
+        }
+        job = await run_in_threadpool(store.submit, job_id, details)
+    except InvalidBody as error:
+        await run_in_threadpool(store.remove, job_id)
+        return validation_answer(error.findings)
+    except BaseException:
+        store.remove(job_id)
+        raise
+    runtime.runner.wake()
+    return _job_answer(job, status=202)
+
+
+async def _status(request: Request) -> Response:
+    return _job_answer(await _job(request))
+
+
+async def _result(request: Request) -> Response:
+    job = await _finished(request)
+    return await _send_file(_runtime(request).jobs, job, "score.json")
+
+
+async def _file(request: Request) -> Response:
+    job = await _finished(request)
+    name = request.path_params["name"]
+    if name not in job.files:
+        raise ServiceError(
+            f"the job has no file {name[:100]!r}; it has {', '.join(job.files)}", status=404, code="not_found"
+        )
+    return await _send_file(_runtime(request).jobs, job, name)
+
+
+async def _remove(request: Request) -> Response:
+    """Cancel a job that has not ended, remove one that has."""
+    store, job = _runtime(request).jobs, await _job(request)
+    if job.state in ENDED:
+        await run_in_threadpool(store.remove, job.id)
+        return Response(status_code=204)
+    job = await run_in_threadpool(_cancel, store, job)
+    _runtime(request).runner.wake()
+    return _job_answer(job, status=202)
+
+
+def _cancel(store: JobStore, job: ScoreJob) -> ScoreJob:
+    """End a job that nobody runs at once; leave word for the worker that runs it otherwise."""
+    store.ask_to_cancel(job.id)
+    with store.claim(job.id) as is_ours:
+        return store.finish(job, state="cancelled") if is_ours else job
+
+
+async def _job(request: Request) -> ScoreJob:
+    return await run_in_threadpool(_runtime(request).jobs.require, request.path_params["id"])
+
+
+async def _finished(request: Request) -> ScoreJob:
+    job = await _job(request)
+    if job.state != "done":
+        raise ServiceError(
+            f"the job is {job.state}, so it has no result",
+            status=409 if job.state in ENDED else 425,
+            code=f"job_{job.state}",
+        )
+    return job
+
+
+async def _send_file(store: JobStore, job: ScoreJob, name: str) -> Response:
+    path = store.path(job.id) / SCORE / name
+    headers = {"Cache-Control": "private, no-store"}
+    if path.suffix == ".html":
+        headers["Content-Security-Policy"] = REPORT_POLICY
+    return FileResponse(path, media_type=MEDIA_TYPES.get(path.suffix, "application/octet-stream"), headers=headers)
+
+
+def _job_answer(job: ScoreJob, status: int = 200) -> JSONResponse:
+    headers = {} if job.state in ENDED else {"Retry-After": SOON}
+    if status == 202:
+        headers["Location"] = f"/score/{job.id}"
+    return JSONResponse(job.as_dict(), status_code=status, headers=headers)

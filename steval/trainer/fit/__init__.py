@@ -1,0 +1,1 @@
+"""One phase: batches, objective, optimiser, schedule, validation."""

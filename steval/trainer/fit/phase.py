@@ -1,0 +1,286 @@
+"""One phase as a Lightning module: fresh optimiser and schedule, and what happens between the steps.
+
+All processes run the same code and agree on every decision; only the first one writes (its `keeper` is not None).
+"""
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from steval.model.network import StateTransition
+from steval.trainer.config import FinetuneConfig
+from steval.trainer.fit.averaging import WeightAverage
+from steval.trainer.fit.feeding import Batch
+from steval.trainer.fit.objective import Objective
+from steval.trainer.fit.optimiser import ParameterSet, build_optimiser, current_rates, set_rates
+from steval.trainer.fit.seeds import default_generator, mixed_seed
+from steval.trainer.fit.validation import Validator
+from steval.trainer.fit.window import DivergenceError, Window
+from steval.trainer.progress.keeper import Keeper, QuickEval
+from steval.trainer.progress.progress import Progress
+from steval.trainer.progress.state import STATE_FORMAT, TrainerState
+from steval.trainer.progress.stopping import StopSignal
+from steval.trainer.settings.phases import PhaseSettings
+
+_DROPOUT = 7
+"""Stream of random numbers under the run's seed."""
+
+
+@dataclass
+class Stage:
+    """What a phase works with, besides its own settings."""
+
+    config: FinetuneConfig
+    network: StateTransition
+    validator: Validator
+    progress: Progress
+    keeper: Keeper | None
+    """None on all processes but the first."""
+    stop: StopSignal
+    rank: int
+    quick_eval: QuickEval | None = None
+    on_step: Callable[[Progress], None] | None = None
+    on_row: Callable[[Progress, Mapping[str, float]], None] | None = None
+
+
+class PhaseFit(L.LightningModule):
+    """Trains `stage.network` for one phase, from `stage.progress.phase_step` on; `resumed` is the state to take up."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        phase: PhaseSettings,
+        sets: list[ParameterSet],
+        objective: Objective,
+        resumed: TrainerState | None,
+    ):
+        super().__init__()
+        self.stage = stage
+        self.phase = phase
+        self.network = stage.network
+        self.objective = objective
+        self._sets = sets
+        self._resumed = resumed
+        self._trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        labels = {name: group.label for group in sets for name in group.names}
+        self._window = Window(objective.names, list(self._trainable), [labels[name] for name in self._trainable])
+        self._losses: list[Tensor] = []
+        self._average: WeightAverage | None = None
+        self._num_validations = 0
+        self._has_dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
+        compiled = torch.compile(self.network) if stage.config.compute.compile else self.network
+        self._forward = [compiled]
+        self._clock = time.perf_counter()
+
+    # What Lightning calls, in order.
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimiser = build_optimiser(self.network, self._sets, self.stage.config.optimiser, self.device)
+        if self._resumed is not None:
+            optimiser.load_state_dict(self._resumed["optimiser"])
+        return optimiser
+
+    def on_train_start(self) -> None:
+        self.stage.stop.listen()
+        self.network.train()
+        if self.stage.config.average_weights is not None:
+            self._average = WeightAverage(self.network, self.stage.config.average_weights)
+        if self._resumed is not None:
+            self._window.restore(self._resumed["window"], self.device)
+            if self._average is not None:
+                self._average.restore(self._resumed["average"])
+            self._resumed = None
+        self._clock = time.perf_counter()
+        if self.stage.progress.phase_step == 0:
+            self._row(self._validated())
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % self.stage.config.sets.accumulation == 0:
+            set_rates(self._optimiser, self.phase, self.stage.progress.phase_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        with self._seeded(batch_idx):
+            prediction = self._forward[0](batch.control_BSG, batch.pert_BP, batch.batch_BS, batch.padding_BS)
+        losses = self.objective(prediction, batch)
+        self._losses.append(losses.detach())
+        return losses[0]
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        gradients = [p.grad for p in self._trainable.values() if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm([_zero_if_none(p) for p in self._trainable.values()]))
+        total = torch.linalg.vector_norm(norms)
+        self._window.add(torch.stack(self._losses).mean(0), norms)
+        self._losses = []
+        clip = self.stage.config.optimiser.clip
+        if self.device.type == "cpu":
+            if not self._window.latest_is_finite:
+                self._window.require_finite(self.stage.progress.step + 1)
+            if float(total) > clip:
+                torch._foreach_mul_(gradients, clip / (float(total) + 1e-6))
+            return
+        torch._foreach_mul_(gradients, (clip / (total + 1e-6)).clamp(max=1.0))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.stage.config.sets.accumulation:
+            return
+        progress, checks = self.stage.progress, self.stage.config.checks
+        progress.advance()
+        if self._average is not None:
+            self._average.update(progress.phase_step)
+        step, last = progress.phase_step, progress.phase_step == self.phase.steps
+        stopping = self.stage.stop.requested(progress.step)
+        values: dict[str, float] = {}
+        if last or step % checks.log_every == 0:
+            values |= self._logged()
+        if last or step % checks.validate_every == 0:
+            values |= self._validated()
+        if values:
+            self._row(values)
+        if checks.keep_every and step % checks.keep_every == 0:
+            self._keep_step()
+        if last or stopping or step % checks.save_every == 0:
+            self._save_state()
+        if self.stage.on_step is not None:
+            self.stage.on_step(progress)
+        if stopping:
+            self.trainer.should_stop = True
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    # What these are made of.
+
+    @property
+    def _optimiser(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
+
+    @contextmanager
+    def _seeded(self, batch_idx: int) -> Generator[None]:
+        """Dropout's random numbers are a function of seed, phase, step and process, so that nothing needs to be carried over."""
+        if not self._has_dropout:
+            yield
+            return
+        config, step = self.stage.config, self.stage.progress.step
+        # torch.manual_seed would also format a stack trace for each absent backend, milliseconds a step
+        generator = default_generator(self.device)
+        before = generator.get_state()
+        generator.manual_seed(
+            mixed_seed(config.seed, _DROPOUT, step, batch_idx % config.sets.accumulation, self.stage.rank)
+        )
+        try:
+            yield
+        finally:
+            generator.set_state(before)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.stage.progress.seconds += now - self._clock
+        self._clock = now
+
+    def _logged(self) -> dict[str, float]:
+        self._window.require_finite(self.stage.progress.step)
+        self._window.share()
+        values = self._window.flush()
+        return values | {f"lr/{label}": rate for label, rate in current_rates(self._optimiser).items()}
+
+    def _row(self, values: dict[str, float]) -> None:
+        self._tick()
+        if self.stage.keeper is not None:
+            self.stage.keeper.log(self.stage.progress, values)
+        if self.stage.on_row is not None:
+            self.stage.on_row(self.stage.progress, values)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
+
+    def _averaged(self) -> Any:
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def _validated(self) -> dict[str, float]:
+        """Validation losses (and a quick evaluation when due) of the weights to keep; writes the best checkpoint."""
+        self._window.require_finite(self.stage.progress.step)
+        progress, config = self.stage.progress, self.stage.config
+        bf16 = torch.bfloat16 if config.compute.precision == "bf16-mixed" else None
+        with self._averaged():
+            values = self.stage.validator(self.network, self.objective, self.device, bf16)
+            broken = [
+                name for name, value in values.items() if value != value or value in (float("inf"), -float("inf"))
+            ]
+            if broken:
+                raise DivergenceError(
+                    f"training stopped at step {progress.step}: not finite: {', '.join(broken)}. The last good checkpoint is kept"
+                )
+            progress.phases[-1]["validation"] = dict(values)
+            values |= self._quickly_evaluated(values)
+            self._keep_if_best(values)
+        self._num_validations += 1
+        return values
+
+    def _quickly_evaluated(self, validation: dict[str, float]) -> dict[str, float]:
+        every = self.stage.config.checks.quick_eval_every
+        due = every and self.stage.progress.phase_step and self._is_nth_validation(every)
+        if not due or self.stage.quick_eval is None:
+            return {}
+        values: dict[str, float] = {}
+        if self.stage.keeper is not None:
+            scores = self.stage.quick_eval(
+                self.stage.keeper.checkpoint(self._weights(), self.stage.progress, validation)
+            )
+            values = {f"eval/{name}": float(value) for name, value in scores.items()}
+        return self.trainer.strategy.broadcast(values)
+
+    def _is_nth_validation(self, every: int) -> bool:
+        number = -(-self.stage.progress.phase_step // self.stage.config.checks.validate_every)
+        return number % every == 0 or self.stage.progress.phase_step == self.phase.steps
+
+    def _keep_if_best(self, values: dict[str, float]) -> None:
+        progress, metric = self.stage.progress, self.stage.config.checks.select_best
+        if metric not in values or not progress.is_better(values[metric], self.stage.config.best_is_lowest):
+            return
+        progress.note_best(metric, values[metric])
+        if self.stage.keeper is not None:
+            keeper = self.stage.keeper
+            keeper.write(keeper.directory.best_path, keeper.checkpoint(self._weights(), progress, values))
+
+    def _keep_step(self) -> None:
+        keeper = self.stage.keeper
+        if keeper is None:
+            return
+        progress = self.stage.progress
+        with self._averaged():
+            checkpoint = keeper.checkpoint(self._weights(), progress, progress.phases[-1]["validation"])
+            keeper.write(keeper.directory.step_path(progress.step), checkpoint)
+
+    def _save_state(self) -> None:
+        self._window.require_finite(self.stage.progress.step)
+        self._window.share()
+        self._tick()
+        if self.stage.keeper is None:
+            return
+        progress = self.stage.progress
+        self.stage.keeper.save_state(
+            TrainerState(
+                format=STATE_FORMAT,
+                config_digest=self.stage.config.digest(),
+                phase=progress.phase,
+                phase_step=progress.phase_step,
+                step=progress.step,
+                weights=self._weights(),
+                average={} if self._average is None else self._average.state(),
+                optimiser=self._optimiser.state_dict(),
+                window=self._window.rows(),
+                best=progress.best,
+                phases=progress.phases,
+                seconds=progress.seconds,
+            )
+        )
+
+
+def _zero_if_none(parameter: Tensor) -> Tensor:
+    return parameter.new_zeros(()) if parameter.grad is None else parameter.grad

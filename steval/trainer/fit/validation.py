@@ -1,0 +1,41 @@
+"""Validation on fixed sets: the same cells and controls every time, shared out over the processes."""
+
+import torch
+import torch.distributed as dist
+
+from steval.model.network import StateTransition
+from steval.trainer.fit.feeding import BatchMaker, open_feed
+from steval.trainer.fit.objective import Objective
+
+
+class Validator:
+    """Mean losses over the fixed sets, each batch weighted by its sets.
+
+    With several processes each takes every n-th batch, and the sums are added up: all of them get the same values.
+    """
+
+    def __init__(self, maker: BatchMaker, rank: int, world_size: int):
+        self._maker = maker
+        self._batches = range(rank, maker.sampler.num_batches(), world_size)
+
+    @torch.no_grad()
+    def __call__(
+        self, network: StateTransition, objective: Objective, device: torch.device, autocast_dtype: torch.dtype | None
+    ) -> dict[str, float]:
+        """`val/<name>` for each loss; the network is left in the mode that it was in."""
+        was_training = network.training
+        network.eval()
+        sums = torch.zeros(len(objective.names) + 1, dtype=torch.float64, device=device)
+        for batch in open_feed(self._maker, self._batches, workers=0):
+            on_device = batch.to(device)
+            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                prediction = network(on_device.control_BSG, on_device.pert_BP, on_device.batch_BS, on_device.padding_BS)
+                losses = objective(prediction, on_device)
+            num_sets = batch.control_BSG.shape[0]
+            sums[:-1] += losses.double() * num_sets
+            sums[-1] += num_sets
+        network.train(was_training)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        values = (sums[:-1] / sums[-1]).tolist()
+        return {f"val/{name}": value for name, value in zip(objective.names, values, strict=True)}

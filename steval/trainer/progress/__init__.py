@@ -1,0 +1,1 @@
+"""What a run keeps and tells: run directory, state, metrics, progress bar, stopping."""
