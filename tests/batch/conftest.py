@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from batch_cases import write_case
+
+from support.batch_cases import write_case
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from pathlib import Path
 import anndata as ad
 import polars as pl
 import pytest
-from batch_cases import reference_to, write_checkpoint, write_manifest
 from typer.testing import CliRunner
 
 from steval.cli.app import app
+from support.batch_cases import reference_to, write_checkpoint, write_manifest
 
 PREDICT = {"requests": [{"name": "x", "do": "predict", "cells": 5}]}
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import anndata as ad
 import pytest
-from batch_cases import CONTROL, start_batch, write_manifest
-from engine_cases import RAY, engine_of, rows_of, tear, wait_for_children, write_compressed, write_torn
-from in_process import plan_of, run_in_process
 
 from steval.batch.jobs import read_json
 from steval.batch.leaderboard import build_leaderboard
 from steval.batch.ledger import Ledger, ledger_path
 from steval.batch.runner import Runner
+from support.batch_cases import CONTROL, start_batch, write_manifest
+from support.engine_cases import RAY, engine_of, rows_of, tear, wait_for_children, write_compressed, write_torn
+from support.in_process import plan_of, run_in_process
 
 REASONS = {
     "changed": "has changed since the batch was planned",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from batch_cases import write_manifest
 
 from steval.batch.settings import BatchManifest
 from steval.cli.app import COMMANDS
+from support.batch_cases import write_manifest
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

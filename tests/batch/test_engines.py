@@ -12,9 +12,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from batch_cases import start_batch, write_manifest
-from engine_cases import RAY, descendants, engine_of, needs_ray, wait_for_children
-from in_process import plan_of, run_in_process
 
 from steval.batch.engines.base import Engine
 from steval.batch.engines.local import LocalEngine, available_memory
@@ -26,6 +23,9 @@ from steval.batch.settings import Running
 from steval.batch.work.stages import job_stages
 from steval.data.files import require_directory
 from steval.errors import ConfigError
+from support.batch_cases import start_batch, write_manifest
+from support.engine_cases import RAY, descendants, engine_of, needs_ray, wait_for_children
+from support.in_process import plan_of, run_in_process
 
 ONE = {"checkpoints": ["models/a.safetensors"], "data": [{"real": "data/packaged.h5ad", "train": "train.h5ad"}]}
 

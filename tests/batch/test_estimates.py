@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from batch_cases import write_manifest
 
 from steval.batch.run import outline
 from steval.batch.settings import BatchManifest, Scoring
 from steval.batch.work.estimates import FIRST_GUESS, DataSize, Sizes, estimate_seconds
+from support.batch_cases import write_manifest
 
 SMALL = DataSize(num_perturbed=1600, num_controls=800, num_genes=6000, has_training=True)
 MEDIUM = DataSize(num_perturbed=10_000, num_controls=2000, num_genes=18_080, has_training=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import anndata as ad
 import pytest
-from batch_cases import NAMES, reference_to, write_checkpoint, write_manifest
-from in_process import plan_of
 
 from steval.batch.jobs import Job
 from steval.batch.run import outline, parse_shard
 from steval.batch.settings import BatchManifest
 from steval.errors import ConfigError
+from support.batch_cases import NAMES, reference_to, write_checkpoint, write_manifest
+from support.in_process import plan_of
 
 
 def keys(path: Path) -> dict[str, str]:

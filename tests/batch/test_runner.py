@@ -8,8 +8,6 @@ import anndata as ad
 import numpy as np
 import polars as pl
 import pytest
-from batch_cases import CONTROL, reference_to, write_checkpoint, write_manifest
-from in_process import InProcessEngine, plan_of, run_in_process
 
 from steval.batch.jobs import Outcome, read_json
 from steval.batch.leaderboard import SCHEMA, build_leaderboard, write_leaderboard
@@ -20,6 +18,8 @@ from steval.data.cells.scale import sample_indices
 from steval.data.columns import Columns
 from steval.workflows.predict import predict_as_in
 from steval.workflows.score import ScoreRequest, score_predictions
+from support.batch_cases import CONTROL, reference_to, write_checkpoint, write_manifest
+from support.in_process import InProcessEngine, plan_of, run_in_process
 
 ONE = {"checkpoints": ["models/a.safetensors"], "data": [{"real": "data/packaged.h5ad", "train": "train.h5ad"}]}
 

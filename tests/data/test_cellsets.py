@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cells_on_disk import CONTROL, make_cells, write_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from steval.data.splits.assignment import CellSplit, ContextSplit
 from steval.data.training.cells import CellsSettings, TrainingCells
 from steval.data.training.sets import CellSetSampler, SetBatch
 from steval.errors import ConfigError, DataError
+from support.cells_on_disk import CONTROL, make_cells, write_as
 
 CONTEXTS = {
     "k562": {"A": 37, "B": 8, "C": 3, CONTROL: 21},

@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from cells_on_disk import CONTROL, make_cells, write_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from steval.data.rows.obsm_store import ObsmStore
 from steval.data.rows.store import RowStore, SourceFile
 from steval.data.training.files import matrix_paths
 from steval.errors import DataError
+from support.cells_on_disk import CONTROL, make_cells, write_as
 
 CONTRACT = ["gene7", "gene2", "gene11", "gene0", "gene5"]
 MEMORY, DISK = 2**30, 0

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import anndata as ad
 import pytest
-from cells_on_disk import CONTROL, make_cells, write_as
 
 from steval.data.splits.assignment import CellSplit, ContextSplit
 from steval.data.training.cells import CellsSettings, TrainingCells
 from steval.errors import DataError
+from support.cells_on_disk import CONTROL, make_cells, write_as
 
 GROUPS = {"k562": {"A": 30, "B": 30, CONTROL: 20}, "rpe1": {"A": 30, "B": 30, CONTROL: 20}}
 SPLIT = ContextSplit(val={"rpe1": ("A",)})

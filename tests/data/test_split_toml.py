@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cells_on_disk import CONTROL
-from split_tomls import SPLITS, write_data, write_split
 
 from steval.data.reference import Part
 from steval.data.splits.settings import TomlSplit
 from steval.data.splits.toml import dataset_files, parse_split_toml, read_split_toml
 from steval.data.training.cells import CellsSettings, TrainingCells
 from steval.errors import ConfigError, DataError
+from support.cells_on_disk import CONTROL
+from support.split_tomls import SPLITS, write_data, write_split
 
 HERE = Path(__file__).parent
 COUNTS = CellsSettings(target_sum=10_000)
@@ -66,7 +66,13 @@ def test_the_stored_assignments_are_those_of_cell_load(name: str, data_dir: Path
     interpreter = os.environ.get("STEVAL_CELL_LOAD_PYTHON")
     if not interpreter:
         pytest.skip("STEVAL_CELL_LOAD_PYTHON names no interpreter that has cell-load")
-    command = [interpreter, "-W", "ignore", str(HERE / "cell_load_assignments.py"), str(write_split(data_dir, name))]
+    command = [
+        interpreter,
+        "-W",
+        "ignore",
+        str(HERE.parent / "support" / "cell_load_assignments.py"),
+        str(write_split(data_dir, name)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     stored = json.loads((HERE / "cell_load_splits.json").read_text())["splits"][name]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == stored

@@ -7,7 +7,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from cells_on_disk import CONTROL, make_cells, write_as
 
 from steval.data.cells.scale import lognorm
 from steval.data.columns import ColumnOptions
@@ -15,6 +14,7 @@ from steval.data.selection import open_reference
 from steval.data.splits.assignment import CellSplit, ContextSplit
 from steval.data.training.cells import CellsSettings, TrainingCells, Vocabulary
 from steval.errors import ConfigError, DataError
+from support.cells_on_disk import CONTROL, make_cells, write_as
 
 GROUPS = {"A": 20, "B": 20, CONTROL: 20}
 

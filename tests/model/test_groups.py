@@ -1,10 +1,10 @@
 """Parameter groups of fine-tuning by name."""
 
-import golden_models
 import pytest
 
 from steval.errors import ConfigError
 from steval.model.groups import PARAMETER_GROUPS, block_index, is_unused, parameter_group
+from support import golden_models
 
 
 @pytest.mark.parametrize("name", golden_models.FORWARD_NAMES)

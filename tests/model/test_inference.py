@@ -1,15 +1,15 @@
 """The arrangement for prediction gives what the network gives."""
 
-import golden_models
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import configurations, network_and_inputs
 
 from steval.model.config import ModelConfig
 from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.model.network import StateTransition
+from support import golden_models
+from support.random_models import configurations, network_and_inputs
 
 
 def assert_close(left, right, tolerance):

@@ -1,9 +1,10 @@
 """Parity with arc-state 0.11.1: the recorded outputs of real models, padded and unpadded, in float32."""
 
-import golden_models
 import pytest
 import torch
 from torch import Tensor
+
+from support import golden_models
 
 RELATIVE = 1e-5
 

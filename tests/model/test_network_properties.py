@@ -1,14 +1,14 @@
 """What must hold of any ST network, whatever its weights."""
 
-import golden_models
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import GENES, configurations, network_and_inputs
 
 from steval.errors import ConfigError
 from steval.model.config import ModelConfig
+from support import golden_models
+from support.random_models import GENES, configurations, network_and_inputs
 
 
 def assert_close(left, right):

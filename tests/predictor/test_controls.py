@@ -4,7 +4,6 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from conftest import NUM_GENES, manifest_for, tiny_config
 
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.record import KEY
@@ -15,6 +14,7 @@ from steval.errors import ConfigError, DataError
 from steval.predictor.controls import SCALE_CELLS, cell_controls, checkpoint_controls, file_controls
 from steval.predictor.requests import request_names
 from steval.predictor.sets import plan_sets
+from support.predictor_models import NUM_GENES, manifest_for, tiny_config
 
 
 def pool_of(cells, manifest, **options):

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_GENES, tiny_config, write_checkpoint
 
 from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
@@ -14,6 +13,7 @@ from steval.predictor import engine
 from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import request_names
+from support.predictor_models import NUM_GENES, tiny_config, write_checkpoint
 
 
 def predict(checkpoint: Checkpoint, names=("STAT1", "SRC", "TET1"), num_cells=40, seed=3, **options):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import manifest_for, random_weights, tiny_config
 
 from steval.checkpoints.store import load_checkpoint, save_checkpoint
 from steval.errors import CheckpointError, ConfigError, DataError
 from steval.predictor.features import is_one_hot, with_features
+from support.predictor_models import manifest_for, random_weights, tiny_config
 
 
 @pytest.fixture

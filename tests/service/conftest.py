@@ -8,9 +8,9 @@ from pathlib import Path
 import anndata as ad
 import httpx
 import pytest
-from service_models import lognorm_cells, served_app, wait_until_ready, write_checkpoint
 
 from steval.data.reference import DataReference, FileReference
+from support.service_models import lognorm_cells, served_app, wait_until_ready, write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import run, tiny_config
 
 from steval.data.cells.cellfile import read_anndata, write_anndata
 from steval.errors import ConfigError, DataError
 from steval.trainer.progress.notices import Notice
+from support.tiny_runs import run, tiny_config
 
 
 def preflight(screen_path: Path, run_dir: Path, *overrides: str, **options: object) -> Notice:

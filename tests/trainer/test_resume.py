@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import assert_same_run, run, tiny_config
 
 from steval.checkpoints.store import load_checkpoint
 from steval.errors import CheckpointError, ConfigError, DataError
 from steval.trainer.progress.progress import Progress
 from steval.trainer.progress.state import STATE_FORMAT, load_state
+from support.tiny_runs import assert_same_run, run, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, screen_path: Path) -> dict
         "scenarios": [scenario | {"run_dir": str(places[json.dumps(scenario)])} for scenario in scenarios],
     }
     (root / "job.json").write_text(json.dumps(job))
-    script = Path(__file__).with_name("killing.py")
+    script = Path(__file__).parents[1] / "support" / "killing.py"
     done = subprocess.run(
         [sys.executable, str(script), str(root / "job.json")], capture_output=True, text=True, check=False
     )

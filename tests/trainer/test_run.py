@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import PHASES, last_weights, rows, run, tiny_config
 
 from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import Checkpoint, load_checkpoint
@@ -17,6 +16,7 @@ from steval.trainer.fit.window import DivergenceError
 from steval.trainer.progress.notices import Notice
 from steval.trainer.progress.state import load_state
 from steval.trainer.recipes import config_path
+from support.tiny_runs import PHASES, last_weights, rows, run, tiny_config
 
 
 @pytest.fixture(scope="module")

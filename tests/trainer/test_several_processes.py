@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import last_weights, rows, run, tiny_config
 
 from steval.checkpoints.store import load_checkpoint
+from support.tiny_runs import last_weights, rows, run, tiny_config
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(screen_path: Path, tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(screen_path: Path, tmp_p
     two = tiny_config(screen_path, "network.dropout=0.0", "sets.per_batch=2")
     run(one, tmp_path / "one")
     (tmp_path / "two.yaml").write_text(two.to_yaml())
-    script = Path(__file__).with_name("two_processes.py")
+    script = Path(__file__).parents[1] / "support" / "two_processes.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launcher, str(script), str(tmp_path / "two.yaml"), str(tmp_path / "two")],

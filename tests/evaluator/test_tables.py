@@ -13,7 +13,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from score_screens import real_screen, synthetic_screen
 
 from steval.cli.score import print_report
 from steval.errors import ConfigError, DataError
@@ -21,6 +20,7 @@ from steval.evaluator.report.html import number, render_report
 from steval.evaluator.report.report import BREAKDOWN_SCHEMA, Report
 from steval.evaluator.scoring import score
 from steval.evaluator.tables import CSV_TABLES, read_score_dir, write_score_dir
+from support.score_screens import real_screen, synthetic_screen
 
 DESIGN_FILES = {"results.parquet", "results.csv", "breakdown.csv", "score.json", "integrity.csv", "report.html"}
 PROMISED_COLUMNS = {"metric", "family", "value", "baseline", "ceiling", "normalised", "unclipped", "best"}

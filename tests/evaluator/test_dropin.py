@@ -5,8 +5,9 @@ import warnings
 import numpy as np
 import polars as pl
 import pytest
-from engine_screens import screen
 from polars.testing import assert_frame_equal
+
+from support.engine_screens import screen
 
 SYNTHETIC = {"control_pert": "non-targeting", "pert_col": "target_gene"}
 RANDOM = {"control_pert": "control", "pert_col": "perturbation"}

@@ -6,7 +6,6 @@ from threading import Lock
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from engine_screens import CONTROL, screen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, mannwhitneyu
@@ -16,6 +15,7 @@ from steval.evaluator.cells.pair import Pair
 from steval.evaluator.measure.de import benjamini_hochberg, rank_group, sort_controls
 from steval.evaluator.measure.groups import Group
 from steval.evaluator.measure.scan import Needs, scan
+from support.engine_screens import CONTROL, screen
 
 
 def gene_major(dense):

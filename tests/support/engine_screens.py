@@ -6,6 +6,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import polars as pl
 import scipy.sparse as sp
 
 CONTROL = "non-targeting"
@@ -85,3 +86,15 @@ def cell_eval_results(real, pred, profile, *, tmp_path, control=CONTROL, column=
         )
         results, _ = evaluator.compute(profile=profile, write_csv=False)
     return results, evaluator
+
+
+def assert_same_metrics(ours, theirs):
+    """Same rows and columns in the same order, nulls and NaN in the same places, values within 1e-6."""
+    assert ours.columns == theirs.columns
+    assert ours["perturbation"].to_list() == theirs["perturbation"].to_list()
+    for column in ours.columns[1:]:
+        expected = theirs[column].cast(pl.Float64)
+        assert ours[column].is_null().to_list() == expected.is_null().to_list(), column
+        np.testing.assert_allclose(
+            ours[column].to_numpy(), expected.to_numpy(), atol=1e-6, rtol=0, equal_nan=True, err_msg=column
+        )

@@ -4,13 +4,12 @@ import warnings
 
 import anndata as ad
 import numpy as np
-import polars as pl
 import pytest
-from engine_screens import CONTROL, cell_eval_results, screen
 
 from steval.data.columns import Columns
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.evaluation import evaluate
+from support.engine_screens import CONTROL, assert_same_metrics, cell_eval_results, screen
 
 SCREENS = {
     "float32 csr": {},
@@ -24,18 +23,6 @@ SCREENS = {
     "object labels": {"labels": "object"},
     "string labels": {"labels": "string"},
 }
-
-
-def assert_same_metrics(ours, theirs):
-    """Same rows and columns in the same order, nulls and NaN in the same places, values within 1e-6."""
-    assert ours.columns == theirs.columns
-    assert ours["perturbation"].to_list() == theirs["perturbation"].to_list()
-    for column in ours.columns[1:]:
-        expected = theirs[column].cast(pl.Float64)
-        assert ours[column].is_null().to_list() == expected.is_null().to_list(), column
-        np.testing.assert_allclose(
-            ours[column].to_numpy(), expected.to_numpy(), atol=1e-6, rtol=0, equal_nan=True, err_msg=column
-        )
 
 
 def pdex_frame(adata, column="target_gene"):

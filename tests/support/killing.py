@@ -1,4 +1,4 @@
-"""A process that fine-tunes in forked children which kill themselves with SIGKILL where they are told; run by test_resume.py.
+"""A process that fine-tunes in forked children that kill themselves with SIGKILL where they are told; for trainer/test_resume.py.
 
 One process imports everything once, so that the uninterrupted run, the killed ones and their resumptions compute under the
 same conditions. Argument: a JSON file with `threads`, `config`, `whole` (directory of the uninterrupted run) and `scenarios`

@@ -12,13 +12,13 @@ import anndata as ad
 import h5py
 import numpy as np
 import pytest
-from in_process import InProcessEngine
 
 from steval.batch.engines.base import Engine
 from steval.batch.run import make_engine
 from steval.batch.settings import Running
 from steval.batch.sources import SCALE_CELLS
 from steval.data.cells.scale import sample_indices
+from support.in_process import InProcessEngine
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (steval[ray])")
 RAY = pytest.param("ray", marks=[needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning")], id="ray")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cells_on_disk import CONTROL, make_cells
+from support.cells_on_disk import CONTROL, make_cells
 
 GENES = [f"G{number}" for number in range(6)]
 CONTEXTS = {"alpha": ("jurkat", "k562", "rpe1"), "beta": ("hepg2", "k562")}

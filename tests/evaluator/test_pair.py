@@ -5,7 +5,6 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from engine_screens import screen
 
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import lognorm
@@ -13,6 +12,7 @@ from steval.data.columns import Columns
 from steval.errors import DataError, EvaluationError
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.evaluation import evaluate, evaluate_by_cell_type
+from support.engine_screens import screen
 
 METRICS = ["mae", "pearson_delta", "discrimination_score_l1", "overlap_at_N", "de_nsig_counts"]
 

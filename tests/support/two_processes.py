@@ -1,4 +1,5 @@
-"""One of several processes under `torch.distributed.run` for test_several_processes.py; arguments: configuration, run directory."""
+"""One of several processes under `torch.distributed.run` for trainer/test_several_processes.py; arguments: configuration, run
+directory."""
 
 import sys
 from pathlib import Path

@@ -3,13 +3,13 @@
 import anndata as ad
 import numpy as np
 import pytest
-from service_models import free_port, served_app
 from typer.testing import CliRunner
 
 from steval.cli.app import app
 from steval.data.cells.record import read_record
 from steval.service.http.access import AccessMiddleware
 from steval.service.http.keys import add_key
+from support.service_models import free_port, served_app
 
 
 def predict(*arguments, **environment):

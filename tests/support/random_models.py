@@ -1,11 +1,11 @@
 """Small networks of every form and inputs for them."""
 
-import golden_models
 import torch
 from hypothesis import strategies as st
 
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
+from support import golden_models
 
 GENES, PERTS, BATCHES = 14, 5, 3
 

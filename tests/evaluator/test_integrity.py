@@ -4,7 +4,6 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from score_screens import CONTROL, real_screen, synthetic_screen
 
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.evaluation import evaluate
@@ -12,6 +11,7 @@ from steval.evaluator.integrity.checks import Scored, check_integrity
 from steval.evaluator.reference.training import read_training
 from steval.evaluator.report.changes import de_counts
 from steval.evaluator.scoring import score
+from support.score_screens import CONTROL, real_screen, synthetic_screen
 
 SCREENS = {"real": real_screen(), "synthetic": synthetic_screen()}
 

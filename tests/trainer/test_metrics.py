@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import PHASES, run, tiny_config
 
 from steval.errors import ConfigError
 from steval.trainer.progress.metrics import CsvSink, cut_back
+from support.tiny_runs import PHASES, run, tiny_config
 
 
 def place(step: int, phase: str, phase_step: int) -> dict[str, object]:

@@ -4,14 +4,13 @@ import math
 
 import polars as pl
 import pytest
-from engine_screens import cell_eval_results, screen
-from test_evaluator_parity import assert_same_metrics
 
 from steval.data.columns import Columns
 from steval.errors import ConfigError, EvaluationError
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.evaluation import evaluate
 from steval.evaluator.metrics.profiles import PROFILES
+from support.engine_screens import assert_same_metrics, cell_eval_results, screen
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import anndata as ad
 import numpy as np
 import pytest
-from service_models import free_port, served_app
 
 from steval.errors import ConfigError, DataError, ServiceError
 from steval.service.client import ServiceClient
+from support.service_models import free_port, served_app
 
 
 @pytest.fixture(scope="module")

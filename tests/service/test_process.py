@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from service_models import free_port, served_process, wait_until_ready
 from typer.testing import CliRunner
 
 from steval.checkpoints.manifest import WarmupRecord
@@ -20,6 +19,7 @@ from steval.cli.app import app
 from steval.errors import ServiceError, StevalError
 from steval.service.client import ServiceClient, _whole_table
 from steval.service.http.keys import add_key
+from support.service_models import free_port, served_process, wait_until_ready
 
 ROOT = Path(__file__).parents[2]
 REQUEST = {"perturbations": ["STAT1"], "cells": 20, "seed": 3}
@@ -245,7 +245,7 @@ def test_keys_over_http(tiny_checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_that_this_machine_does_not_reproduce_is_never_ready(service_cells, tmp_path):
-    from service_models import write_checkpoint
+    from support.service_models import write_checkpoint
 
     record = WarmupRecord(perturbation="STAT1", num_cells=8, seed=0, mean=(1000.0, 2.0, 3.0))
     path = write_checkpoint(tmp_path / "other.safetensors", service_cells, warmup=record)

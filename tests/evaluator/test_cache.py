@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from engine_screens import screen
 
 from steval.data.columns import Columns
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.evaluation import evaluate
+from support.engine_screens import screen
 
 ALL = ["mae", "pearson_edistance", "overlap_at_N", "roc_auc"]
 

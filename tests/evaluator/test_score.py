@@ -4,7 +4,6 @@ import anndata as ad
 import numpy as np
 import polars as pl
 import pytest
-from score_screens import CONTROL, real_screen, synthetic_screen
 
 from steval.data.columns import Columns
 from steval.errors import ConfigError, DataError, EvaluationError
@@ -14,6 +13,7 @@ from steval.evaluator.reference.baselines import baseline_pair, ridge_effects
 from steval.evaluator.reference.training import read_training
 from steval.evaluator.report.report import PREDICTION
 from steval.evaluator.scoring import score
+from support.score_screens import CONTROL, real_screen, synthetic_screen
 
 SCREENS = {"real": real_screen(), "synthetic": synthetic_screen()}
 SCREEN = SCREENS["synthetic"]

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import polars as pl
 import pytest
-from score_screens import CONTROL, real_screen, synthetic_screen
 
 from steval.errors import EvaluationError
 from steval.evaluator.comparison import compare_scores
 from steval.evaluator.scoring import score
 from steval.evaluator.tables import write_score_dir
+from support.score_screens import CONTROL, real_screen, synthetic_screen
 
 SCREEN = synthetic_screen()
 
