@@ -99,7 +99,7 @@ def _configuration(config: str | None, arc_config: Path | None, overrides: tuple
         return FinetuneConfig.load(config_path(config), overrides)
     if arc_config is None or config is not None:
         raise typer.BadParameter("give CONFIG (a YAML file or a recipe), or --from-arc-config, or --resume RUN")
-    from steval.trainer.settings.arc_config import translate
+    from steval.trainer.settings.arc_translation import translate
 
     translation = translate(arc_config)
     for line in translation.lines():

@@ -6,16 +6,22 @@ The recipes shipped with the package (`steval.trainer.recipes`) are files of thi
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from steval.data.splits.assignment import CellSplit, SplitSettings, TomlSplit
 from steval.data.training.cells import CellsSettings
 from steval.data.training.sets import ControlMapping, Sampling
-from steval.model.config import Activation, Attention, Head, OutputSpace
+from steval.model.loss_settings import LossSettings
 from steval.settings import Settings
-from steval.trainer.progress.metrics import LoggerName
-from steval.trainer.settings.objective_settings import ObjectiveSettings
-from steval.trainer.settings.optimiser_settings import OptimiserSettings
+from steval.trainer.settings.network import NetworkSettings
 from steval.trainer.settings.phases import PhaseSettings
 
 
@@ -24,6 +30,7 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+LoggerName = Literal["csv", "tensorboard", "wandb"]
 Precision = Annotated[Literal["32", "bf16-mixed"], BeforeValidator(_text)]
 
 
@@ -42,48 +49,6 @@ class DataSettings(CellsSettings):
     """h5ad that `steval score` uses for this run's checkpoints; none: the test (or validation) cells of `files`."""
 
 
-class NetworkSettings(Settings):
-    """A network to start from nothing; with `--init-from`, fields left out follow the checkpoint."""
-
-    hidden_dim: PositiveInt = 128
-    """Token size."""
-    num_layers: PositiveInt = 2
-    """Backbone blocks."""
-    num_heads: PositiveInt = 4
-    """Attention heads."""
-    num_key_value_heads: PositiveInt | None = None
-    """Key and value heads, a divisor of `num_heads`; none: as many."""
-    head_dim: PositiveInt | None = None
-    """Head size; none: `hidden_dim` shared out over the heads."""
-    intermediate_dim: PositiveInt | None = None
-    """Inner size of a block's MLP; none: four times `hidden_dim`."""
-    num_encoder_layers: PositiveInt = 2
-    """Layers of the perturbation and basal encoders."""
-    num_decoder_layers: PositiveInt = 2
-    """Layers of `project_out`."""
-    activation: Activation = "gelu"
-    """Of encoders and `project_out`."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Of encoders, `project_out` and gene decoder."""
-    attention: Attention = "bidirectional"
-    """Regime of the backbone (docs/checkpoints.md)."""
-    mask_attn: bool = False
-    """Each cell attends to itself alone."""
-    head: Head = "plain"
-    """Residual head in output space `all`: `project_out(h) + basal`, or arc-state's bottleneck `down-then-up` behind it,
-    which has to learn the cells anew before it learns what changes them."""
-    output_space: OutputSpace = "all"
-    """`all`: the input's own genes; `embedding`: the embedding; `gene`: arc-state's name for `X_hvg`."""
-    predict_residual: bool = True
-    """Whether the network predicts the difference to the basal cells."""
-    use_basal_projection: bool = True
-    """MLP, not a single linear layer, as basal encoder."""
-    batch_encoder: bool = False
-    """Add an embedding of the batch to each cell."""
-    gene_decoder: tuple[PositiveInt, ...] | None = None
-    """Hidden sizes of a decoder from an embedding to genes; none: no decoder."""
-
-
 class SetSettings(Settings):
     """How cells are put together for a step."""
 
@@ -99,6 +64,36 @@ class SetSettings(Settings):
     """Whether sets of control cells are predicted too, from other control cells, in training."""
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up for one optimiser step; for cards with little memory."""
+
+
+class ObjectiveSettings(LossSettings):
+    """What is minimised:
+    `total = embedding + decoder_weight · gene + confidence_weight · confidence + batch_weight · batch + change_weight · change`.
+
+    With expression as input there is one head, called gene: `total = gene + ...`.
+    """
+
+    decoder_weight: float = Field(default=1.0, ge=0)
+    """Weight of the gene decoder's loss beside the embedding loss; a phase may have its own."""
+    confidence_weight: float = Field(default=0.0, ge=0)
+    """Squared error of the confidence token's guess of the set's own loss."""
+    batch_weight: float = Field(default=0.0, ge=0)
+    """Cross-entropy of the batch that the batch token names."""
+    change_weight: float = Field(default=0.0, ge=0)
+    """L1: mean absolute predicted difference from the basal cells."""
+
+
+class OptimiserSettings(Settings):
+    """AdamW (arXiv:1711.05101) and the clipping before it."""
+
+    weight_decay: NonNegativeFloat = 1e-3
+    """On matrices only (none on norms, biases, embeddings, tokens); 1e-3 to 5e-3 is recommended."""
+    clip: PositiveFloat = 1.0
+    """Largest joint norm of all gradients; above it they are scaled down to it."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean and square of the gradients."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the running square."""
 
 
 class CheckSettings(Settings):

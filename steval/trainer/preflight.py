@@ -50,7 +50,7 @@ def preflight_notice(
     config: FinetuneConfig, cells: TrainingCells, model: ModelConfig, samplers: Mapping[str, CellSetSampler],
     base: Base | None, warnings: list[str],
 ) -> Notice:  # fmt: skip
-    """The table of DESIGN's preflight."""
+    """What the run reads, predicts and is scored in, how much of it, and with how much memory."""
     sets = config.sets
     evaluated = (
         f"genes ({len(cells.genes):,})" if model.output_is_genes or model.gene_decoder else "none: embedding only"

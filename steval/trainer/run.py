@@ -11,10 +11,9 @@ from steval.errors import ConfigError, StevalError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import is_first_process
 from steval.trainer.progress.keeper import QuickEval, Warmup
-from steval.trainer.progress.metrics import require_loggers
-from steval.trainer.progress.notices import Report
-from steval.trainer.progress.phase_bar import OnStep
+from steval.trainer.progress.notices import OnStep, Tell
 from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.progress.sinks import require_loggers
 from steval.trainer.progress.stopping import StopSignal
 from steval.trainer.session import Session
 
@@ -47,10 +46,10 @@ def finetune(
     allow_mismatch: bool = False,
     quick_eval: QuickEval | None = None,
     warmup: Warmup | None = None,
-    report: Report | None = None,
+    report: Tell | None = None,
     on_step: OnStep | None = None,
 ) -> RunResult:
-    """Fine-tune phase after phase into `run_dir` (DESIGN §6).
+    """Fine-tune phase after phase into `run_dir` (docs/finetuning.md).
 
     `init_from`: weights to start from, a steval checkpoint or arc-state's. `resume`: continue the run in `run_dir`, with its
     own configuration (`config` may be None; another one is an error). `device`: auto, cpu, cuda, cuda:N. `quick_eval`

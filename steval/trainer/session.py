@@ -16,28 +16,22 @@ from steval.data.training.cells import TrainingCells
 from steval.data.training.sets import CellSetSampler
 from steval.errors import ConfigError, DataError
 from steval.model.config import ModelConfig
-from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.fit.checkpointing import checkpoint_activations
-from steval.trainer.fit.devices import build_trainer, is_first_process, on_cpu
+from steval.trainer.fit.devices import build_trainer, is_first_process, make_ready
 from steval.trainer.fit.feeding import BatchMaker, open_feed
 from steval.trainer.fit.objective import Objective, idle_parameters
 from steval.trainer.fit.optimiser import freeze, parameter_sets
 from steval.trainer.fit.phase import PhaseFit, Stage
-from steval.trainer.fit.precision import keep_norms_in_float32
 from steval.trainer.fit.validation import Validator
 from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
 from steval.trainer.progress.keeper import Keeper, QuickEval, Warmup
-from steval.trainer.progress.metrics import cut_back, open_sinks
-from steval.trainer.progress.notices import Notice, Report
-from steval.trainer.progress.phase_bar import OnStep, PhaseBar
-from steval.trainer.progress.progress import Progress
-from steval.trainer.progress.rundir import RunDirectory
-from steval.trainer.progress.state import TrainerState, load_state
+from steval.trainer.progress.notices import Notice, OnStep, PhaseBar, Tell
+from steval.trainer.progress.rundir import RunDirectory, package_versions
+from steval.trainer.progress.sinks import cut_back, open_sinks
+from steval.trainer.progress.state import Progress, TrainerState, load_state
 from steval.trainer.progress.stopping import StopSignal
-from steval.trainer.progress.versions import package_versions
-from steval.trainer.settings.network_plan import describe_network, plan_network
+from steval.trainer.settings.network import describe_network, plan_network
 from steval.trainer.sources import Base, build_manifest, default_controls, initial_weights, open_cells
 
 logger = logging.getLogger(__name__)
@@ -58,7 +52,7 @@ class Session:
     progress: Progress
     state: TrainerState | None
     """What to take up; None at the start."""
-    report: Report
+    tell: Tell
     record: dict[str, Any]
     keeper: Keeper | None = None
     waited: float = 0.0
@@ -67,7 +61,7 @@ class Session:
     @classmethod
     def open(
         cls, config: FinetuneConfig, directory: RunDirectory, init_from: Path | None, *, resume: bool, allow_mismatch: bool,
-        report: Report | None,
+        report: Tell | None,
     ) -> "Session":  # fmt: skip
         """Open data and weights, plan the network, tell the preflight table."""
         tell = _telling(report)
@@ -157,12 +151,7 @@ class Session:
             network = StateTransition(self.model)
         network.load_state_dict(self.weights, assign=True)
         self.weights = {}
-        if self.config.compute.activation_checkpointing:
-            checkpoint_activations(network)
-        if self.config.compute.precision == "bf16-mixed":
-            keep_norms_in_float32(network)
-            if on_cpu(self.config.compute, device) and not has_native_bf16(torch.device("cpu")) and is_first_process():
-                logger.warning("warning: %s", slow_bf16_notice("compute.precision bf16-mixed"))
+        make_ready(network, self.config.compute, device)
         first = self.progress.phase
         if self.state is not None and self.progress.phase_step == self.config.phases[first].steps:
             first, self.state = first + 1, None
@@ -212,7 +201,7 @@ class Session:
         freeze(network, phase, idle_parameters(config.loss, self.model))
         sets = parameter_sets(network, phase, config.optimiser.weight_decay)
         notice = phase_notice(phase, number, len(config.phases), network, sets)
-        self.report(notice)
+        self.tell(notice)
         if self.keeper is not None:
             shown = {
                 "title": notice.title,
@@ -280,7 +269,7 @@ def _sampler(cells: TrainingCells, config: FinetuneConfig, part: Part, world_siz
     )
 
 
-def _telling(report: Report | None) -> Report:
+def _telling(report: Tell | None) -> Tell:
     def tell(notice: Notice) -> None:
         if not is_first_process():
             return

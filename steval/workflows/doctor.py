@@ -8,7 +8,7 @@ from steval.errors import ConfigError
 from steval.settings import read_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.workflows.curves import read_curves
-from steval.workflows.symptoms import Finding, curve_symptoms
+from steval.workflows.symptoms import Symptom, curve_symptoms
 
 CLIP_LIMIT = 5.0
 """Clipping above 1 to 5 lets single batches move the weights far."""
@@ -20,7 +20,7 @@ DECODER_SHARE = 10.0
 SEVERITIES = ("problem", "warning", "note")
 
 
-def diagnose(target: Path) -> list[Finding]:
+def diagnose(target: Path) -> list[Symptom]:
     """Findings on `target`: a configuration file, a table of metrics, or a run directory with either; problems first.
 
     Raises `ConfigError` where there is neither, or where a configuration cannot be read.
@@ -31,7 +31,7 @@ def diagnose(target: Path) -> list[Finding]:
     if target.is_file() and target.suffix == ".csv":
         return _sorted(curve_symptoms(read_curves(target)))
     config_path = target if target.is_file() else target / "config.yaml"
-    findings: list[Finding] = []
+    findings: list[Symptom] = []
     clip = None
     if config_path.is_file():
         values = read_yaml(config_path)
@@ -47,7 +47,7 @@ def is_arc_config(values: Mapping[str, Any]) -> bool:
     return "phases" not in values and {"model", "training"} <= set(values)
 
 
-def _run_findings(directory: Path, clip: float | None, *, has_config: bool) -> list[Finding]:
+def _run_findings(directory: Path, clip: float | None, *, has_config: bool) -> list[Symptom]:
     tables = list(directory.rglob("metrics.csv"))
     if not tables:
         if has_config:
@@ -63,11 +63,11 @@ def _run_findings(directory: Path, clip: float | None, *, has_config: bool) -> l
         if not 1 / DECODER_SHARE <= ratio <= DECODER_SHARE:
             evidence = f"train/embedding ends at {embedding.values[-1]:.4g}, train/gene at {gene.values[-1]:.4g}"
             change = f"set loss.decoder_weight near {ratio:.2g}, so that both heads weigh alike"
-            findings.append(Finding("warning", "decoder weight against dimensions", evidence, change))
+            findings.append(Symptom("warning", "decoder weight against dimensions", evidence, change))
     return findings
 
 
-def _own_findings(path: Path) -> tuple[list[Finding], float]:
+def _own_findings(path: Path) -> tuple[list[Symptom], float]:
     config = FinetuneConfig.load(path)
     findings = _value_findings(
         config.optimiser.clip, config.optimiser.weight_decay, "optimiser.clip", "optimiser.weight_decay"
@@ -79,7 +79,7 @@ def _own_findings(path: Path) -> tuple[list[Finding], float]:
     findings += [finding for number, _ in enumerate(config.phases) for finding in _phase_findings(config, number)]
     if len(config.phases) == 1 and set(config.phases[0].trains) >= {"lower", "middle", "top"}:
         findings.append(
-            Finding(
+            Symptom(
                 "note", "no staged unfreezing", f"the only phase, {config.phases[0].name!r}, trains the whole backbone",
                 "with pre-trained weights, train encoders and outputs first (recipe raw-staged)",
             )
@@ -87,7 +87,7 @@ def _own_findings(path: Path) -> tuple[list[Finding], float]:
     return findings, config.optimiser.clip
 
 
-def _phase_findings(config: FinetuneConfig, number: int) -> list[Finding]:
+def _phase_findings(config: FinetuneConfig, number: int) -> list[Symptom]:
     phase = config.phases[number]
     place = f"phases.{number}"
     findings = []
@@ -95,29 +95,29 @@ def _phase_findings(config: FinetuneConfig, number: int) -> list[Finding]:
     if trains_backbone and phase.rates.backbone > LARGEST_BACKBONE_RATE:
         evidence = f"{place}.rates.backbone is {phase.rates.backbone:g} in phase {phase.name!r}"
         findings.append(
-            Finding("warning", "backbone rate is high", evidence, f"at most {LARGEST_BACKBONE_RATE:g}; 1e-4 is usual")
+            Symptom("warning", "backbone rate is high", evidence, f"at most {LARGEST_BACKBONE_RATE:g}; 1e-4 is usual")
         )
     if number and phase.start == "last":
         evidence = f"{place}.start is 'last': phase {phase.name!r} starts from the last weights, not the best"
-        findings.append(Finding("warning", "starts from the last checkpoint", evidence, f"set {place}.start to best"))
+        findings.append(Symptom("warning", "starts from the last checkpoint", evidence, f"set {place}.start to best"))
     if phase.warmup_fraction == 0 and phase.schedule != "one-cycle":
         evidence = f"{place}.warmup_fraction is 0: a fresh optimiser starts at its peak rate"
-        findings.append(Finding("warning", "no warm-up", evidence, f"set {place}.warmup_fraction to 0.05"))
+        findings.append(Symptom("warning", "no warm-up", evidence, f"set {place}.warmup_fraction to 0.05"))
     if "outputs" not in phase.trains and number == 0:
         evidence = f"phase {phase.name!r} does not train the outputs; layers re-initialised by a change of shape would stay random"
-        findings.append(Finding("warning", "outputs frozen at the start", evidence, f"add outputs to {place}.trains"))
+        findings.append(Symptom("warning", "outputs frozen at the start", evidence, f"add outputs to {place}.trains"))
     return findings
 
 
-def _value_findings(clip: float | None, decay: float | None, clip_key: str, decay_key: str) -> list[Finding]:
+def _value_findings(clip: float | None, decay: float | None, clip_key: str, decay_key: str) -> list[Symptom]:
     findings = []
     if clip is None or clip > CLIP_LIMIT:
         evidence = f"{clip_key} is {clip if clip is not None else 'not set'}; single batches can move the weights far"
-        findings.append(Finding("problem", "clip above 1 to 5", evidence, f"set {clip_key} to 1.0"))
+        findings.append(Symptom("problem", "clip above 1 to 5", evidence, f"set {clip_key} to 1.0"))
     low, high = RECOMMENDED_DECAY
     if not decay:
         findings.append(
-            Finding(
+            Symptom(
                 "warning",
                 "no effective weight decay",
                 f"{decay_key} is {decay}",
@@ -126,25 +126,25 @@ def _value_findings(clip: float | None, decay: float | None, clip_key: str, deca
         )
     elif not low <= decay <= high:
         evidence = f"{decay_key} is {decay:g}, outside {low:g} to {high:g}"
-        findings.append(Finding("note", "weight decay is unusual", evidence, f"set {decay_key} to {low:g} to {high:g}"))
+        findings.append(Symptom("note", "weight decay is unusual", evidence, f"set {decay_key} to {low:g} to {high:g}"))
     return findings
 
 
-def _mismatch(evidence: str, change: str) -> Finding:
+def _mismatch(evidence: str, change: str) -> Symptom:
     published = (
         "the evaluator compares genes; the published rounds with embedding input scored under 0.2, raw expression 5.7"
     )
-    return Finding("problem", "representation mismatch", f"{evidence}; {published}", change)
+    return Symptom("problem", "representation mismatch", f"{evidence}; {published}", change)
 
 
-def _arc_findings(path: Path, values: Mapping[str, Any]) -> tuple[list[Finding], float | None]:
-    from steval.trainer.settings.arc_config import translate
+def _arc_findings(path: Path, values: Mapping[str, Any]) -> tuple[list[Symptom], float | None]:
+    from steval.trainer.settings.arc_translation import translate
 
     training = dict(values.get("training") or {})
     clip = training.get("gradient_clip_val")
     findings = _value_findings(clip, RECOMMENDED_DECAY[0], "training.gradient_clip_val", "training.weight_decay")
     findings.append(
-        Finding(
+        Symptom(
             "problem", "no effective weight decay",
             f"training.weight_decay is {training.get('weight_decay')}, which nothing reads: arc-state's optimiser is plain Adam",
             "fine-tune with steval (AdamW, optimiser.weight_decay 1e-3 to 5e-3 on matrices only)",
@@ -156,18 +156,18 @@ def _arc_findings(path: Path, values: Mapping[str, Any]) -> tuple[list[Finding],
     kwargs = dict((values.get("model") or {}).get("kwargs") or {})
     if kwargs.get("freeze_pert_backbone"):
         findings.append(
-            Finding(
+            Symptom(
                 "problem", "frozen output layer",
                 "model.kwargs.freeze_pert_backbone also freezes project_out: re-initialised by a change of shape it never trains",
                 "fine-tune with steval: phase A trains encoders and outputs, the backbone alone is frozen",
             )
         )  # fmt: skip
     dead = [
-        Finding("warning", "dead key", f"{key}: {reason}", "remove it; it changes nothing")
+        Symptom("warning", "dead key", f"{key}: {reason}", "remove it; it changes nothing")
         for key, reason in translate(path).dead
     ]
     return findings + dead, None if clip is None else float(clip)
 
 
-def _sorted(findings: list[Finding]) -> list[Finding]:
+def _sorted(findings: list[Symptom]) -> list[Symptom]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -15,7 +15,7 @@ from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.progress.notices import Report
+from steval.trainer.progress.notices import Tell
 from steval.trainer.run import RunResult, finetune
 from steval.workflows.predict import request_items
 
@@ -34,7 +34,7 @@ def finetune_with_evaluation(
     overwrite: bool = False,
     device: str = "auto",
     allow_mismatch: bool = False,
-    report: Report | None = None,
+    report: Tell | None = None,
 ) -> RunResult:
     """`steval.trainer.run.finetune` with quick evaluations (`checks.quick_eval_every`) and a warm-up record; same errors."""
     return finetune(

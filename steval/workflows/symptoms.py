@@ -28,7 +28,7 @@ CLIPPED = 0.9
 
 
 @dataclass(frozen=True)
-class Finding:
+class Symptom:
     """One thing that deserves attention."""
 
     severity: Severity
@@ -38,9 +38,9 @@ class Finding:
     """Which setting to change, and to what."""
 
 
-def curve_symptoms(curves: Curves, clip: float | None = None) -> list[Finding]:
+def curve_symptoms(curves: Curves, clip: float | None = None) -> list[Symptom]:
     """All symptoms in the curves; `clip` is the gradient clipping of the run, where it is known."""
-    checks: list[Callable[[Curves], list[Finding]]] = [
+    checks: list[Callable[[Curves], list[Symptom]]] = [
         _not_finite,
         _flat_validation,
         _divergence,
@@ -56,7 +56,7 @@ def validation_curve(curves: Curves) -> Curve | None:
     return curves.get("val/gene") or next(iter(curves.starting_with("val/")), None)
 
 
-def _not_finite(curves: Curves) -> list[Finding]:
+def _not_finite(curves: Curves) -> list[Symptom]:
     broken = [
         f"{name} at step {int(curve.steps[~np.isfinite(curve.values)][0])}"
         for name in curves.names
@@ -65,10 +65,10 @@ def _not_finite(curves: Curves) -> list[Finding]:
     if not broken:
         return []
     change = "lower phases.N.rates, keep optimiser.clip at 1.0, and use compute.precision 32 to find the cause"
-    return [Finding("problem", "not finite", "; ".join(broken[:4]), change)]
+    return [Symptom("problem", "not finite", "; ".join(broken[:4]), change)]
 
 
-def _flat_validation(curves: Curves) -> list[Finding]:
+def _flat_validation(curves: Curves) -> list[Symptom]:
     train, val = curves.get("train/total"), validation_curve(curves)
     if train is None or val is None or len(val.values) < 6 or len(train.values) < 6:
         return []
@@ -89,10 +89,10 @@ def _flat_validation(curves: Curves) -> list[Finding]:
             "check that validation cells come from the same space and scale (steval finetune prints the preflight "
             "table), unfreeze more (phases.N.trains), and look at every head: one number hid a six-fold better MAE"
         )  # fmt: skip
-    return [Finding("problem", topic, evidence, change)]
+    return [Symptom("problem", topic, evidence, change)]
 
 
-def _divergence(curves: Curves) -> list[Finding]:
+def _divergence(curves: Curves) -> list[Symptom]:
     findings = []
     for curve in (curves.get("train/total"), validation_curve(curves)):
         if curve is None or len(curve.values) < 6 or not np.isfinite(curve.values).all():
@@ -103,11 +103,11 @@ def _divergence(curves: Curves) -> list[Finding]:
             ratio = smooth[-1] / smooth[lowest]
             evidence = f"{curve.name} ends at {smooth[-1]:.4g}, {ratio:.1f} times its lowest value at step {curve.steps[lowest]}"
             change = "lower phases.N.rates (halve them), lengthen warmup_fraction, keep optimiser.clip at 1.0"
-            findings.append(Finding("problem", "divergence", evidence, change))
+            findings.append(Symptom("problem", "divergence", evidence, change))
     return findings
 
 
-def _early_best(curves: Curves) -> list[Finding]:
+def _early_best(curves: Curves) -> list[Symptom]:
     val = validation_curve(curves)
     if val is None or len(val.values) < 6 or not np.isfinite(val.values).any():
         return []
@@ -120,10 +120,10 @@ def _early_best(curves: Curves) -> list[Finding]:
     change = (
         "use best-val.safetensors, and start later phases from it (phases.N.start: best), not from the last weights"
     )
-    return [Finding("warning", "best checkpoint far before the last", evidence, change)]
+    return [Symptom("warning", "best checkpoint far before the last", evidence, change)]
 
 
-def _saw_teeth(curves: Curves) -> list[Finding]:
+def _saw_teeth(curves: Curves) -> list[Symptom]:
     findings = []
     rates = [*curves.starting_with("lr/"), *curves.starting_with("lr-")]
     for curve in rates:
@@ -135,11 +135,11 @@ def _saw_teeth(curves: Curves) -> list[Finding]:
                 "the scheduler's state came from another run: start from weights alone (--init-from), resume only the same run "
                 "(--resume); each phase has a schedule of its own"
             )
-            findings.append(Finding("problem", "learning-rate saw-teeth", evidence, change))
+            findings.append(Symptom("problem", "learning-rate saw-teeth", evidence, change))
     return findings[:1]
 
 
-def _always_clipped(curves: Curves, clip: float) -> list[Finding]:
+def _always_clipped(curves: Curves, clip: float) -> list[Symptom]:
     norm = curves.get("grad_norm/total")
     if norm is None or len(norm.values) < 6:
         return []
@@ -151,7 +151,7 @@ def _always_clipped(curves: Curves, clip: float) -> list[Finding]:
         f"(median {np.median(norm.values):.3g})"
     )
     return [
-        Finding(
+        Symptom(
             "note", "gradients always clipped", evidence, "the clip sets the step size; lower phases.N.rates instead"
         )
     ]

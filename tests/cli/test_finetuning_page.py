@@ -36,7 +36,7 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_recipes_of_the_page_are_those_that_ship() -> None:
     from steval.trainer.recipes import recipe_names
-    from steval.trainer.settings.arc_config import DEAD_KEYS
+    from steval.trainer.settings.arc_translation import DEAD_KEYS
 
     text = PAGE.read_text(encoding="utf-8")
     for name in [*recipe_names(), *DEAD_KEYS]:

@@ -9,7 +9,7 @@ from steval.errors import ConfigError
 from steval.settings import apply_overrides, read_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.recipes import config_path, recipe_names
-from steval.trainer.settings.arc_config import translate
+from steval.trainer.settings.arc_translation import translate
 
 PHASE = {"name": "a", "steps": 5}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steval.errors import ConfigError
-from steval.trainer.progress.metrics import CsvSink, cut_back
+from steval.trainer.progress.sinks import CsvSink, cut_back
 from support.tiny_runs import PHASES, run, tiny_config
 
 

@@ -1,4 +1,4 @@
-"""What trains, at which rate and with which decay: DESIGN §6.1."""
+"""What trains, at which rate and with which decay: the phases of docs/finetuning.md."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from steval.errors import ConfigError
 from steval.model.config import LlamaConfig, ModelConfig
 from steval.model.network import StateTransition
+from steval.trainer.config import OptimiserSettings
 from steval.trainer.fit.optimiser import build_optimiser, current_rates, freeze, parameter_sets, set_rates
-from steval.trainer.settings.optimiser_settings import OptimiserSettings
 from steval.trainer.settings.phases import PhaseSettings
 
 

@@ -12,8 +12,7 @@ import torch
 
 from steval.checkpoints.store import load_checkpoint
 from steval.errors import CheckpointError, ConfigError, DataError
-from steval.trainer.progress.progress import Progress
-from steval.trainer.progress.state import STATE_FORMAT, load_state
+from steval.trainer.progress.state import STATE_FORMAT, Progress, load_state
 from support.tiny_runs import assert_same_run, run, tiny_config
 
 

@@ -1,4 +1,4 @@
-"""The training objective of DESIGN §4: one loss for both heads, under names that say what they are.
+"""The training objective: one loss for both heads, under names that say what they are.
 
 Shape letters: B sets, S cells, G columns of the main head, D genes of the decoder.
 """
@@ -10,8 +10,8 @@ from torch import Tensor
 from steval.model.config import ModelConfig
 from steval.model.losses import build_loss
 from steval.model.network import Prediction
+from steval.trainer.config import ObjectiveSettings
 from steval.trainer.fit.feeding import Batch
-from steval.trainer.settings.objective_settings import ObjectiveSettings
 
 
 class Objective:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from steval.errors import ConfigError
 from steval.model.groups import block_index, parameter_group
 from steval.model.network import StateTransition
+from steval.trainer.config import OptimiserSettings
 from steval.trainer.fit.schedules import rate_factor
-from steval.trainer.settings.optimiser_settings import OptimiserSettings
 from steval.trainer.settings.phases import PhaseSettings
 
 

@@ -4,8 +4,8 @@ All processes run the same code and agree on every decision; only the first one 
 """
 
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,14 @@ from torch import Tensor
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.averaging import WeightAverage
+from steval.trainer.fit.devices import drawing_from
 from steval.trainer.fit.feeding import Batch
 from steval.trainer.fit.objective import Objective
 from steval.trainer.fit.optimiser import ParameterSet, build_optimiser, current_rates, set_rates
-from steval.trainer.fit.seeds import default_generator, mixed_seed
 from steval.trainer.fit.validation import Validator
 from steval.trainer.fit.window import DivergenceError, Window
 from steval.trainer.progress.keeper import Keeper, QuickEval
-from steval.trainer.progress.progress import Progress
-from steval.trainer.progress.state import STATE_FORMAT, TrainerState
+from steval.trainer.progress.state import STATE_FORMAT, Progress, TrainerState
 from steval.trainer.progress.stopping import StopSignal
 from steval.trainer.settings.phases import PhaseSettings
 
@@ -72,9 +71,9 @@ class PhaseFit(L.LightningModule):
         self._window = Window(objective.names, list(self._trainable), [labels[name] for name in self._trainable])
         self._losses: list[Tensor] = []
         self._average: WeightAverage | None = None
-        self._num_validations = 0
         self._has_dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
         compiled = torch.compile(self.network) if stage.config.compute.compile else self.network
+        # in a list: as an attribute it would be a second submodule, and every parameter would have two names
         self._forward = [compiled]
         self._clock = time.perf_counter()
 
@@ -160,23 +159,15 @@ class PhaseFit(L.LightningModule):
     def _optimiser(self) -> torch.optim.Optimizer:
         return self.trainer.optimizers[0]
 
-    @contextmanager
-    def _seeded(self, batch_idx: int) -> Generator[None]:
-        """Dropout's random numbers are a function of seed, phase, step and process, so that nothing needs to be carried over."""
+    def _seeded(self, batch_idx: int) -> AbstractContextManager[None]:
+        """Dropout's random numbers are a function of seed, step, batch and process, so that nothing needs to be carried over."""
         if not self._has_dropout:
-            yield
-            return
-        config, step = self.stage.config, self.stage.progress.step
-        # torch.manual_seed would also format a stack trace for each absent backend, milliseconds a step
-        generator = default_generator(self.device)
-        before = generator.get_state()
-        generator.manual_seed(
-            mixed_seed(config.seed, _DROPOUT, step, batch_idx % config.sets.accumulation, self.stage.rank)
-        )
-        try:
-            yield
-        finally:
-            generator.set_state(before)
+            return nullcontext()
+        config, stage = self.stage.config, self.stage
+        return drawing_from(
+            self.device,
+            config.seed, _DROPOUT, stage.progress.step, batch_idx % config.sets.accumulation, stage.rank,
+        )  # fmt: skip
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -199,7 +190,7 @@ class PhaseFit(L.LightningModule):
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
 
-    def _averaged(self) -> Any:
+    def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.in_place()
 
     def _validated(self) -> dict[str, float]:
@@ -219,7 +210,6 @@ class PhaseFit(L.LightningModule):
             progress.phases[-1]["validation"] = dict(values)
             values |= self._quickly_evaluated(values)
             self._keep_if_best(values)
-        self._num_validations += 1
         return values
 
     def _quickly_evaluated(self, validation: dict[str, float]) -> dict[str, float]:

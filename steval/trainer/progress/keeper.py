@@ -11,10 +11,9 @@ from torch import Tensor
 from steval.checkpoints.manifest import Manifest, TrainingRecord, WarmupRecord
 from steval.checkpoints.store import Checkpoint, ControlSet, save_checkpoint
 from steval.errors import DataError
-from steval.trainer.progress.metrics import Sink
-from steval.trainer.progress.progress import Progress
 from steval.trainer.progress.rundir import RunDirectory
-from steval.trainer.progress.state import TrainerState, save_state
+from steval.trainer.progress.sinks import Sink
+from steval.trainer.progress.state import Progress, TrainerState, save_state
 
 QuickEval = Callable[[Checkpoint], Mapping[str, float]]
 """Scores of a checkpoint in memory by name (`eval/...` is put before them)."""

@@ -1,14 +1,19 @@
-"""The run directory of DESIGN §6: where everything is, when a run may start there, and `run.json`."""
+"""The run directory (docs/finetuning.md): where everything is, when a run may start there, and `run.json`."""
 
 import json
+import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from steval.data.files import atomic_path, require_directory
 from steval.errors import ConfigError
+
+PACKAGES = ("steval", "torch", "lightning", "numpy", "scipy", "anndata", "safetensors")
+"""Packages that a run's numbers depend on."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +110,14 @@ class RunDirectory:
         merged = self.read_record() | dict(values)
         with atomic_path(self.record_path) as partial:
             partial.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
+
+
+def package_versions() -> dict[str, str]:
+    """Name → version of `PACKAGES` and of Python; a run's numbers depend on them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,4 +1,4 @@
-"""A phase of fine-tuning as settings: what trains, at which rates, for how long; torch-free (DESIGN §6.1)."""
+"""A phase of fine-tuning as settings: what trains, at which rates, for how long; torch-free (docs/finetuning.md, Recipes)."""
 
 from typing import Annotated, Any, Literal
 

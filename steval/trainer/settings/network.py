@@ -2,12 +2,56 @@
 
 from typing import Any
 
+from pydantic import Field, PositiveInt
+
 from steval.data.training.cells import TrainingCells
-from steval.model.config import GeneDecoderConfig, LlamaConfig, ModelConfig
-from steval.trainer.config import NetworkSettings
+from steval.model.config import Activation, Attention, GeneDecoderConfig, Head, LlamaConfig, ModelConfig, OutputSpace
+from steval.settings import Settings
 
 DEFAULT_DECODER = (1024, 1024, 512)
 """Hidden sizes of a gene decoder that replaces none, from an embedding to genes."""
+
+
+class NetworkSettings(Settings):
+    """A network to start from nothing; with `--init-from`, fields left out follow the checkpoint."""
+
+    hidden_dim: PositiveInt = 128
+    """Token size."""
+    num_layers: PositiveInt = 2
+    """Backbone blocks."""
+    num_heads: PositiveInt = 4
+    """Attention heads."""
+    num_key_value_heads: PositiveInt | None = None
+    """Key and value heads, a divisor of `num_heads`; none: as many."""
+    head_dim: PositiveInt | None = None
+    """Head size; none: `hidden_dim` shared out over the heads."""
+    intermediate_dim: PositiveInt | None = None
+    """Inner size of a block's MLP; none: four times `hidden_dim`."""
+    num_encoder_layers: PositiveInt = 2
+    """Layers of the perturbation and basal encoders."""
+    num_decoder_layers: PositiveInt = 2
+    """Layers of `project_out`."""
+    activation: Activation = "gelu"
+    """Of encoders and `project_out`."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Of encoders, `project_out` and gene decoder."""
+    attention: Attention = "bidirectional"
+    """Regime of the backbone (docs/checkpoints.md)."""
+    mask_attn: bool = False
+    """Each cell attends to itself alone."""
+    head: Head = "plain"
+    """Residual head in output space `all`: `project_out(h) + basal`, or arc-state's bottleneck `down-then-up` behind it,
+    which has to learn the cells anew before it learns what changes them."""
+    output_space: OutputSpace = "all"
+    """`all`: the input's own genes; `embedding`: the embedding; `gene`: arc-state's name for `X_hvg`."""
+    predict_residual: bool = True
+    """Whether the network predicts the difference to the basal cells."""
+    use_basal_projection: bool = True
+    """MLP, not a single linear layer, as basal encoder."""
+    batch_encoder: bool = False
+    """Add an embedding of the batch to each cell."""
+    gene_decoder: tuple[PositiveInt, ...] | None = None
+    """Hidden sizes of a decoder from an embedding to genes; none: no decoder."""
 
 
 def plan_network(

@@ -7,7 +7,7 @@ import pytest
 from steval.data.splits.assignment import CellSplit
 from steval.data.training.cells import CellsSettings, TrainingCells
 from steval.trainer.config import NetworkSettings
-from steval.trainer.settings.network_plan import describe_network, plan_network
+from steval.trainer.settings.network import describe_network, plan_network
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from steval.data.files import atomic_path
 from steval.errors import ConfigError, DataError
+from steval.trainer.config import LoggerName
 from steval.trainer.progress.rundir import RunDirectory
 
-LoggerName = Literal["csv", "tensorboard", "wandb"]
 PLACE = ("step", "phase", "phase_step", "seconds")
 """Leading columns: optimiser steps over all phases, phase name, steps within it, seconds of training."""
 
