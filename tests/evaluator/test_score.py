@@ -4,7 +4,9 @@ import anndata as ad
 import numpy as np
 import polars as pl
 import pytest
+import scipy.sparse as sp
 
+from steval.data.cells.record import KEY
 from steval.data.columns import Columns
 from steval.errors import ConfigError, DataError, EvaluationError
 from steval.evaluator.cells.pair import Pair
@@ -127,7 +129,8 @@ def test_baselines_come_from_the_training_cells():
     assert common.sum() > 50
     raised = common & (effect > 0)
     np.testing.assert_allclose((shifted - drawn).mean(axis=0)[raised], effect[raised], atol=1e-4)
-    assert ((shifted - drawn).mean(axis=0)[common & (effect < 0)] < 0).all()
+    lowered = common & (effect < 0) & (drawn.mean(axis=0) + effect > 0)
+    np.testing.assert_allclose((shifted - drawn).mean(axis=0)[lowered], effect[lowered], atol=1e-4)
 
 
 def test_an_unseen_perturbation_gets_the_mean_effect_and_the_controls_of_its_context():
@@ -277,3 +280,23 @@ def test_training_cells_that_do_not_fit_are_refused():
         train = SCREEN.train.copy()
         del train.obs["target_gene"]
         run(train=train)
+
+
+@pytest.mark.parametrize("target_sum", [None, 10_000.0], ids=["total unknown", "total declared"])
+def test_an_induced_gene_that_no_control_expresses_is_scored_in_range(target_sum):
+    screen = synthetic_screen(cell_types=("K562", "H1"))
+    train, real = screen.train.copy(), screen.real.copy()
+    name = sorted(set(train.obs["target_gene"].astype(str)) - {CONTROL})[0]
+    for cells in (train, real):
+        matrix = cells.X.toarray()
+        matrix[:, 7] = np.where((cells.obs["target_gene"] == name).to_numpy(), 6.0, 0.0)
+        cells.X = sp.csr_matrix(matrix)
+        if target_sum:
+            cells.uns[KEY] = {"scale": "lognorm", "target_sum": target_sum}
+    pair = Pair.build(real, real, screen.columns)
+    training = read_training(train, pair.genes, pair.columns, pair.perturbations)
+    predicted = baseline_pair(pair, training, "additive").pred.matrix(name)
+    assert predicted[:, [7]].mean() == pytest.approx(6.0, rel=1e-5)
+    assert predicted.data.max() < np.log1p(10_000)
+    report = score(real, real, columns=screen.columns, train=train, integrity="none", bootstrap=0)
+    assert "additive" in report.overall["predictor"].to_list()

@@ -4,8 +4,7 @@
   control's among them); the control cells are the training file's.
 - control: no effect. Perturbed cells are training control cells of the same context.
 - additive: training control cells of the context plus the perturbation's mean effect over the training contexts that
-  have it, or where it is unseen plus the mean effect of all. The cells that express a gene bear its change, so that zeros
-  stay zeros (a shift of all cells would make every gene significant); values below 0 are set to 0.
+  have it, or where it is unseen plus the mean effect of all, carried as predictions are (`data.effects.carry`).
 - ridge: as additive, with the effect predicted from perturbation features by ridge regression (penalty by leave-one-out).
 
 Perturbed cells are as many as the real ones of each perturbation and context.
@@ -18,6 +17,7 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 
+from steval.data.effects.carry import carry, mean_of_cells
 from steval.errors import EvaluationError
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import PIECE_CELLS, CellSide
@@ -27,8 +27,6 @@ BaselineKind = Literal["mean", "control", "additive", "ridge"]
 KINDS: tuple[BaselineKind, ...] = ("mean", "control", "additive", "ridge")
 POOL_CELLS = 4096
 """Control cells of a context kept in memory to draw from."""
-LEAST_EXPRESSING = 0.05
-"""Share of expressing cells below which an effect is not concentrated further."""
 PENALTIES = np.logspace(-3, 6, 28)
 
 
@@ -163,7 +161,10 @@ def _shifted_side(
         generator = np.random.default_rng([seed, pair.perturbations.index(group)])
         drawn = [_draw(generator, pools[c if c in pools else None], n) for c, n in contexts[group].items()]
         cells = drawn[0] if len(drawn) == 1 else sp.csr_matrix(sp.vstack(drawn, format="csr"))
-        return cells if kind == "control" else _shift(cells, predicted.get(group, training.mean_effect))
+        if kind == "control":
+            return cells
+        wanted = mean_of_cells(cells) + predicted.get(group, training.mean_effect)
+        return carry(cells, wanted, generator, target_sum=training.target_sum).cells
 
     return _side(pair, training, f"{kind} baseline", pooled, make)
 
@@ -202,11 +203,3 @@ def _repeated(profile: sp.csr_matrix, num: int) -> sp.csr_matrix:
     return sp.csr_matrix(
         (np.tile(profile.data, num), np.tile(profile.indices, num), starts), shape=(num, profile.shape[1])
     )
-
-
-def _shift(cells: sp.csr_matrix, effect: np.ndarray) -> sp.csr_matrix:
-    """`cells` with mean expression changed by `effect [G]`, borne by the cells that express a gene; zeros stay zeros."""
-    expressing = np.bincount(cells.indices[cells.data > 0], minlength=cells.shape[1]) / cells.shape[0]
-    step = effect / np.maximum(expressing, LEAST_EXPRESSING)
-    values = np.maximum(cells.data + step[cells.indices], 0.0).astype(cells.dtype)
-    return sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)

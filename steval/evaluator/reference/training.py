@@ -52,6 +52,8 @@ class TrainingCells:
     num_cells: int
     dtype: "np.dtype[Any]"
     """Precision of the training cells; cell-eval's mean profile has it too."""
+    target_sum: float | None
+    """Total per cell before log1p; None: unknown."""
     digest: str
     """sha256 of the file, or of the cells' digests where they are in memory."""
     notes: tuple[str, ...]
@@ -78,7 +80,7 @@ def read_training(
     cells, _ = open_cells(source, name, columns.perturbation)
     selected = np.arange(cells.num_cells) if rows is None else np.asarray(rows)
     labels = _labels(cells, columns, selected, name)
-    require_scale(few_cells(cells), "lognorm", scale)
+    target_sum = require_scale(few_cells(cells), "lognorm", scale).target_sum
     alignment = align(cells.genes, genes, what=name)
     contexts = _contexts(cells.obs, columns, selected)
     keys = pd.MultiIndex.from_arrays([labels, contexts])
@@ -103,6 +105,7 @@ def read_training(
         sketches=_sketches(cells, alignment, selected, labels, sketched, perturbations),
         num_cells=len(selected),
         dtype=cells.rows(selected[:1], dtype=None).dtype,
+        target_sum=target_sum,
         digest=_content_digest(cells, digests),
         notes=tuple(notes),
     )
