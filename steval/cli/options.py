@@ -1,9 +1,12 @@
 """Options that several commands share, defined once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from steval.data.columns import ColumnOptions
 
 PertCol = Annotated[
     str | None,
@@ -52,15 +55,17 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
 
-def column_options(pert_col: str | None, control: str | None, cell_type_col: str | None, batch_col: str | None):
+def column_options(
+    pert_col: str | None, control: str | None, cell_type_col: str | None, batch_col: str | None
+) -> "ColumnOptions":
     """The shared column options as `steval.data.ColumnOptions`."""
     from steval.data.columns import ColumnOptions
 
     return ColumnOptions(perturbation=pert_col, control=control, cell_type=cell_type_col, batch=batch_col)
 
 
-def scale_option(value: str | None):
+def scale_option(value: str | None) -> Literal["counts", "lognorm"] | None:
     """`--scale` checked: counts, lognorm or none."""
-    if value not in (None, "counts", "lognorm"):
-        raise typer.BadParameter(f"counts or lognorm, got {value!r}", param_hint="--scale")
-    return value
+    if value is None or value == "counts" or value == "lognorm":
+        return value
+    raise typer.BadParameter(f"counts or lognorm, got {value!r}", param_hint="--scale")

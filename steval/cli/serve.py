@@ -4,12 +4,15 @@ import ipaddress
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steval.cli import options
 from steval.errors import ConfigError
+
+if TYPE_CHECKING:
+    from steval.service.settings import ServiceSettings
 
 MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "134217728"}
 """For glibc, where the caller's environment does not say otherwise: answers of megabytes made by many threads would
@@ -84,7 +87,7 @@ def serve(
     os.execve(sys.executable, command, environment)  # BentoML's supervisor takes this process over, and its signals
 
 
-def _settings(**given):
+def _settings(**given: Any) -> "ServiceSettings":
     """The options given, over the STEVAL_* variables, over the defaults."""
     from steval.service.settings import ServiceSettings
 
@@ -106,7 +109,7 @@ def _make_key(name: str, path: Path | None) -> None:
     typer.echo(f"this is the only time the key of {name!r} is shown; {path} holds its hash", err=True)
 
 
-def _require_keys(settings, host: str) -> None:
+def _require_keys(settings: "ServiceSettings", host: str) -> None:
     """Beyond this machine, only with keys or by the user's own word."""
     if settings.api_key_file is not None:
         from steval.service.http.keys import read_keys
@@ -128,12 +131,13 @@ def _is_loopback(host: str) -> bool:
         raise ConfigError(f"--host takes an IP address such as 127.0.0.1 or 0.0.0.0, got {host!r}") from None
 
 
-def _check_checkpoint(settings) -> None:
+def _check_checkpoint(settings: "ServiceSettings") -> None:
     """Whether it can be served: read and verified whole before a worker starts."""
     from steval.checkpoints.store import load_checkpoint
     from steval.data.files import require_file
+    from steval.service.settings import require_checkpoint
 
-    checkpoint = load_checkpoint(settings.checkpoint)
+    checkpoint = load_checkpoint(require_checkpoint(settings))
     if settings.controls is not None:
         require_file(settings.controls, "file of control cells")
     elif checkpoint.controls is None:

@@ -17,9 +17,11 @@ from steval.service.http.access import AccessMiddleware
 from steval.service.http.answers import error_answer
 from steval.service.http.body import BodyMiddleware
 from steval.service.http.observe import ObserveMiddleware
-from steval.service.http.site import make_site
+from steval.service.http.routing import GateMiddleware
+from steval.service.routes import ROUTES
 from steval.service.schemas import PredictBody
-from steval.service.settings import ServiceSettings
+from steval.service.settings import ServiceSettings, require_checkpoint
+from steval.service.site import make_site
 
 try:
     SETTINGS = ServiceSettings.from_environment()
@@ -50,7 +52,6 @@ class StevalService:
         """Before any worker starts: the settings, and the checkpoint's header and digest."""
         from steval.checkpoints.manifest import read_manifest
         from steval.service.http.keys import read_keys
-        from steval.service.runtime import require_checkpoint
 
         try:
             read_manifest(require_checkpoint(SETTINGS))
@@ -101,15 +102,17 @@ CORS: dict[str, Any] = {
     "max_age": 600,
 }
 ACCESS: dict[str, Any] = {
+    "routes": ROUTES,
     "key_file": SETTINGS.api_key_file,
     "no_auth": SETTINGS.no_auth,
     "origins": SETTINGS.cors_origins,
 }
 MIDDLEWARE: list[tuple[Any, dict[str, Any]]] = [
-    (ObserveMiddleware, {}),
+    (ObserveMiddleware, {"routes": ROUTES}),
     *([(CORSMiddleware, CORS)] if SETTINGS.cors_origins else []),
     (AccessMiddleware, ACCESS),
-    (BodyMiddleware, {"settings": SETTINGS}),
+    (GateMiddleware, {"routes": ROUTES}),
+    (BodyMiddleware, {"routes": ROUTES, "settings": SETTINGS}),
 ]
 """From the outermost to the innermost."""
 for middleware, options in MIDDLEWARE:

@@ -24,12 +24,12 @@ from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
 from steval.predictor.requests import Vocabulary
 from steval.service.http.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
+from steval.service.schemas import MOST_LISTED
 
 DEFAULT_TIMEOUT = 600.0
 PATIENCE = 60.0
 """Seconds that a busy service is asked again."""
 POLL_SECONDS = 1.0
-PAGE_NAMES = 1000
 Asked = Sequence[str | Mapping[str, Any]]
 """Names, or mappings with the fields of `schemas.PredictItem`."""
 _CONFIG_STATUS = frozenset({400, 401, 403, 406})
@@ -94,7 +94,7 @@ class ServiceClient:
         """The model card."""
         return self._json("GET", "/model", ("name",))
 
-    def perturbations(self, search: str = "", limit: int = 1000, offset: int = 0) -> dict[str, Any]:
+    def perturbations(self, search: str = "", limit: int = MOST_LISTED, offset: int = 0) -> dict[str, Any]:
         """Names that match, see `GET /perturbations`."""
         asked = {"search": search, "limit": limit, "offset": offset}
         return self._json("GET", "/perturbations", ("total", "perturbations"), params=asked)
@@ -104,7 +104,7 @@ class ServiceClient:
         card = self._json("GET", "/model", ("control", "cell_types", "num_perturbations"))
         names: list[str] = []
         while len(names) < card["num_perturbations"]:
-            page = self.perturbations(limit=PAGE_NAMES, offset=len(names))["perturbations"]
+            page = self.perturbations(limit=MOST_LISTED, offset=len(names))["perturbations"]
             if not page:
                 break
             names += [entry["name"] for entry in page]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from steval import __version__
-from steval.errors import ConfigError, ServiceError, StevalError
+from steval.errors import ServiceError, StevalError
 from steval.machine import num_cores
 from steval.service.http.encoding import json_numbers, json_object
-from steval.service.http.metrics import ServiceMetrics, service_metrics
+from steval.service.http.telemetry import ServiceMetrics, service_metrics
 from steval.service.schemas import ModelCard
 from steval.service.score.job_runner import JobRunner
 from steval.service.score.jobs import JobStore, default_job_dir
-from steval.service.settings import ServiceSettings
+from steval.service.settings import ServiceSettings, require_checkpoint
 
 if TYPE_CHECKING:
     from steval.predictor.controls import ControlPool
@@ -201,12 +201,3 @@ class Runtime:
     def _fail(self, reason: str) -> None:
         self.state, self.reason = "failed", reason
         log.error("not ready: %s", reason)
-
-
-def require_checkpoint(settings: ServiceSettings) -> Path:
-    """The checkpoint's path, or a `ConfigError` that says how to give one."""
-    if settings.checkpoint is None:
-        raise ConfigError(
-            "no checkpoint to serve: start with steval serve CKPT.safetensors, or set STEVAL_CHECKPOINT for bentoml serve"
-        )
-    return settings.checkpoint

@@ -8,7 +8,10 @@ from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, PredictionReq
 from steval.settings import Settings
 
 MOST_NAMES = 10_000
-Name = Annotated[str, StringConstraints(min_length=1, max_length=512, strict=True)]
+LONGEST_NAME = 512
+SHOWN_NAMES, MOST_LISTED, MOST_OFFSET = 50, 1000, 2**31
+"""Of `GET /perturbations`: names without `limit`, the most that it takes, and the most that `offset` takes."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME, strict=True)]
 
 
 class PredictItem(Settings):
@@ -70,7 +73,7 @@ class PredictBody(Settings):
         return request
 
 
-class MeanProfile(Settings):
+class PredictedProfile(Settings):
     """One predicted perturbation."""
 
     perturbation: str
@@ -103,7 +106,7 @@ class PredictAnswer(Settings):
     genes: list[str]
     controls: list[ControlProfile]
     """Empty where the controls' expression is not known."""
-    predictions: list[MeanProfile]
+    predictions: list[PredictedProfile]
 
 
 class PerturbationItem(Settings):
@@ -174,14 +177,14 @@ class ScoreBody(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
 
-JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+ScoreState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 class ScoreJob(Settings):
     """Status of a scoring job."""
 
     id: str
-    state: JobState
+    state: ScoreState
     created: str
     started: str | None = None
     finished: str | None = None

@@ -118,3 +118,12 @@ class ServiceSettings(Settings):
             problems.append("no_auth and api_key_file exclude each other; give one")
         if problems:
             raise ConfigError("the service's settings are not valid", problems)
+
+
+def require_checkpoint(settings: ServiceSettings) -> Path:
+    """The checkpoint's path, or a `ConfigError` that says how to give one."""
+    if settings.checkpoint is None:
+        raise ConfigError(
+            "no checkpoint to serve: start with steval serve CKPT.safetensors, or set STEVAL_CHECKPOINT for bentoml serve"
+        )
+    return settings.checkpoint

@@ -214,8 +214,21 @@ def test_other_methods_and_addresses(http):
     error_of(http.get("/predict"), 405, "method_not_allowed")
     assert http.get("/predict").headers["allow"] == "POST"
     error_of(http.delete("/model"), 405, "method_not_allowed")
-    for path in ("/nothing", "/static_content/main.js", "/page/../app.py", "/page/..%2fapp.py", "/docs.json"):
+    for path in (
+        "/nothing",
+        "/static_content/main.js",
+        "/page/../app.py",
+        "/page/..%2fapp.py",
+        "/docs.json",
+        "/schema.json",
+    ):
         error_of(http.get(path), 404, "not_found")
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-pickle", "text/plain"])
+def test_an_address_with_a_line_break_is_not_the_address(http, media_type):
+    response = http.post("/predict%0A", content=b"{}", headers={"content-type": media_type})
+    error_of(response, 404, "not_found")
 
 
 def test_a_client_that_sends_slowly_is_408(service_url):

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from steval.service.http.body import BodyMiddleware
+from steval.service.routes import ROUTES
 from steval.service.settings import ServiceSettings
 
 
@@ -54,7 +55,7 @@ async def answer(scope, receive, send):
 
 
 def run(app, client: Client, limits: dict, **headers: str) -> None:
-    middleware = BodyMiddleware(app, settings=ServiceSettings(**limits))
+    middleware = BodyMiddleware(app, routes=ROUTES, settings=ServiceSettings(**limits))
     asyncio.run(asyncio.wait_for(middleware(scope(**headers), client.receive, client.send), 5))
 
 
@@ -118,7 +119,7 @@ def test_more_requests_than_allowed_are_429():
             await release.wait()
             await answer(scope, receive, send)
 
-        middleware = BodyMiddleware(wait, settings=ServiceSettings(max_requests=1))
+        middleware = BodyMiddleware(wait, routes=ROUTES, settings=ServiceSettings(max_requests=1))
         first, second = Client(BODY), Client(BODY)
         running = asyncio.ensure_future(middleware(scope(), first.receive, first.send))
         await asyncio.sleep(0.05)

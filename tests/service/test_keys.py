@@ -7,6 +7,7 @@ import pytest
 from steval.errors import ConfigError
 from steval.service.http.access import AccessMiddleware
 from steval.service.http.keys import add_key, read_keys
+from steval.service.routes import ROUTES
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ async def through(scope, receive, send):
 @pytest.fixture
 def keyed(key_file):
     key = add_key(key_file, "lab")
-    return key, AccessMiddleware(through, key_file=key_file)
+    return key, AccessMiddleware(through, routes=ROUTES, key_file=key_file)
 
 
 def test_a_key_opens_from_anywhere(keyed):
@@ -119,16 +120,19 @@ def test_health_the_page_and_options_need_no_key(keyed):
     ],
 )
 def test_without_keys_only_this_machine_is_answered(client, headers, expected):
-    assert status(AccessMiddleware(through), client=client, **headers) == expected
+    assert status(AccessMiddleware(through, routes=ROUTES), client=client, **headers) == expected
 
 
 def test_no_auth_answers_anybody():
-    assert status(AccessMiddleware(through, no_auth=True), client="203.0.113.5", host="service.example") == 200
+    assert (
+        status(AccessMiddleware(through, routes=ROUTES, no_auth=True), client="203.0.113.5", host="service.example")
+        == 200
+    )
 
 
 def test_other_origins_are_refused_unless_they_are_allowed():
-    assert status(AccessMiddleware(through), origin="http://localhost:3000") == 200
-    assert status(AccessMiddleware(through), origin="http://localhost:9999") == 403
-    assert status(AccessMiddleware(through), origin="null") == 403
-    allowed = AccessMiddleware(through, origins=("https://lab.example",))
+    assert status(AccessMiddleware(through, routes=ROUTES), origin="http://localhost:3000") == 200
+    assert status(AccessMiddleware(through, routes=ROUTES), origin="http://localhost:9999") == 403
+    assert status(AccessMiddleware(through, routes=ROUTES), origin="null") == 403
+    allowed = AccessMiddleware(through, routes=ROUTES, origins=("https://lab.example",))
     assert status(allowed, origin="https://lab.example") == 200

@@ -9,6 +9,7 @@ from steval.cli.app import app
 from steval.data.cells.record import read_record
 from steval.service.http.access import AccessMiddleware
 from steval.service.http.keys import add_key
+from steval.service.routes import ROUTES
 from support.service_models import free_port, served_app
 
 
@@ -103,7 +104,7 @@ def test_no_key_or_a_wrong_one_is_one_line_and_no_file(tmp_path):
     key_file = tmp_path / "keys.txt"
     key = add_key(key_file, "lab")
     arguments = ["-o", tmp_path / "p.h5ad", "-p", "SRC"]
-    with served_app(AccessMiddleware(empty, key_file=key_file)) as url:
+    with served_app(AccessMiddleware(empty, routes=ROUTES, key_file=key_file)) as url:
         missing = predict("--url", url, *arguments)
         wrong = predict("--url", url, *arguments, "--api-key", key[:-1])
         variable = predict("--url", url, *arguments, STEVAL_API_KEY="wrong")

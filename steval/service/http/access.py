@@ -13,21 +13,26 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from steval.errors import ServiceError
 from steval.service.http.answers import error_answer
 from steval.service.http.keys import KeyRing, read_keys
+from steval.service.http.routing import RouteTable
 
-PUBLIC = frozenset({"/", "/livez", "/readyz", "/healthz", "/openapi.json"})
-"""Health, the page and the description, which hold no data."""
-PUBLIC_PREFIX = "/page/"
 _LOCAL_NAMES = frozenset({"localhost", "testserver"})
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 class AccessMiddleware:
-    """Lets a request through or answers 401 or 403; OPTIONS and public paths need no key."""
+    """Lets a request through or answers 401 or 403; OPTIONS and public addresses need no key."""
 
     def __init__(
-        self, app: ASGIApp, *, key_file: Path | None = None, no_auth: bool = False, origins: tuple[str, ...] = ()
+        self,
+        app: ASGIApp,
+        *,
+        routes: RouteTable,
+        key_file: Path | None = None,
+        no_auth: bool = False,
+        origins: tuple[str, ...] = (),
     ):
         self._app = app
+        self._routes = routes
         self._keys: KeyRing | None = read_keys(key_file) if key_file is not None else None
         self._no_auth = no_auth
         self._origins = frozenset(origins)
@@ -48,7 +53,8 @@ class AccessMiddleware:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         self._refuse_foreign_origin(headers)
-        if scope["method"] == "OPTIONS" or scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_PREFIX):
+        route = self._routes.find(scope["path"])
+        if scope["method"] == "OPTIONS" or (route is not None and route.public):
             return
         if self._no_auth:
             return

@@ -48,6 +48,11 @@ def error_answer(error: StevalError, status: int | None = None) -> JSONResponse:
     return shaped(status or error.http_status, code, message, details, headers)
 
 
+def code_of(status: int) -> str:
+    """The code of an answer with `status` that says no more than that."""
+    return _CODES.get(status, "error")
+
+
 def shaped(
     status: int, code: str, message: str, details: dict[str, Any] | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
@@ -66,7 +71,7 @@ def reshape(status: int, body: bytes) -> JSONResponse:
         value = value[0]
     if isinstance(value, dict) and isinstance(value.get("detail"), list) and status == 400:
         return validation_answer(value["detail"])
-    code = _CODES.get(status, "error")
+    code = code_of(status)
     if status == 500:
         return shaped(
             500, "internal_error", "the service failed on this request; its log has the details under request_id"

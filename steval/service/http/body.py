@@ -8,11 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steval.errors import ServiceError
 from steval.service.http.answers import error_answer
+from steval.service.http.routing import WITH_BODY, Route, RouteTable
 from steval.service.settings import ServiceSettings
-
-UPLOADS = "/score"
-_MEDIA_TYPES = {"/predict": ("application/json",), UPLOADS: ("application/json", "multipart/form-data")}
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class BodyMiddleware:
@@ -21,8 +18,9 @@ class BodyMiddleware:
     A small body is read whole before anything else runs, so that a slow client occupies nothing; an upload streams.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: ServiceSettings):
+    def __init__(self, app: ASGIApp, *, routes: RouteTable, settings: ServiceSettings):
         self._app = app
+        self._routes = routes
         self._settings = settings
         self._in_progress = 0
 
@@ -31,9 +29,9 @@ class BodyMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        send = _Unhurried(send, self._settings.send_timeout).send
+        send = _TimedSend(send, self._settings.send_timeout).send
         try:
-            if scope["method"] in _WITH_BODY:
+            if scope["method"] in WITH_BODY:
                 await self._with_body(scope, receive, send)
             else:
                 await self._app(scope, receive, send)
@@ -42,9 +40,10 @@ class BodyMiddleware:
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        uploads = scope["path"] == UPLOADS
+        route = self._routes.find(scope["path"])
+        uploads = route is not None and route.upload
         limit = self._settings.max_upload_bytes if uploads else self._settings.max_body_bytes
-        _require_media_type(scope["path"], headers)
+        _require_media_type(route, headers)
         _require_length(headers, limit)
         seconds = self._settings.upload_timeout if uploads else self._settings.body_timeout
         counted = _Counted(scope, receive, limit, seconds)
@@ -112,7 +111,7 @@ class _Counted:
         return b"".join(parts)
 
 
-class _Unhurried:
+class _TimedSend:
     """`send` that gives up on a client which takes no byte for too long."""
 
     def __init__(self, send: Send, seconds: float):
@@ -160,10 +159,10 @@ async def _finished(answer: "asyncio.Future[None]") -> None:
             raise
 
 
-def _require_media_type(path: str, headers: Headers) -> None:
-    allowed = _MEDIA_TYPES.get(path)
-    if allowed is None:
+def _require_media_type(route: Route | None, headers: Headers) -> None:
+    if route is None or not route.media_types:
         return
+    allowed = route.media_types
     given = headers.get("content-type", "").split(";")[0].strip().lower()
     if given not in allowed:
         raise ServiceError(

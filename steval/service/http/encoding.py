@@ -17,6 +17,7 @@ from steval.errors import ServiceError
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
 H5AD = "application/x-hdf5"
+MULTIPART = "multipart/form-data"
 Format = Literal["json", "arrow", "h5ad"]
 MEDIA_TYPES: dict[str, Format] = {JSON: "json", ARROW: "arrow", H5AD: "h5ad"}
 ARROW_KEY = b"steval"
@@ -74,8 +75,7 @@ def wants_zstd(accept_encoding: str) -> bool:
 
 def json_numbers(values: np.ndarray) -> bytes:
     """A JSON list of float32 `[n]`, each a short decimal that reads back to it; not-finite values are a `ServiceError`."""
-    if not np.isfinite(values).all():
-        raise ServiceError("the network gave values that are not finite", status=500, code="not_finite")
+    _require_finite(values)
     import polars as pl  # here: clients that write no JSON import this module too
 
     row = pl.Series("", np.ascontiguousarray(values, dtype=np.float32).reshape(1, -1))
@@ -93,6 +93,11 @@ def json_object(fields: dict[str, Any], raw: dict[str, bytes]) -> bytes:
 def json_array(items: Sequence[bytes]) -> bytes:
     """A JSON list of values that are JSON already."""
     return b"[" + b",".join(items) + b"]"
+
+
+def _require_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ServiceError("the network gave values that are not finite", status=500, code="not_finite")
 
 
 def _text(value: Any) -> bytes:
@@ -119,8 +124,7 @@ class ArrowStream:
 
     def batch(self, labels: Mapping[str, Sequence[str]], expression: np.ndarray) -> bytes:
         """The bytes of one more batch: `expression [n, num_genes]`, `labels` with n values a column."""
-        if not np.isfinite(expression).all():
-            raise ServiceError("the network gave values that are not finite", status=500, code="not_finite")
+        _require_finite(expression)
         flat = pa.array(np.ascontiguousarray(expression, dtype=np.float32).ravel())
         columns: list[pa.Array] = [pa.array(list(labels[field.name]), pa.string()) for field in list(self._schema)[:-1]]
         columns.append(pa.FixedSizeListArray.from_arrays(flat, self._num_genes))

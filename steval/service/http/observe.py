@@ -12,27 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steval.service.http.answers import CODE_HEADER, reshape
 from steval.service.http.journal import ACCESS
-from steval.service.http.metrics import service_metrics
+from steval.service.http.routing import OTHER, Route, RouteTable
+from steval.service.http.telemetry import service_metrics
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger(ACCESS)
 
 REQUEST_ID = "x-request-id"
 MOST_ERROR_BYTES = 2**20
-OTHER = "other"
 CLIENT_LEFT = 499
 """Logged where a client went away before its answer began."""
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ROUTES = (
-    *("/", "/predict", "/model", "/perturbations", "/score", "/openapi.json", "/metrics"),
-    *("/livez", "/readyz", "/healthz", "/schema.json"),
-)
-_TEMPLATES = (
-    (re.compile(r"/score/[^/]+"), "/score/{id}"),
-    (re.compile(r"/score/[^/]+/result"), "/score/{id}/result"),
-    (re.compile(r"/score/[^/]+/files/[^/]+"), "/score/{id}/files/{name}"),
-    (re.compile(r"/page/[^/]+"), "/page/{name}"),
-)
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -40,18 +30,12 @@ _HEADERS = {
 }
 
 
-def route_template(path: str) -> str:
-    """The template of a path, out of a small fixed set."""
-    if path in _ROUTES:
-        return path
-    return next((template for pattern, template in _TEMPLATES if pattern.fullmatch(path)), OTHER)
-
-
 class ObserveMiddleware:
     """Gives each request an id (the client's, where it is a plain one), logs and counts it, and puts errors into shape."""
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: ASGIApp, *, routes: RouteTable):
         self._app = app
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry; there are no websockets here."""
@@ -62,7 +46,7 @@ class ObserveMiddleware:
             await self._app(scope, receive, send)
             return
         metrics = service_metrics()
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, send, self._routes.find(scope["path"]))
         metrics.started()
         try:
             await self._app(scope, receive, exchange.send)
@@ -75,21 +59,22 @@ class ObserveMiddleware:
             await exchange.fail()
         finally:
             seconds = time.perf_counter() - exchange.began
-            metrics.finished(scope["method"], exchange.route, exchange.status or CLIENT_LEFT, seconds)
+            metrics.finished(scope["method"], exchange.label, exchange.status or CLIENT_LEFT, seconds)
             _log_access(scope, exchange, seconds)
 
 
 class _Exchange:
     """One request and what has been sent as its answer; error answers are held back until they are whole."""
 
-    def __init__(self, scope: Scope, send: Send):
+    def __init__(self, scope: Scope, send: Send, route: Route | None):
         self._send = send
         self._held: bytearray | None = None
         self._headers: MutableHeaders = MutableHeaders()
         self.began = time.perf_counter()
         self.status: int | None = None
         self.bytes_out = 0
-        self.route = route_template(scope["path"])
+        self.label = OTHER if route is None else route.path
+        self.quiet = route is not None and route.quiet
         given = Headers(scope=scope).get(REQUEST_ID, "")
         self.request_id = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
         scope["steval.request_id"] = self.request_id
@@ -151,15 +136,15 @@ class _Exchange:
 
 def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
     client = scope.get("client") or ("", 0)
-    quiet = exchange.route in ("/livez", "/readyz", "/healthz", "/metrics") and (exchange.status or 0) < 400
+    quiet = exchange.quiet and (exchange.status or 0) < 400
     access_log.log(
         logging.DEBUG if quiet else logging.INFO,
         "%s %s",
-        *(scope["method"], exchange.route if exchange.route != OTHER else scope["path"][:200]),
+        *(scope["method"], exchange.label if exchange.label != OTHER else scope["path"][:200]),
         extra={
             "request_id": exchange.request_id,
             "method": scope["method"],
-            "route": exchange.route,
+            "route": exchange.label,
             "status": exchange.status or CLIENT_LEFT,
             "milliseconds": round(seconds * 1000, 2),
             "client": client[0],

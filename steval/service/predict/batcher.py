@@ -164,21 +164,21 @@ class MicroBatcher:
         return low if not self._rate else min(high, max(low, self._reserved / self._rate))
 
     def _loop(self) -> None:
-        company = 1
+        last_served = 1
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._order or self._stopping)
                 if not self._order:
                     return
-                if company > 1 and not self._stopping:
-                    self._wait_for_company(company)
-                batch, company = self._take()
+                if last_served > 1 and not self._stopping:
+                    self._linger_for(last_served)
+                batch, last_served = self._take()
             if batch:
                 self._execute(batch)
 
-    def _wait_for_company(self, company: int) -> None:
+    def _linger_for(self, num_requests: int) -> None:
         deadline = time.monotonic() + self._linger
-        while len(self._order) < company and (left := deadline - time.monotonic()) > 0:
+        while len(self._order) < num_requests and (left := deadline - time.monotonic()) > 0:
             self._condition.wait(left)
 
     def _take(self) -> tuple[list[_Waiting], int]:

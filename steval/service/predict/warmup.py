@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 FALLBACK_CELLS = 16
 TOLERANCE = {"float32": 1e-4, "bf16": 5e-2}
-"""Largest difference from the recorded means, relative to the largest of them (DESIGN §9)."""
+"""Largest difference from the recorded means, relative to the largest of them; what docs/service.md promises."""
 
 
 def warm_up(predictor: Predictor, pool: "ControlPool | EncodedControls", *, compare: bool) -> None:

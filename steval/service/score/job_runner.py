@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from steval.service.http.metrics import ServiceMetrics
+from steval.service.http.telemetry import ServiceMetrics
 from steval.service.schemas import ScoreJob
 from steval.service.score.jobs import LOG, JobStore, started
 from steval.service.settings import ServiceSettings

@@ -6,7 +6,7 @@ import sys
 
 WORKER = """
 import os, sys
-from steval.service.http.metrics import exposition, service_metrics
+from steval.service.http.telemetry import exposition, service_metrics
 metrics = service_metrics()
 metrics.queued(int(sys.argv[1]))
 metrics.batch(1, 16, 0.1)

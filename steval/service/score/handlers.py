@@ -1,11 +1,10 @@
-"""`/score`: submit, status, result, files, removal."""
+"""What `/score` answers: submit, status, result, files, removal."""
 
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from steval.errors import ServiceError
 from steval.service.http.answers import validation_answer
@@ -27,22 +26,12 @@ MEDIA_TYPES = {
 SOON = "2"
 
 
-def routes() -> list[Route]:
-    """The routes below `/score`."""
-    return [
-        Route("/score", _submit, methods=["POST"]),
-        Route("/score/{id}", _status, methods=["GET"]),
-        Route("/score/{id}", _remove, methods=["DELETE"]),
-        Route("/score/{id}/result", _result, methods=["GET"]),
-        Route("/score/{id}/files/{name}", _file, methods=["GET"]),
-    ]
-
-
 def _runtime(request: Request) -> Runtime:
     return request.app.state.runtime
 
 
-async def _submit(request: Request) -> Response:
+async def submit(request: Request) -> Response:
+    """Submit a scoring job."""
     runtime = _runtime(request)
     settings, store = runtime.settings, runtime.jobs
     job_id = await run_in_threadpool(store.reserve)
@@ -74,16 +63,19 @@ async def _submit(request: Request) -> Response:
     return _job_answer(job, status=202)
 
 
-async def _status(request: Request) -> Response:
+async def status(request: Request) -> Response:
+    """State of a job."""
     return _job_answer(await _job(request))
 
 
-async def _result(request: Request) -> Response:
+async def result(request: Request) -> Response:
+    """`score.json` of a finished job."""
     job = await _finished(request)
     return await _send_file(_runtime(request).jobs, job, "score.json")
 
 
-async def _file(request: Request) -> Response:
+async def file(request: Request) -> Response:
+    """A file of a finished job's score directory."""
     job = await _finished(request)
     name = request.path_params["name"]
     if name not in job.files:
@@ -93,7 +85,7 @@ async def _file(request: Request) -> Response:
     return await _send_file(_runtime(request).jobs, job, name)
 
 
-async def _remove(request: Request) -> Response:
+async def remove(request: Request) -> Response:
     """Cancel a job that has not ended, remove one that has."""
     store, job = _runtime(request).jobs, await _job(request)
     if job.state in ENDED:

@@ -1,0 +1,81 @@
+"""What the addresses answer that need no queue: the page and its files, the model card, names, the description, metrics."""
+
+from importlib.resources import files
+
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from steval.errors import ServiceError
+from steval.service.http.telemetry import exposition
+from steval.service.openapi import openapi_document
+from steval.service.predict.search import search_perturbations
+from steval.service.runtime import Runtime
+from steval.service.schemas import LONGEST_NAME, MOST_LISTED, MOST_OFFSET, SHOWN_NAMES
+
+PAGE_FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+    "chart.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self'; frame-ancestors 'none'; base-uri 'none'"
+
+
+async def page(request: Request) -> Response:
+    """The page, or one of its files."""
+    name = request.path_params.get("name", "index.html")
+    if name not in PAGE_FILES:
+        raise HTTPException(404)
+    content = await run_in_threadpool((files("steval.service") / "page" / name).read_bytes)
+    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
+    return Response(content, headers={**headers, "Content-Type": PAGE_FILES[name]})
+
+
+async def model(request: Request) -> Response:
+    """The model card."""
+    return _json(_runtime(request).model.card)
+
+
+async def perturbations(request: Request) -> Response:
+    """Names of the vocabulary that match a search."""
+    manifest = _runtime(request).model.manifest
+    search = request.query_params.get("search", "")
+    if len(search) > LONGEST_NAME:
+        raise ServiceError(f"search takes at most {LONGEST_NAME} characters", status=422, code="breaks_a_rule")
+    limit = _number(request, "limit", SHOWN_NAMES, 1, MOST_LISTED)
+    offset = _number(request, "offset", 0, 0, MOST_OFFSET)
+    return _json(await run_in_threadpool(search_perturbations, manifest, search, limit, offset))
+
+
+async def openapi(request: Request) -> Response:
+    """The description of the addresses."""
+    return JSONResponse(openapi_document(request.app.state.routes))
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    content, media_type = await run_in_threadpool(exposition)
+    return Response(content, headers={"Content-Type": media_type})
+
+
+def _runtime(request: Request) -> Runtime:
+    return request.app.state.runtime
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _number(request: Request, name: str, default: int, least: int, most: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise ServiceError(f"{name} must be a whole number, got {text[:50]!r}", status=400, code="bad_request")
+    if not least <= int(text) <= most:
+        raise ServiceError(f"{name} must be between {least} and {most}, got {text}", status=422, code="breaks_a_rule")
+    return int(text)

@@ -1,0 +1,171 @@
+"""The table of addresses: path, methods, handlers, bodies, keys, metrics label, OpenAPI operation. Everything else reads it."""
+
+from typing import Any
+
+from steval.service import pages
+from steval.service.http.encoding import ARROW, H5AD, JSON, MULTIPART
+from steval.service.http.routing import Operation, Route, RouteTable
+from steval.service.openapi import BINARY, content_of, query, reference, success
+from steval.service.schemas import (
+    LONGEST_NAME,
+    MOST_LISTED,
+    MOST_OFFSET,
+    SHOWN_NAMES,
+    ModelCard,
+    PerturbationList,
+    PredictAnswer,
+    PredictBody,
+    ScoreBody,
+    ScoreJob,
+)
+from steval.service.score import handlers as score
+from steval.service.score.uploads import ROLES
+
+_BODY = (400, 408, 413, 415, 422)
+_HEALTHY = {"200": {"description": "Yes", "content": content_of("text/plain", {"type": "string"})}}
+_PAGE = {"200": {"description": "The page", "content": content_of("text/html", {"type": "string"})}}
+_DOCUMENT = {"200": {"description": "This document", "content": content_of(JSON, {"type": "object"})}}
+_SCORE = {"200": {"description": "See docs/scoring.md", "content": content_of(JSON, {"type": "object"})}}
+_FILE = {"200": {"description": "The file", "content": content_of("*/*", BINARY)}}
+_JOB_ID = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    "description": "As POST /score answered it",
+}
+_FILE_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+_JOB_LINKS = {
+    name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
+    for name in ("scoreStatus", "scoreResult", "removeScore")
+}
+
+
+def _score_body() -> dict[str, Any]:
+    """Files beside form fields, or JSON with paths."""
+    schema = ScoreBody.model_json_schema()
+    options = {name: value for name, value in schema["properties"].items() if name not in ROLES}
+    form = {
+        "type": "object",
+        "properties": {**dict.fromkeys(ROLES, BINARY), **options},
+        "required": ["predictions"],
+        "additionalProperties": False,
+    }
+    path = {"type": "string", "pattern": r"\.h5ad$", "maxLength": 4096}
+    given = schema["properties"]["predictions"]
+    predictions = {name: value for name, value in given.items() if name not in ("anyOf", "default")} | path
+    named = {**schema, "required": ["predictions"], "properties": {**schema["properties"], "predictions": predictions}}
+    return {"required": True, "content": {**content_of(MULTIPART, form), **content_of(JSON, named)}}
+
+
+ROUTES = RouteTable(
+    (
+        Route(
+            "/predict",
+            (
+                Operation(
+                    "POST", "predict", "Predict perturbations", "predict",
+                    success(
+                        "The prediction, in the form that Accept asks for",
+                        PredictAnswer,
+                        content_of(ARROW, BINARY) | content_of(H5AD, BINARY),
+                    ),
+                    (*_BODY, 404, 406, 429, 503),
+                    more={"requestBody": {"required": True, "content": content_of(JSON, reference(PredictBody))}},
+                ),
+            ),
+            media_types=(JSON,),
+        ),
+        Route(
+            "/model",
+            (Operation("GET", "model", "The model card", "predict", success("The card", ModelCard), (503,), pages.model),),
+        ),
+        Route(
+            "/perturbations",
+            (
+                Operation(
+                    "GET", "perturbations", "Search the vocabulary", "predict",
+                    success("Names that match", PerturbationList), (400, 422, 503), pages.perturbations,
+                    more={
+                        "parameters": [
+                            query("search", {"type": "string", "maxLength": LONGEST_NAME, "default": ""}),
+                            query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": SHOWN_NAMES}),
+                            query("offset", {"type": "integer", "minimum": 0, "maximum": MOST_OFFSET, "default": 0}),
+                        ]
+                    },
+                ),
+            ),
+        ),
+        Route(
+            "/score",
+            (
+                Operation(
+                    "POST", "submitScore", "Score predictions in the background", "score",
+                    success("Accepted; ask Location for its state", ScoreJob, status="202", links=_JOB_LINKS),
+                    (*_BODY, 503), score.submit,
+                    more={"requestBody": _score_body()},
+                ),
+            ),
+            media_types=(JSON, MULTIPART),
+            upload=True,
+        ),
+        Route(
+            "/score/{id}",
+            (
+                Operation("GET", "scoreStatus", "State of a job", "score", success("The job", ScoreJob), (404,), score.status),
+                Operation(
+                    "DELETE", "removeScore", "Cancel a job, or remove one that has ended", "score",
+                    success("Being cancelled", ScoreJob, status="202") | {"204": {"description": "Removed"}},
+                    (404,), score.remove,
+                ),
+            ),
+            parameters=(_JOB_ID,),
+        ),
+        Route(
+            "/score/{id}/result",
+            (Operation("GET", "scoreResult", "score.json of a job", "score", _SCORE, (404, 409), score.result),),
+            parameters=(_JOB_ID,),
+        ),
+        Route(
+            "/score/{id}/files/{name}",
+            (Operation("GET", "scoreFile", "A file of the score directory", "score", _FILE, (404, 409), score.file),),
+            parameters=(_JOB_ID, _FILE_NAME),
+        ),
+        Route("/", (Operation("GET", "page", "The page", "operate", _PAGE, handler=pages.page),), public=True),
+        Route(
+            "/page/{name}",
+            (Operation("GET", "pageFile", "A file of the page", "operate", _FILE, handler=pages.page),),
+            public=True,
+            documented=False,
+        ),
+        Route(
+            "/livez",
+            (Operation("GET", "livez", "Is the process alive?", "operate", _HEALTHY),),
+            public=True,
+            quiet=True,
+        ),
+        Route(
+            "/readyz",
+            (Operation("GET", "readyz", "Has the warm-up succeeded?", "operate", _HEALTHY, (503,)),),
+            public=True,
+            quiet=True,
+        ),
+        Route(
+            "/healthz",
+            (Operation("GET", "healthz", "Is the process alive?", "operate", _HEALTHY),),
+            public=True,
+            quiet=True,
+            documented=False,
+        ),
+        Route(
+            "/metrics",
+            (Operation("GET", "metrics", "Prometheus metrics", "operate", _HEALTHY, handler=pages.metrics),),
+            quiet=True,
+        ),
+        Route(
+            "/openapi.json",
+            (Operation("GET", "openapi", "This document", "operate", _DOCUMENT, handler=pages.openapi),),
+            public=True,
+        ),
+    )
+)  # fmt: skip
