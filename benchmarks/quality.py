@@ -33,10 +33,10 @@ import torch
 
 from steval.checkpoints.store import load_checkpoint
 from steval.data.cells.cellfile import CellFile, write_anndata
+from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.columns import ColumnOptions
-from steval.data.prepare import PrepareSettings, prepare
 from steval.data.reference import DataReference
-from steval.data.selection import open_reference
+from steval.data.splits.selection import open_reference
 from steval.data.synthetic import generate
 from steval.evaluator.scoring import score
 from steval.predictor.controls import cell_controls

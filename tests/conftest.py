@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.example import example_path
-from steval.data.prepare import PrepareSettings, prepare
 
 
 @pytest.fixture(scope="session", autouse=True)

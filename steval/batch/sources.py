@@ -14,7 +14,7 @@ from steval.batch.settings import BatchManifest, DataEntry
 from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import require_scale, sample_indices
-from steval.data.selection import open_reference
+from steval.data.splits.selection import open_reference
 from steval.errors import CheckpointError, DataError, StevalError
 
 RESULT_PACKAGES = (

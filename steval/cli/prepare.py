@@ -48,8 +48,8 @@ def prepare(
     Example: `steval prepare screen.h5ad -o prepared.h5ad --pert-col gene --control NT --min-counts 500`
     """
     from steval.data.cells.genes import read_genes
-    from steval.data.prepare import PrepareSettings
-    from steval.data.prepare import prepare as run
+    from steval.data.cells.prepare import PrepareSettings
+    from steval.data.cells.prepare import prepare as run
 
     values = {
         "min_counts": min_counts,

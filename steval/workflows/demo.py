@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from steval.data.cells.cellfile import CellFile, read_anndata, write_anndata
+from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.columns import Columns
 from steval.data.example import example_path
 from steval.data.files import atomic_path
-from steval.data.prepare import PrepareSettings, prepare
 from steval.data.splits.assignment import CellSplit, assign_parts
 from steval.data.synthetic import CHALLENGE_GENES, generate
 from steval.errors import ConfigError

@@ -9,7 +9,7 @@ import numpy as np
 from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
-from steval.data.selection import open_reference
+from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError
 from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor

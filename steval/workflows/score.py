@@ -15,7 +15,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
-from steval.data.selection import open_reference
+from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 
 if TYPE_CHECKING:

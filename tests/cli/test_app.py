@@ -49,7 +49,7 @@ def test_a_bug_says_so_and_debug_shows_the_traceback(tmp_path: Path, monkeypatch
     def broken(*args, **kwargs):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("steval.data.prepare.prepare", broken)
+    monkeypatch.setattr("steval.data.cells.prepare.prepare", broken)
     arguments = ["prepare", "in.h5ad", "-o", str(tmp_path / "out.h5ad")]
     result = RUNNER.invoke(app, arguments)
     assert result.exit_code == 1
@@ -62,7 +62,7 @@ def test_interruption_is_no_bug(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("steval.data.prepare.prepare", interrupted)
+    monkeypatch.setattr("steval.data.cells.prepare.prepare", interrupted)
     result = RUNNER.invoke(app, ["prepare", "in.h5ad", "-o", "out.h5ad"])
     assert result.exit_code == 130
     assert "interrupted" in result.stderr

@@ -75,13 +75,6 @@ def test_the_layout_of_anndata_0_7_is_read_too(tmp_path: Path) -> None:
         assert next(row_names(handle["obs"])).tolist() == ["cell0", "cell1", "cell2"]
 
 
-def test_an_older_layout_is_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "old.h5", "w") as handle:
-        handle["obs"] = np.array([(b"cell0", b"x")], dtype=[("index", "S5"), ("gene", "S1")])
-        with pytest.raises(DataError, match=r"before 0\.7"):
-            num_rows(handle["obs"])
-
-
 @pytest.mark.parametrize("values", [pd.Categorical(["a", None]), pd.array(["a", None], dtype="string"), [1.0, np.nan]])
 def test_cells_without_a_label_are_an_error(tmp_path: Path, values: object) -> None:
     with h5py.File(tmp_path / "obs.h5", "w") as handle:

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.cells.record import read_record
 from steval.data.columns import ColumnOptions
-from steval.data.prepare import PrepareSettings, prepare
 from steval.errors import DataError
 
 

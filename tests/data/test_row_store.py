@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from steval.data.cells.genes import align
 from steval.data.cells.scale import lognorm
-from steval.data.rows.csr_cache import cached_rows
 from steval.data.rows.flat_array import FlatArray
-from steval.data.rows.obsm_store import ObsmStore
-from steval.data.rows.store import RowStore, SourceFile
+from steval.data.rows.matrix import StoredMatrix
+from steval.data.rows.open_file import OpenFile
+from steval.data.rows.row_copies import cached_rows
 from steval.data.training.files import matrix_paths
+from steval.data.training.obsm_store import ObsmStore
+from steval.data.training.row_store import RowStore, SourceFile
 from steval.errors import DataError
 from support.cells_on_disk import CONTROL, make_cells, write_as
 
@@ -86,7 +88,7 @@ def test_other_number_types_are_read(cells: ad.AnnData, tmp_path: Path, kind: st
 def test_sparse_memory_gathers_the_same(cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = cells.copy()
     sparse.X = cells.X.multiply(cells.X > 4).tocsr()
-    monkeypatch.setattr("steval.data.rows.store.SMALL_BYTES", 0)
+    monkeypatch.setattr("steval.data.training.row_store.SMALL_BYTES", 0)
     store = store_of(write_as(sparse, tmp_path / "c.h5ad", "csr"), sparse, None, MEMORY)
     assert store.place == "sparse memory"
     indices = np.array([5, -1, 98, 5])
@@ -148,12 +150,12 @@ def test_any_ranges_of_a_chunked_array_are_read(data: st.DataObject, tmp_path_fa
 @pytest.mark.parametrize("memory", [pytest.param(400, id="many buckets"), pytest.param(2**30, id="one bucket")])
 def test_a_copy_by_rows_holds_the_same_matrix(cells: ad.AnnData, tmp_path: Path, layout: str, memory: int) -> None:
     path = write_as(cells, tmp_path / "c.h5ad", layout)
-    copy = cached_rows(path, tmp_path / "cache", memory)
+    copy = cached_rows(StoredMatrix(OpenFile(path)), tmp_path / "cache", memory)
     with h5py.File(copy, "r") as handle:
         assert handle["X/data"].id.get_create_plist().get_nfilters() == 0
     store = store_of(copy, cells, None, DISK)
     assert np.array_equal(store.gather(np.arange(100)), cells.X.toarray())
-    assert cached_rows(path, tmp_path / "cache", memory) == copy
+    assert cached_rows(StoredMatrix(OpenFile(path)), tmp_path / "cache", memory) == copy
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [copy.name]
 
 

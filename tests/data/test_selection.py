@@ -7,8 +7,8 @@ import scipy.sparse as sp
 from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.data.reference import DataReference, FileReference
-from steval.data.selection import open_reference
 from steval.data.splits.assignment import CellSplit, ContextSplit
+from steval.data.splits.selection import open_reference
 from steval.errors import DataError, MissingReferenceError
 
 COLUMNS = Columns(batch=None)

@@ -10,8 +10,8 @@ import pytest
 
 from steval.data.cells.scale import lognorm
 from steval.data.columns import ColumnOptions
-from steval.data.selection import open_reference
 from steval.data.splits.assignment import CellSplit, ContextSplit
+from steval.data.splits.selection import open_reference
 from steval.data.training.cells import CellsSettings, TrainingCells, Vocabulary
 from steval.errors import ConfigError, DataError
 from support.cells_on_disk import CONTROL, make_cells, write_as

@@ -16,8 +16,8 @@ from steval.checkpoints.arc import read_arc
 from steval.checkpoints.conversion import ConversionOptions
 from steval.checkpoints.store import load_checkpoint
 from steval.cli.app import app
+from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.example import example
-from steval.data.prepare import PrepareSettings, prepare
 from steval.errors import ConfigError, DataError
 from steval.model.network import StateTransition
 from steval.workflows.convert import convert

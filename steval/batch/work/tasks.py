@@ -145,7 +145,7 @@ def _real(task: Task) -> "Generator[CellFile]":
     """The job's real cells, as they were when the batch was planned."""
     from steval.checkpoints.manifest import read_manifest
     from steval.data.cells.cellfile import CellFile
-    from steval.data.selection import open_reference
+    from steval.data.splits.selection import open_reference
 
     job = task.job
     if job.real is not None:

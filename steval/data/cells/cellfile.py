@@ -1,9 +1,9 @@
-"""An h5ad file read lazily: cells by row number, as CSR, whatever the layout on disk."""
+"""Cells of an h5ad file, read lazily by row number, or of an AnnData in memory: one interface whatever the storage."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import anndata as ad
 import h5py
@@ -11,37 +11,59 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from steval.data.cells.obs_codes import num_rows
+from steval.data.cells.obs_codes import CodedColumn, StoredTable, column_names, num_rows, read_coded, row_names
 from steval.data.cells.record import read_record
 from steval.data.files import atomic_path, require_file
+from steval.data.rows.matrix import StoredMatrix, read_element
+from steval.data.rows.obsm import ObsmBlock, StoredObsm, dense_rows
+from steval.data.rows.open_file import OpenFile, first_line
+from steval.data.rows.row_copies import grouped_rows
 from steval.data.rows.sources import (
-    FileRows,
+    EmbeddedRows,
     MemoryRows,
     Rows,
     SelectedRows,
     StackedRows,
+    StoredRows,
     TransformedRows,
-    first_line,
-    read_element,
 )
 from steval.errors import DataError
+
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
+"""What anndata and h5py raise on damaged or unknown content."""
 
 
 class CellFile:
     """Cells × genes, opened lazily from an h5ad or wrapped around an AnnData; use as a context manager.
 
     `obs` and gene names are in memory, X stays on disk (CSR and dense layouts; CSC is turned into CSR in memory once).
-    Safe to open in several processes, not to share one object between threads.
+    X comes in canonical form: a place that is stored twice is added up, a stored zero is none (`rows.csr`).
+
+        with CellFile.open(path) as cells:                 # opens the file; nobody above `data` needs h5py
+            cells = cells.grouped(codes)                   # quick for groups of equal codes, wherever their rows lie
+            matrix = cells.rows(indices, dtype=None)       # CSR [n, G] in the stored precision
+
+    Selections, other gene contracts and scales are views on the same file (`select`, `transformed`, `embedded`, `stack`).
     """
 
-    def __init__(self, source: Rows, obs: pd.DataFrame, genes: list[str], uns: dict[str, Any], name: str):
+    def __init__(
+        self, source: Rows, obs: pd.DataFrame, genes: Sequence[str], uns: dict[str, Any], name: str,
+        *, var: pd.DataFrame | None = None, path: Path | None = None, is_dense: bool = False,
+        table: StoredTable | None = None,
+    ):  # fmt: skip
         self._source = source
+        self._table = table
         self.obs = obs
-        self.genes = genes
+        self.genes = list(genes)
         self.uns = uns
         self.name = name
         self.origin = name
         """The file behind a selection of its cells."""
+        self.path = path
+        """The file, where these are all of its cells and genes in its order; none for views and for cells in memory."""
+        self.is_dense = is_dense
+        """Whether X is stored as a dense matrix (cell-eval rounds means of such differently)."""
+        self.var = pd.DataFrame(index=pd.Index(self.genes)) if var is None else var
         self.record = read_record(uns)
         """The file's own declaration, `uns["steval"]`; empty where it has none."""
 
@@ -51,48 +73,73 @@ class CellFile:
 
         Without `with_obs` the columns of obs are left unread: `obs` has a row per cell and no column.
         """
-        path = require_file(path, "data file")
+        file = OpenFile(require_file(path, "data file"))
         try:
-            handle = h5py.File(path, "r")
-        except OSError as error:
-            raise DataError(
-                f"{path} is not a readable h5ad file (not HDF5, or truncated): {first_line(error)}"
-            ) from error
-        try:
-            absent = [key for key in ("obs", "var", "X") if key not in handle]
-            if absent:
-                raise DataError(f"{path} is HDF5 but not an AnnData file: it lacks {', '.join(absent)}")
-            obs = (
-                read_element(handle["obs"]) if with_obs else pd.DataFrame(index=pd.RangeIndex(num_rows(handle["obs"])))
-            )
-            var = read_element(handle["var"])
-            uns = read_element(handle["uns"]) if "uns" in handle else {}
-            source = FileRows(handle, path)
-            _require_shape(source.shape, len(obs), len(var), path)
+            return cls._opened(file, with_obs)
         except DataError:
-            handle.close()
+            file.close()
             raise
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            handle.close()
+        except UNREADABLE as error:
+            file.close()
             raise DataError(f"{path} cannot be read as AnnData: {first_line(error)}") from error
-        return cls(source, obs, [str(gene) for gene in var.index], dict(uns), str(path))
+
+    @classmethod
+    def _opened(cls, file: OpenFile, with_obs: bool) -> Self:
+        handle, path = file.handle, file.path
+        _require_elements(handle, path)
+        matrix = StoredMatrix(file)
+        if isinstance(handle["obs"], h5py.Dataset) or isinstance(handle["var"], h5py.Dataset):
+            return cls._of_old_tables(matrix, path)
+        obs = read_element(handle["obs"]) if with_obs else pd.DataFrame(index=pd.RangeIndex(num_rows(handle["obs"])))
+        var = read_element(handle["var"])
+        uns = dict(read_element(handle["uns"])) if "uns" in handle else {}
+        _require_shape(matrix.shape, len(obs), len(var), path)
+        return cls(
+            StoredRows(matrix, StoredObsm(file)), obs, [str(gene) for gene in var.index], uns, str(path),
+            var=var, path=path, is_dense=matrix.layout == "dense", table=handle["obs"],
+        )  # fmt: skip
+
+    @classmethod
+    def _of_old_tables(cls, matrix: StoredMatrix, path: Path) -> Self:
+        """A file of AnnData before 0.7, whose obs and var are compound tables: anndata reads all but X."""
+        backed = ad.read_h5ad(path, backed="r")
+        try:
+            obs, var = pd.DataFrame(backed.obs), pd.DataFrame(backed.var)
+            uns, obsm = dict(backed.uns), dict(backed.obsm)
+        finally:
+            backed.file.close()
+        _require_shape(matrix.shape, len(obs), len(var), path)
+        return cls(
+            StoredRows(matrix, obsm), obs, [str(gene) for gene in var.index], uns, str(path),
+            var=var, path=path, is_dense=matrix.layout == "dense", table=obs,
+        )  # fmt: skip
 
     @classmethod
     def wrap(cls, adata: ad.AnnData, name: str = "the data") -> Self:
-        """The same interface on an AnnData in memory."""
-        if adata.X is None:
-            raise DataError(f"{name} has no X matrix")
-        matrix = sp.csr_matrix(cast(Any, adata.X))
-        source = MemoryRows(matrix, {key: np.asarray(value) for key, value in adata.obsm.items()})
-        return cls(source, pd.DataFrame(adata.obs), [str(gene) for gene in adata.var_names], dict(adata.uns), name)
+        """The same interface on an AnnData in memory, which is left as it is."""
+        matrix: Any = adata.X
+        if matrix is None:
+            raise DataError(no_matrix(name, list(adata.layers)))
+        if hasattr(matrix, "to_memory"):  # of a file that anndata has open
+            matrix = matrix.to_memory()
+        obs = pd.DataFrame(adata.obs)
+        return cls(
+            MemoryRows(matrix, dict(adata.obsm), name), obs, [str(gene) for gene in adata.var_names], dict(adata.uns), name,
+            var=pd.DataFrame(adata.var), is_dense=not sp.issparse(matrix), table=obs,
+        )  # fmt: skip
+
+    @classmethod
+    def of_matrix(cls, matrix: sp.csr_matrix, obs: pd.DataFrame, genes: Sequence[str], name: str) -> Self:
+        """Cells in memory that come from no file: `matrix [n, G]` with a row of `obs` each."""
+        return cls(MemoryRows(matrix, {}, name), obs, genes, {}, name, table=obs)
 
     def select(self, indices: np.ndarray) -> Self:
         """The cells `indices [n]` as a CellFile of their own, read from the same open file."""
-        source = SelectedRows(self._source, np.asarray(indices, dtype=np.int64))
+        indices = np.asarray(indices, dtype=np.int64)
         name = f"{self.name} ({len(indices)} of {self.num_cells} cells)"
-        chosen = type(self)(source, self.obs.iloc[indices], self.genes, self.uns, name)
-        chosen.origin = self.origin
-        return chosen
+        return self._view(
+            SelectedRows(self._source, indices), self.genes, name, obs=self.obs.iloc[indices], var=self.var
+        )
 
     def transformed(
         self, transform: Callable[[sp.csr_matrix], sp.csr_matrix], genes: Sequence[str], uns: dict[str, Any], name: str
@@ -101,7 +148,23 @@ class CellFile:
 
         `name` must differ from the file's path, since the content does.
         """
-        return type(self)(TransformedRows(self._source, transform, len(genes)), self.obs, list(genes), uns, name)
+        return self._view(TransformedRows(self._source, transform, len(genes)), genes, name, uns=uns)
+
+    def embedded(self, key: str, name: str) -> Self:
+        """The same cells with the obsm matrix `key` in place of X; its columns are named by number."""
+        self._require_obsm(key)
+        source = EmbeddedRows(self._source, key, self.name)
+        return self._view(source, [f"{key}_{number}" for number in range(source.shape[1])], name)
+
+    def grouped(self, codes: np.ndarray) -> Self:
+        """The same cells, quick to read by groups of equal `codes [n]` wherever the rows of a group lie in the file.
+
+        Plain bytes are read where they are. Compressed rows that lie scattered, and CSC, which has no rows, are first
+        copied by rows to a temporary file (removed by `close`), so that nothing is unpacked more than once.
+        """
+        if isinstance(self._source, StoredRows):
+            self._source = grouped_rows(self._source, codes)
+        return self
 
     @classmethod
     def stack(cls, parts: "Sequence[CellFile]", name: str = "the data") -> Self:
@@ -109,7 +172,7 @@ class CellFile:
         if any(part.genes != parts[0].genes for part in parts):
             raise DataError(f"{name}: the files have different genes; make them alike with steval prepare --genes")
         obs = pd.concat([part.obs for part in parts], join="inner")
-        return cls(StackedRows([part._source for part in parts]), obs, parts[0].genes, parts[0].uns, name)
+        return cls(StackedRows([part._source for part in parts]), obs, parts[0].genes, parts[0].uns, name, table=obs)
 
     @property
     def num_cells(self) -> int:
@@ -120,7 +183,7 @@ class CellFile:
         return self._source.obsm_keys
 
     def rows(self, indices: np.ndarray | Sequence[int], dtype: Any = np.float32) -> sp.csr_matrix:
-        """X of the cells `indices [n]` in that order, as CSR `[n, G]` with sorted columns; `dtype` None keeps the stored one."""
+        """X of the cells `indices [n]` in that order, canonical CSR `[n, G]`; `dtype` None keeps the stored precision."""
         matrix = self._source.rows(np.asarray(indices, dtype=np.int64))
         if dtype is not None and matrix.dtype != dtype:
             matrix = matrix.astype(dtype)
@@ -133,14 +196,56 @@ class CellFile:
             yield indices, self.rows(indices, dtype)
 
     def obsm(self, key: str, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Rows of an `obsm` matrix, float32 `[n, D]`; a key that is not there is a `DataError` that lists those that are."""
-        if key not in self.obsm_keys:
-            raise DataError(f"{self.name} has no obsm matrix {key!r}; it has: {', '.join(self.obsm_keys) or '(none)'}")
+        """Rows of an `obsm` matrix, float32 `[n, D]`; a key that is not there is a `DataError` that lists those that are.
+
+        Sparse matrices and tables of numbers are made dense; text is a `DataError`.
+        """
+        return dense_rows(self.obsm_block(key, indices), f"obsm[{key!r}] of {self.name}")
+
+    def obsm_block(self, key: str, indices: np.ndarray | Sequence[int]) -> ObsmBlock:
+        """As `obsm`, but in the kind that is stored: an array, a sparse matrix or a table, text included."""
+        self._require_obsm(key)
         return self._source.obsm(key, np.asarray(indices, dtype=np.int64))
+
+    def column_names(self) -> list[str]:
+        """Names of the obs columns, also where they are left unread."""
+        return column_names(self._labels())
+
+    def coded(self, column: str) -> CodedColumn:
+        """An obs column as codes, without a string per cell in memory; cells without a label are a `DataError`."""
+        return read_coded(self._labels(), column, self.name)
+
+    def row_names(self) -> Iterator[np.ndarray]:
+        """Names of the cells, as blocks of text."""
+        return row_names(self._labels())
 
     def close(self) -> None:
         """Close the file; the object cannot be read afterwards."""
         self._source.close()
+
+    def _view(
+        self, source: Rows, genes: Sequence[str], name: str, *, obs: pd.DataFrame | None = None,
+        uns: dict[str, Any] | None = None, var: pd.DataFrame | None = None,
+    ) -> Self:  # fmt: skip
+        table = self._labels() if obs is None else obs
+        view = type(self)(
+            source,
+            self.obs if obs is None else obs,
+            genes,
+            self.uns if uns is None else uns,
+            name,
+            var=var,
+            table=table,
+        )
+        view.origin = self.origin
+        return view
+
+    def _labels(self) -> StoredTable:
+        return self.obs if self._table is None else self._table
+
+    def _require_obsm(self, key: str) -> None:
+        if key not in self.obsm_keys:
+            raise DataError(f"{self.name} has no obsm matrix {key!r}; it has: {', '.join(self.obsm_keys) or '(none)'}")
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +262,7 @@ def read_anndata(path: Path) -> ad.AnnData:
         pass
     try:
         return ad.read_h5ad(path)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as AnnData: {first_line(error)}") from error
 
 
@@ -165,6 +270,25 @@ def write_anndata(adata: ad.AnnData, path: Path, compression: Literal["gzip", "l
     """Write an h5ad atomically."""
     with atomic_path(path) as partial:
         adata.write_h5ad(partial, compression=compression)
+
+
+def no_matrix(name: str, layers: Sequence[str]) -> str:
+    """What to say of an AnnData without X."""
+    if not layers:
+        return f"{name} has no X matrix: it holds no expression"
+    return (
+        f"{name} has no X matrix; it has the layers {', '.join(layers)}. Put the one that holds counts into X "
+        f"(adata.X = adata.layers[{layers[0]!r}]) and write the file anew"
+    )
+
+
+def _require_elements(handle: h5py.File, path: Path) -> None:
+    absent = [key for key in ("obs", "var", "X") if key not in handle]
+    if absent == ["X"] or ("X" in handle and handle["X"].attrs.get("encoding-type") == "null"):
+        layers = handle.get("layers")
+        raise DataError(no_matrix(str(path), list(layers) if isinstance(layers, h5py.Group) else []))
+    if absent:
+        raise DataError(f"{path} is HDF5 but not an AnnData file: it lacks {', '.join(absent)}")
 
 
 def _require_shape(shape: tuple[int, ...], num_obs: int, num_var: int, path: Path) -> None:

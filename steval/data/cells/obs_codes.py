@@ -13,8 +13,8 @@ from steval.errors import DataError
 
 BLOCK_ROWS = 1 << 17
 
-Stored = h5py.Group | h5py.Dataset
-"""`obs` in a file; files of AnnData 0.7 have another layout, which is read whole; older ones are refused."""
+StoredTable = h5py.Group | pd.DataFrame
+"""`obs`: in a file (that of AnnData 0.7 has another layout and is read whole), or in memory."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,28 @@ class CodedColumn:
         return np.array([position[name] for name in self.names], dtype=np.int32)[self.codes]
 
 
-def column_names(obs: Stored) -> list[str]:
+def column_names(obs: StoredTable) -> list[str]:
     """Names of the columns of a stored data frame, in their order."""
-    if _is_old(obs):
-        return [str(name) for name in _read(obs).columns]
+    frame = _frame(obs)
+    if frame is not None:
+        return [str(name) for name in frame.columns]
     return [str(name) for name in obs.attrs.get("column-order", [])]
 
 
-def num_rows(obs: Stored) -> int:
+def num_rows(obs: StoredTable) -> int:
     """Number of cells of a stored data frame."""
-    if _is_old(obs):
-        return len(_read(obs))
+    frame = _frame(obs)
+    if frame is not None:
+        return len(frame)
     index = obs[obs.attrs["_index"]]
     return int(index.shape[0]) if isinstance(index, h5py.Dataset) else len(_read(index))
 
 
-def row_names(obs: Stored) -> Iterator[np.ndarray]:
+def row_names(obs: StoredTable) -> Iterator[np.ndarray]:
     """Names of the cells, as blocks of text."""
-    if _is_old(obs):
-        yield _read(obs).index.to_numpy().astype(str).astype(object)
+    frame = _frame(obs)
+    if frame is not None:
+        yield frame.index.to_numpy().astype(str).astype(object)
         return
     index = obs[obs.attrs["_index"]]
     if not isinstance(index, h5py.Dataset):
@@ -65,10 +68,11 @@ def row_names(obs: Stored) -> Iterator[np.ndarray]:
         yield np.asarray(text[start : start + BLOCK_ROWS]).astype(str).astype(object)
 
 
-def read_coded(obs: Stored, name: str, source: str) -> CodedColumn:
+def read_coded(obs: StoredTable, name: str, source: str) -> CodedColumn:
     """One column coded; cells without a label are a `DataError`."""
-    if _is_old(obs):
-        return _coded_values(_read(obs)[name], name, source)
+    frame = _frame(obs)
+    if frame is not None:
+        return _coded_values(frame[name], name, source)
     stored = obs[name]
     kind = stored.attrs.get("encoding-type", "")
     if kind == "categorical":
@@ -81,16 +85,14 @@ def read_coded(obs: Stored, name: str, source: str) -> CodedColumn:
     return _sorted_used(categories, codes, name, source)
 
 
-def _is_old(obs: Stored) -> bool:
-    if isinstance(obs, h5py.Dataset):
-        raise DataError(
-            f"{obs.file.filename} was written by an AnnData before 0.7 (obs is a table); read it with anndata.read_h5ad and "
-            "write it anew"
-        )
-    return obs.attrs.get("encoding-version") != "0.2.0"
+def _frame(obs: StoredTable) -> pd.DataFrame | None:
+    """The table in memory, unless its columns can be read one by one."""
+    if isinstance(obs, pd.DataFrame):
+        return obs
+    return None if obs.attrs.get("encoding-version") == "0.2.0" else _read(obs)
 
 
-def _read(stored: Stored) -> Any:
+def _read(stored: h5py.Group | h5py.Dataset) -> Any:
     return ad.io.read_elem(stored)
 
 

@@ -1,6 +1,8 @@
 """The inner loops of the training loader, compiled once and cached: sparse rows to dense float32, and marks of rows.
 
-All kernels release the interpreter lock, so that batches can be made by threads beside the training step.
+All kernels release the interpreter lock, so that batches can be made by threads beside the training step. Those that read
+stored columns look at them first: compiled code does not look where it writes, and values stored twice in one place must be
+added up before a logarithm. They answer `FINE`, or stop with `UNSORTED` (columns do not ascend) or `OUTSIDE` (of the matrix).
 """
 
 import math
@@ -13,14 +15,25 @@ TABLE = 64
 """Counts below this are looked up: most counts of a cell are small, and log1p is the costly part."""
 
 
+FINE, UNSORTED, OUTSIDE = 0, 1, 2
+
+
 @compiled
-def scatter_rows(out, numbers, starts, lengths, data, columns):  # type: ignore[no-untyped-def]
+def scatter_rows(out, numbers, starts, lengths, data, columns, num_columns):  # type: ignore[no-untyped-def]
     """`out[numbers[i]]` becomes the dense row of `data[starts[i] : starts[i] + lengths[i]]` at `columns`; others untouched."""
     for i in range(len(numbers)):
         row = out[numbers[i]]
         row[:] = 0
+        before = -1
         for k in range(starts[i], starts[i] + lengths[i]):
-            row[columns[k]] += data[k]
+            column = columns[k]
+            if column <= before:
+                return UNSORTED if column >= 0 else OUTSIDE
+            if column >= num_columns:
+                return OUTSIDE
+            before = column
+            row[column] = data[k]
+    return FINE
 
 
 @compiled
@@ -29,10 +42,18 @@ def scatter_aligned(out, numbers, starts, lengths, data, columns, position):  # 
     for i in range(len(numbers)):
         row = out[numbers[i]]
         row[:] = 0
+        before = -1
         for k in range(starts[i], starts[i] + lengths[i]):
-            column = position[columns[k]]
-            if column >= 0:
-                row[column] += data[k]
+            column = columns[k]
+            if column <= before:
+                return UNSORTED if column >= 0 else OUTSIDE
+            if column >= len(position):
+                return OUTSIDE
+            before = column
+            target = position[column]
+            if target >= 0:
+                row[target] = data[k]
+    return FINE
 
 
 @compiled
@@ -43,8 +64,15 @@ def scatter_counts(out, numbers, starts, lengths, data, columns, position, targe
         row = out[numbers[i]]
         row[:] = 0
         total = 0.0
+        before = -1
         for k in range(starts[i], starts[i] + lengths[i]):
+            column = columns[k]
+            if column <= before:
+                return UNSORTED if column >= 0 else OUTSIDE
+            before = column
             total += data[k]
+        if before >= len(position):
+            return OUTSIDE
         if total <= 0.0:
             continue
         factor = target_sum / total
@@ -56,10 +84,11 @@ def scatter_counts(out, numbers, starts, lengths, data, columns, position, targe
                 continue
             value = data[k]
             whole = int(value)
-            if value < TABLE and whole == value:
+            if 0 <= value < TABLE and whole == value:
                 row[column] = table[whole]
             else:
                 row[column] = math.log1p(value * factor)
+    return FINE
 
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)

@@ -2,23 +2,30 @@
 
 Reading thousands of scattered rows through h5py costs more in calls than in bytes. An unfiltered dataset (contiguous, or in
 chunks that span its rows) is read by `pread` at known offsets: no lock, no cache to fill, safe for several threads at
-once. A compressed one goes through h5py, under a lock.
+once. A compressed one goes through h5py, under a lock, ranges that lie close together in one piece.
 """
 
 import os
-import threading
+from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from steval.errors import DataError
 
+GAP_BYTES = 256 * 2**10
+"""Ranges this close are read in one piece: a few unused values cost less than another call."""
+MERGE_BYTES = 32 * 2**20
+"""Largest such piece (a longer single range excepted): evenly spaced rows do not pull in the whole file at once."""
+
 
 class FlatArray:
     """Row ranges of one dataset `[n]` or `[n, D]`."""
 
-    def __init__(self, dataset: h5py.Dataset, descriptor: int, lock: threading.Lock, path: Path):
+    def __init__(self, dataset: h5py.Dataset, descriptor: int, lock: AbstractContextManager[Any], path: Path):
         self._dataset = dataset
         self._descriptor = descriptor
         self._lock = lock
@@ -39,14 +46,45 @@ class FlatArray:
         if self._offsets is not None:
             self._read_plain(starts, stops, memoryview(out.reshape(-1).view(np.uint8).data))
             return
-        position = 0
         try:
             with self._lock:
-                for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-                    self._dataset.read_direct(out, np.s_[start:stop], np.s_[position : position + stop - start])
-                    position += stop - start
+                self._read_library(starts, stops, out)
         except OSError as error:
             raise DataError(f"{self._path} is damaged: {self._dataset.name} cannot be read ({error})") from error
+
+    def _read_library(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
+        position = 0
+        for first, last in self._pieces(starts, stops):
+            low, high = int(starts[first]), int(stops[last - 1])
+            num_wanted = int((stops[first:last] - starts[first:last]).sum())
+            target = out[position : position + num_wanted]
+            position += num_wanted
+            if num_wanted == high - low:
+                self._dataset.read_direct(target, np.s_[low:high])
+                continue
+            piece = self._dataset[low:high]
+            filled = 0
+            for start, stop in zip(
+                (starts[first:last] - low).tolist(), (stops[first:last] - low).tolist(), strict=True
+            ):
+                target[filled : filled + stop - start] = piece[start:stop]
+                filled += stop - start
+
+    def _pieces(self, starts: np.ndarray, stops: np.ndarray) -> list[tuple[int, int]]:
+        """Numbers `[first, last)` of ranges that are read together: ascending, close to each other, not too much at once."""
+        if not len(starts):
+            return []
+        gap = starts[1:] - stops[:-1]
+        breaks = np.flatnonzero((gap < 0) | (gap * self._row_bytes > GAP_BYTES)) + 1
+        most = max(MERGE_BYTES // max(self._row_bytes, 1), 1)
+        pieces = []
+        for begin, end in pairwise([0, *breaks.tolist(), len(starts)]):
+            first = begin
+            while first < end:
+                fitting = int(np.searchsorted(stops[first:end], starts[first] + most, side="right"))
+                pieces.append((first, first + max(fitting, 1)))
+                first = pieces[-1][1]
+        return pieces
 
     def _read_plain(self, starts: np.ndarray, stops: np.ndarray, buffer: memoryview) -> None:
         assert self._offsets is not None

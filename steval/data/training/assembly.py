@@ -8,11 +8,11 @@ import numpy as np
 
 from steval.data.cells.genes import FillMissing, align, require_unique
 from steval.data.cells.obs_codes import CodedColumn
-from steval.data.rows.obsm_store import ObsmStore
-from steval.data.rows.store import RowStore, SourceFile
 from steval.data.splits.assignment import CellLabels, Split, TomlSplit, assign_labels, require_known, require_parts
 from steval.data.training.features import feature_rows, one_hot, read_features
 from steval.data.training.files import LabelledFile
+from steval.data.training.obsm_store import ObsmStore
+from steval.data.training.row_store import RowStore, SourceFile
 from steval.errors import ConfigError, DataError
 
 

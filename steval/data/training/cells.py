@@ -13,10 +13,7 @@ from steval.data.cells.genes import FillMissing, require_unique
 from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns
 from steval.data.reference import DataReference, FileReference, Part
-from steval.data.rows.obsm_store import ObsmStore
-from steval.data.rows.store import RowStore
 from steval.data.splits.assignment import PARTS, SHARED_CONTROL, Split, with_table
-from steval.data.splits.audit import SplitAudit, audit_split
 from steval.data.training.assembly import (
     assign_files,
     build_features,
@@ -26,7 +23,10 @@ from steval.data.training.assembly import (
     merged_codes,
     require_same_columns,
 )
+from steval.data.training.audit import SplitAudit, audit_split
 from steval.data.training.files import expand_files, matrix_paths, read_labelled
+from steval.data.training.obsm_store import ObsmStore
+from steval.data.training.row_store import RowStore
 from steval.settings import Settings
 
 

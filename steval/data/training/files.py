@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import h5py
 import pandas as pd
 
 from steval.data.cells.cellfile import CellFile
-from steval.data.cells.obs_codes import CodedColumn, column_names, read_coded
+from steval.data.cells.obs_codes import CodedColumn
 from steval.data.cells.scale import Scale, ScaleRecord, resolve_scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
-from steval.data.rows.csr_cache import Layout, cached_rows, is_compressed, layout
-from steval.data.rows.store import BYTES_PER_VALUE
+from steval.data.rows.matrix import StoredMatrix
+from steval.data.rows.open_file import OpenFile
+from steval.data.rows.row_copies import cached_rows
 from steval.data.splits.assignment import SINGLE_CELL_TYPE, Split, TomlSplit, absent_context_column
+from steval.data.training.row_store import BYTES_PER_VALUE
 from steval.errors import ConfigError, DataError
 
 SINGLE_BATCH = "one batch"
@@ -95,9 +96,8 @@ def read_labelled(
     with CellFile.open(matrix_path, with_obs=False) as cells:
         genes, record, num_cells = tuple(cells.genes), cells.record, cells.num_cells
         scale = resolve_scale(cells, settings.scale)
-    with h5py.File(path, "r") as handle:
-        obs = handle["obs"]
-        names = column_names(obs)
+    with CellFile.open(path, with_obs=False) as labelled:
+        names = labelled.column_names()
         columns = resolve_columns(
             pd.DataFrame(columns=pd.Index(names)), record, settings.columns, require_control=False, source=str(path)
         )
@@ -105,7 +105,7 @@ def read_labelled(
             raise absent_context_column(cell_type_key, names)
 
         def coded(column: str | None, single: str) -> CodedColumn:
-            return CodedColumn.single(single, num_cells) if column is None else read_coded(obs, column, str(path))
+            return CodedColumn.single(single, num_cells) if column is None else labelled.coded(column)
 
         cell_type = coded(columns.cell_type, SINGLE_CELL_TYPE)
         return LabelledFile(
@@ -121,12 +121,12 @@ def matrix_paths(paths: Sequence[Path], memory_bytes: int, cache_dir: Path | Non
     Data within `memory_bytes` needs no copy. Beyond, CSC must have one (a `DataError` without `cache_dir`), compressed
     CSR gets one where `cache_dir` is given.
     """
-    stored = {path: _stored(path) for path in paths}
-    if sum(entry.num_values for entry in stored.values()) * BYTES_PER_VALUE <= memory_bytes:
+    matrices = {path: _stored_matrix(path) for path in paths}
+    if sum(matrix.num_values for matrix in matrices.values()) * BYTES_PER_VALUE <= memory_bytes:
         return list(paths), []
-    slow = {path: entry for path, entry in stored.items() if entry.layout == "csc" or entry.compressed}
+    slow = {path: matrix for path, matrix in matrices.items() if matrix.layout == "csc" or matrix.is_compressed}
     if cache_dir is None:
-        columnwise = [str(path) for path, entry in slow.items() if entry.layout == "csc"]
+        columnwise = [str(path) for path, matrix in slow.items() if matrix.layout == "csc"]
         if columnwise:
             raise DataError(
                 "files in CSC layout are too large for memory, and their cells cannot be read one by one from disk. "
@@ -139,24 +139,16 @@ def matrix_paths(paths: Sequence[Path], memory_bytes: int, cache_dir: Path | Non
         ]
         return list(paths), notes
     copies = {
-        path: cached_rows(path, cache_dir, memory_bytes) for path, entry in slow.items() if entry.layout != "dense"
+        path: cached_rows(matrix, cache_dir, memory_bytes) for path, matrix in slow.items() if matrix.layout != "dense"
     }
     return [copies.get(path, path) for path in paths], [
         f"{p.name} is read from its copy {c}" for p, c in copies.items()
     ]
 
 
-@dataclass(frozen=True)
-class _Stored:
-    layout: Layout
-    compressed: bool
-    num_values: int
-
-
-def _stored(path: Path) -> _Stored:
+def _stored_matrix(path: Path) -> StoredMatrix:
+    """X of a file that has been checked to be one; it is closed, until it is read."""
     with CellFile.open(path, with_obs=False):
-        pass
-    with h5py.File(path, "r") as handle:
-        stored = handle["X"]
-        num_values = stored.size if isinstance(stored, h5py.Dataset) else stored["data"].shape[0]
-        return _Stored(layout(stored), is_compressed(stored), int(num_values))
+        matrix = StoredMatrix(OpenFile(path))
+    matrix.close()
+    return matrix

@@ -15,7 +15,6 @@ from steval.data.cells.genes import GeneAlignment
 from steval.data.cells.scale import sample_indices
 from steval.data.files import sha256_file
 from steval.errors import EvaluationError
-from steval.evaluator.cells.file_rows import quick_rows
 
 CellSource = Any
 """What is accepted as cells: a path to an h5ad, an `anndata.AnnData`, or an open `CellFile`."""
@@ -33,19 +32,17 @@ def open_cells(source: CellSource, name: str, label_column: str | None = None) -
     if isinstance(source, str | Path):
         source = CellFile.open(Path(source))
     if isinstance(source, CellFile):
-        path = Path(source.name)
-        if not path.is_file():
+        if source.path is None:
             return source, False
         known = label_column is not None and label_column in source.obs
-        labels = source.obs[label_column].astype("category").cat.codes if known else []
-        return quick_rows(path, source, np.asarray(labels)), _dense_on_disk(path)
+        codes = source.obs[label_column].astype("category").cat.codes if known else []
+        return source.grouped(np.asarray(codes)), source.is_dense
     if not hasattr(source, "obs") or not hasattr(source, "X"):
         raise EvaluationError(
             f"{name}: cells are given as a path to an h5ad file, an AnnData or a CellFile; got {type(source).__name__}"
         )
-    matrix = source.X
-    dense = matrix is not None and not sp.issparse(matrix)
-    return CellFile.wrap(_readable(source), name), dense
+    cells = CellFile.wrap(source, name)
+    return cells, cells.is_dense
 
 
 def few_cells(cells: CellFile) -> CellFile:
@@ -57,28 +54,6 @@ def few_cells(cells: CellFile) -> CellFile:
     obs = pd.DataFrame(index=pd.Index(rows.astype(str)))
     sample = ad.AnnData(sp.csr_matrix(sp.vstack(pieces, format="csr")), obs=obs, uns=cells.uns)
     return CellFile.wrap(sample, cells.name)
-
-
-def _readable(adata: Any) -> Any:
-    """`adata` as `CellFile.wrap` can take it without changing it: no float16, rows in canonical form of their own."""
-    import anndata as ad
-
-    matrix = adata.X
-    if matrix is None:
-        return adata
-    if not sp.issparse(matrix):
-        matrix = np.asarray(matrix)
-        matrix = sp.csr_matrix(matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix)
-    elif not (matrix.format == "csr" and matrix.has_canonical_format):
-        matrix = sp.csr_matrix(matrix, copy=True)
-    return ad.AnnData(matrix, obs=adata.obs, var=adata.var[[]], obsm=dict(adata.obsm), uns=dict(adata.uns))
-
-
-def _dense_on_disk(path: Path) -> bool:
-    import h5py
-
-    with h5py.File(path, "r") as handle:
-        return isinstance(handle.get("X"), h5py.Dataset)
 
 
 @dataclass(frozen=True)

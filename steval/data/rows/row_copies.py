@@ -12,57 +12,84 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import h5py
 import numpy as np
+import scipy.sparse as sp
 
 from steval.data.files import atomic_path, require_directory
+from steval.data.rows.matrix import StoredMatrix
+from steval.data.rows.obsm import ObsmBlock
+from steval.data.rows.open_file import OpenFile
+from steval.data.rows.sources import Rows, StoredRows
 from steval.errors import DataError
 from steval.logs import progress_bar
 
 BLOCK_VALUES = 1 << 22
+SORTING_BYTES = 1 << 28
+"""Memory for sorting a temporary copy."""
 SORT_BYTES_PER_VALUE = 40
 """Memory that sorting a bucket takes for each value: numbers, order, copies."""
 
-Layout = Literal["csr", "csc", "dense"]
+
+def grouped_rows(source: StoredRows, codes: np.ndarray) -> Rows:
+    """`source`, or a temporary copy of it by rows where reading groups of equal `codes [n]` would unpack values many times."""
+    matrix = source.matrix
+    scattered = matrix.is_compressed and matrix.layout == "csr" and _is_scattered(codes)
+    return _CopiedRows(source) if matrix.layout == "csc" or scattered else source
 
 
-def layout(stored: h5py.Group | h5py.Dataset) -> Layout:
-    """How X is stored."""
-    if isinstance(stored, h5py.Dataset):
-        return "dense"
-    kind = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "csr"))).removesuffix("_matrix")
-    return "csc" if kind == "csc" else "csr"
+class _CopiedRows:
+    """Rows of a temporary copy; obsm from the file itself."""
+
+    def __init__(self, source: StoredRows):
+        self._source = source
+        self._directory = tempfile.TemporaryDirectory(prefix="steval-rows-")
+        try:
+            copy = cached_rows(source.matrix, Path(self._directory.name), SORTING_BYTES)
+            self._matrix = StoredMatrix(OpenFile(copy))
+        except BaseException:
+            self._directory.cleanup()
+            raise
+        self.shape = source.shape
+        self.obsm_keys = source.obsm_keys
+
+    def rows(self, indices: np.ndarray) -> sp.csr_matrix:
+        return self._matrix.rows(indices)
+
+    def obsm(self, key: str, indices: np.ndarray) -> ObsmBlock:
+        return self._source.obsm(key, indices)
+
+    def close(self) -> None:
+        self._source.close()
+        self._matrix.close()
+        self._directory.cleanup()
 
 
-def is_compressed(stored: h5py.Group | h5py.Dataset) -> bool:
-    """Whether the values pass a filter."""
-    dataset = stored if isinstance(stored, h5py.Dataset) else stored["data"]
-    return bool(dataset.id.get_create_plist().get_nfilters())
+def _is_scattered(codes: np.ndarray) -> bool:
+    """Whether most cells have a neighbour of another code."""
+    return len(codes) > 1 and float((codes[1:] != codes[:-1]).mean()) > 0.5
 
 
-def cached_rows(path: Path, cache_dir: Path, memory_bytes: int) -> Path:
-    """An h5ad in `cache_dir` with the X of a sparse h5ad as plain CSR, its var and uns, no obs columns; made once."""
+def cached_rows(matrix: StoredMatrix, cache_dir: Path, memory_bytes: int) -> Path:
+    """An h5ad in `cache_dir` with a sparse X as plain CSR, the file's var and uns, no obs columns; made once."""
     require_directory(cache_dir)
+    path = matrix.path
     state = path.stat()
     mark = hashlib.sha256(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:16]
     cache = cache_dir / f"{path.stem}-{mark}.rows.h5ad"
     if cache.is_file():
         return cache
+    by_columns = matrix.layout == "csc"
     with h5py.File(path, "r") as source:
         stored = source["X"]
-        num_values = stored["data"].shape[0]
-        _require_space(
-            cache_dir, num_values * (8 + stored["data"].dtype.itemsize) * (2 if layout(stored) == "csc" else 1), path
-        )
+        num_bytes = matrix.num_values * (8 + stored["data"].dtype.itemsize)
+        _require_space(cache_dir, num_bytes * (2 if by_columns else 1), path)
         with atomic_path(cache) as partial, h5py.File(partial, "w") as target:
-            group, num_cells = _frame(source, target)
-            with progress_bar(num_values, f"copying {path.name} by rows", "value") as bar:
-                if layout(stored) == "csr":
-                    blocks = _csr_blocks(stored, group)
-                else:
-                    blocks = _csc_blocks(stored, group, num_cells, memory_bytes, cache_dir)
+            group = _frame(source, target, matrix)
+            with progress_bar(matrix.num_values, f"copying {path.name} by rows", "value") as bar:
+                by_rows = _csr_blocks(stored, group)
+                blocks = _csc_blocks(stored, group, matrix, memory_bytes, cache_dir) if by_columns else by_rows
                 for start, columns, values in blocks:
                     group["data"][start : start + len(values)] = values
                     group["indices"][start : start + len(values)] = columns
@@ -70,10 +97,9 @@ def cached_rows(path: Path, cache_dir: Path, memory_bytes: int) -> Path:
     return cache
 
 
-def _frame(source: h5py.File, target: h5py.File) -> tuple[h5py.Group, int]:
-    """Everything of the copy but the values: its group X and the number of cells."""
-    stored = source["X"]
-    shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape")))
+def _frame(source: h5py.File, target: h5py.File, matrix: StoredMatrix) -> h5py.Group:
+    """Everything of the copy but the values; its group X."""
+    stored, shape = source["X"], matrix.shape
     target.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     for name in ("var", "uns"):
         if name in source:
@@ -88,7 +114,7 @@ def _frame(source: h5py.File, target: h5py.File) -> tuple[h5py.Group, int]:
     group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
     group.create_dataset("data", stored["data"].shape, stored["data"].dtype)
     group.create_dataset("indices", stored["data"].shape, np.int32)
-    return group, shape[0]
+    return group
 
 
 Blocks = Iterator[tuple[int, np.ndarray, np.ndarray]]
@@ -101,11 +127,16 @@ def _csr_blocks(stored: h5py.Group, group: h5py.Group) -> Blocks:
         yield start, stored["indices"][start : start + BLOCK_VALUES], stored["data"][start : start + BLOCK_VALUES]
 
 
-def _csc_blocks(stored: h5py.Group, group: h5py.Group, num_cells: int, memory_bytes: int, work_dir: Path) -> Blocks:
+def _csc_blocks(
+    stored: h5py.Group, group: h5py.Group, matrix: StoredMatrix, memory_bytes: int, work_dir: Path
+) -> Blocks:
+    num_cells, num_values = matrix.shape[0], stored["data"].shape[0]
     lengths = np.zeros(num_cells, dtype=np.int64)
-    num_values = stored["data"].shape[0]
     for start in range(0, num_values, BLOCK_VALUES):
-        lengths += np.bincount(stored["indices"][start : start + BLOCK_VALUES], minlength=num_cells)
+        rows = stored["indices"][start : start + BLOCK_VALUES]
+        if rows.min() < 0 or rows.max() >= num_cells:
+            raise DataError(f"{matrix.path} is damaged: X holds values outside its {num_cells} rows")
+        lengths += np.bincount(rows, minlength=num_cells)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     group.create_dataset("indptr", data=indptr)
     per_bucket = max(memory_bytes // SORT_BYTES_PER_VALUE, int(lengths.max(initial=1)))

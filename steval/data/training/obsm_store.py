@@ -1,16 +1,15 @@
 """Rows of an `obsm` embedding of many files, in memory or from disk."""
 
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from steval.data.cells.cellfile import CellFile
-from steval.data.rows.flat_array import FlatArray
+from steval.data.rows.obsm import StoredObsm, dense_rows
+from steval.data.rows.open_file import OpenFile
 from steval.errors import DataError
 
 
@@ -32,8 +31,7 @@ class ObsmStore:
         self.dimension = widths[paths[0]]
         self.in_memory = int(self._starts[-1]) * self.dimension * 4 <= memory_bytes
         self._memory: np.ndarray | None = None
-        self._open: dict[int, FlatArray] = {}
-        self._owner = os.getpid()
+        self._files = [OpenFile(path) for path in paths]
         self._lock = threading.Lock()
 
     def load(self) -> None:
@@ -62,33 +60,24 @@ class ObsmStore:
         owners = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(owners[indices >= 0]).tolist():
             places = np.flatnonzero((owners == number) & (indices >= 0))
-            rows = indices[places] - self._starts[number]
-            order = np.argsort(rows, kind="stable")
-            stored = self._stored(number)
-            values = np.empty((len(rows), self.dimension), dtype=stored.dtype)
-            stored.read(rows[order], rows[order] + 1, values)
-            out[places[order]] = values
+            out[places] = self._from_disk(number, indices[places] - self._starts[number])
 
-    def _stored(self, number: int) -> FlatArray:
-        with self._lock:
-            if self._owner != os.getpid():
-                self._open, self._owner = {}, os.getpid()
-            if number not in self._open:
-                path = self.paths[number]
-                stored = h5py.File(path, "r")["obsm"][self.key]
-                if not isinstance(stored, h5py.Dataset):
-                    raise DataError(
-                        f"{path}: obsm matrix {self.key!r} is not stored as a plain array, so it cannot be read from disk"
-                    )
-                self._open[number] = FlatArray(stored, os.open(path, os.O_RDONLY), threading.Lock(), path)
-            return self._open[number]
+    def _from_disk(self, number: int, rows: np.ndarray) -> np.ndarray:
+        file = self._files[number]
+        stored = StoredObsm(file)
+        if self.key not in stored or not stored.is_array(self.key):
+            raise DataError(
+                f"{file.path}: obsm matrix {self.key!r} is not stored as a plain array, so it cannot be read from disk; "
+                "raise data.memory_gb, or store it as an array"
+            )
+        return dense_rows(stored.rows(self.key, rows), f"obsm[{self.key!r}] of {file.path}")
 
     def _read(self, path: Path, rows: np.ndarray) -> np.ndarray:
         with CellFile.open(path, with_obs=False) as cells:
             return cells.obsm(self.key, rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_memory": None, "_open": {}, "_lock": None}
+        return {**self.__dict__, "_memory": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())

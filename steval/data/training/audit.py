@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
-from steval.data.cells.obs_codes import row_names
-from steval.data.rows.store import RowStore
+from steval.data.cells.cellfile import CellFile
+from steval.data.training.row_store import RowStore
 from steval.errors import DataError
 
 MIN_GENES = 30
@@ -72,8 +71,8 @@ def audit_split(
 
 
 def _name_hashes(path: Path) -> np.ndarray:
-    with h5py.File(path, "r") as handle:
-        return np.concatenate([pd.util.hash_array(block, categorize=False) for block in row_names(handle["obs"])])
+    with CellFile.open(path, with_obs=False) as cells:
+        return np.concatenate([pd.util.hash_array(block, categorize=False) for block in cells.row_names()])
 
 
 def _in_two_parts(key: np.ndarray, parts: np.ndarray) -> np.ndarray:

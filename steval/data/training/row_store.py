@@ -1,14 +1,11 @@
 """Rows of many h5ad files as one matrix of a gene contract: lognormed, aligned, densified; in memory or from disk."""
 
-import logging
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 import scipy.sparse as sp
 
@@ -16,10 +13,9 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment
 from steval.data.cells.scale import lognorm
 from steval.data.rows import densify
-from steval.data.rows.file_rows import FileRows
+from steval.data.rows.matrix import StoredMatrix
+from steval.data.rows.open_file import OpenFile
 from steval.logs import progress_bar
-
-logger = logging.getLogger(__name__)
 
 SMALL_BYTES = 256 * 2**20
 """Dense data up to this size is kept dense: the quickest to gather from."""
@@ -55,12 +51,12 @@ class RowStore:
         self.memory_bytes = memory_bytes
         self.num_genes = len(files[0].alignment.target)
         self._starts = np.concatenate([[0], np.cumsum([file.num_cells for file in files])])
+        self._matrices = [StoredMatrix(OpenFile(file.path)) for file in files]
+        self.close()  # each is opened again where its rows are needed
         self.place = self._choose()
         """Where the rows come from."""
         self._dense: np.ndarray | None = None
         self._sparse: sp.csr_matrix | None = None
-        self._open: dict[int, FileRows] = {}
-        self._owner = os.getpid()
         self._lock = threading.Lock()
 
     @property
@@ -73,8 +69,7 @@ class RowStore:
             if self.place == "dense memory" and self._dense is None:
                 self._dense = self._loaded(_DenseMemory(self.num_cells, self.num_genes))
             elif self.place == "sparse memory" and self._sparse is None:
-                num_values = sum(_stored_values(file) for file in self.files)
-                self._sparse = self._loaded(_SparseMemory(num_values, self.num_genes))
+                self._sparse = self._loaded(_SparseMemory(self._num_values, self.num_genes))
 
     def _loaded(self, memory: "_DenseMemory | _SparseMemory") -> Any:
         with progress_bar(self.num_cells, "loading cells", "cell") as bar:
@@ -100,7 +95,7 @@ class RowStore:
             places = np.flatnonzero(indices >= 0)
             starts = self._sparse.indptr[indices[places]]
             lengths = self._sparse.indptr[indices[places] + 1] - starts
-            densify.scatter_rows(out, places, starts, lengths, self._sparse.data, self._sparse.indices)
+            densify.scatter_rows(out, places, starts, lengths, self._sparse.data, self._sparse.indices, self.num_genes)
         else:
             self._gather_from_disk(indices, out)
         out[indices < 0] = 0
@@ -128,44 +123,35 @@ class RowStore:
 
     def close(self) -> None:
         """Close the files that this process opened."""
-        for rows in self._open.values():
-            rows.close()
-        self._open = {}
+        for matrix in self._matrices:
+            matrix.close()
+
+    @property
+    def _num_values(self) -> int:
+        return sum(matrix.num_values for matrix in self._matrices)
 
     def _gather_from_disk(self, indices: np.ndarray, out: np.ndarray) -> None:
         owners = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(owners[indices >= 0]).tolist():
             places = np.flatnonzero((owners == number) & (indices >= 0))
-            self._opened(number).gather(indices[places] - self._starts[number], out, places)
-
-    def _opened(self, number: int) -> FileRows:
-        with self._lock:
-            if self._owner != os.getpid():
-                self._open, self._owner = {}, os.getpid()
-            if number not in self._open:
-                file = self.files[number]
-                self._open[number] = FileRows(file.path, file.alignment, file.target_sum)
-            return self._open[number]
+            file = self.files[number]
+            position = None if file.alignment.is_identity else file.alignment.position_of_source
+            self._matrices[number].gather(
+                indices[places] - self._starts[number], out, places, position, file.target_sum
+            )
 
     def _choose(self) -> Place:
         dense = self.num_cells * self.num_genes * 4
-        sparse = sum(_stored_values(file) for file in self.files) * BYTES_PER_VALUE + self.num_cells * 8
+        sparse = self._num_values * BYTES_PER_VALUE + self.num_cells * 8
         if dense <= self.memory_bytes and (dense <= SMALL_BYTES or dense <= sparse):
             return "dense memory"
         return "sparse memory" if sparse <= self.memory_bytes else "disk"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_dense": None, "_sparse": None, "_open": {}, "_lock": None}
+        return {**self.__dict__, "_dense": None, "_sparse": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
-
-
-def _stored_values(file: SourceFile) -> int:
-    """Number of values that X of a file stores."""
-    with h5py.File(file.path, "r") as handle:
-        stored = handle["X"]
-        return int(stored.size if isinstance(stored, h5py.Dataset) else stored["data"].shape[0])
 
 
 class _DenseMemory:
