@@ -234,7 +234,9 @@ def _predict_by_service(url: str, api_key: str | None, asked: dict[str, Any], js
         request = run_remote(job, service)
     num_perturbations = len({item.perturbation for item in request.items})
     if json:
-        print_json({"path": job.out, "cells": request.num_cells, "perturbations": num_perturbations, "url": url})
+        print_json(
+            {"path": job.out, "cells": request.num_cells, "perturbations": num_perturbations, "url": service.url}
+        )
         return
     typer.echo(f"{request.num_cells} cells of {num_perturbations} perturbations -> {job.out}")
 

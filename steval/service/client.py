@@ -8,6 +8,7 @@ service's words, `ServiceError` for the rest. Where the service is busy, request
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
 from steval.predictor.requests import Vocabulary
 from steval.service.http.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
+from steval.service.proxies import choose_proxy, without_secrets
 from steval.service.schemas import MOST_LISTED
 
 DEFAULT_TIMEOUT = 600.0
@@ -66,16 +68,28 @@ class ServiceClient:
     def __init__(
         self, url: str, api_key: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, patience: float = PATIENCE
     ):
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        wrong = ConfigError(f"{url!r} is not the address of a service, such as http://127.0.0.1:3000")
+        key = usable_key(api_key)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url = without_secrets(url)
+        address = _address(url, self.url)
+        self._proxy = choose_proxy(address.scheme, address.host, address.port, os.environ)
+        proxy = self._proxy.url if self._proxy is not None and self._proxy.used else None
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
-        except httpx.InvalidURL as error:
-            raise wrong from error
-        if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
-            self._http.close()
-            raise wrong
-        self.url = url
+            # proxies are chosen here: httpx, left to read the environment, ends over an entry of NO_PROXY or a SOCKS proxy
+            self._http = httpx.Client(
+                base_url=address,
+                headers=headers,
+                timeout=timeout,
+                proxy=proxy,
+                trust_env=False,
+                verify=httpx.create_ssl_context(),
+            )
+        except ImportError as error:
+            assert self._proxy is not None
+            raise ConfigError(
+                f"{self._proxy.shown} is a SOCKS proxy, which needs one more package: pip install 'httpx[socks]'; or put "
+                f"{address.host} into NO_PROXY"
+            ) from error
         self._patience = patience
 
     def __enter__(self) -> Self:
@@ -249,18 +263,53 @@ class ServiceClient:
                     raise
                 time.sleep(wait)
 
+    def _way(self) -> str:
+        """For messages: through what the request went, where the environment names a proxy."""
+        if self._proxy is None:
+            return ""
+        if self._proxy.used:
+            return f" through the proxy {self._proxy.shown} (NO_PROXY makes exceptions)"
+        return f", asked directly, not through the proxy {self._proxy.shown}"
+
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ServiceError(
-                f"no answer from the service at {self.url}: {error or type(error).__name__}",
+                f"no answer from the service at {self.url}{self._way()}: {error or type(error).__name__}",
                 status=502,
                 code="unreachable",
             ) from error
         if response.is_error:
             raise _error(response)
         return response
+
+
+def usable_key(text: str | None) -> str | None:
+    """An API key without the white space around it (files end with a line break); a `ConfigError` where no key looks so.
+
+    No message of ours ever shows a key.
+    """
+    key = (text or "").strip()
+    if not key:
+        return None
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(
+            "the API key holds characters that no key has: spaces or line breaks inside, or others than ASCII. It is read from "
+            "--api-key or STEVAL_API_KEY, and is what steval serve --new-key printed, such as stv_…"
+        )
+    return key
+
+
+def _address(url: str, shown: str) -> httpx.URL:
+    wrong = ConfigError(f"{shown!r} is not the address of a service, such as http://127.0.0.1:3000")
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise wrong from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise wrong
+    return address
 
 
 def _body(

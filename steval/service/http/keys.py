@@ -70,7 +70,9 @@ def add_key(path: Path, name: str) -> str:
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     try:
         path.touch(mode=0o600, exist_ok=True)
+        whole = path.read_bytes()
         with path.open("a", encoding="utf-8") as handle:
+            handle.write("\n" if whole and not whole.endswith(b"\n") else "")
             handle.write(f"{name} sha256:{_digest(key)}\n")
     except OSError as error:
         raise ConfigError(f"cannot write the key file {path}: {error.strerror or error}") from error
