@@ -4,18 +4,18 @@ A pool knows each cell's type, batch and name, gives the network's input (`input
 expression of the genes that the checkpoint predicts (`measured`). Both on the checkpoint's scale, or it is an error.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from steval.checkpoints.manifest import Manifest
 from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
-from steval.data.cells.genes import FillMissing, GeneAlignment, align
+from steval.data.cells.genes import FillMissing, align
 from steval.data.cells.scale import Scale, require_scale, sample_indices
 from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
 from steval.errors import ConfigError, DataError
@@ -28,37 +28,30 @@ SCALE_CELLS = 500
 """Control cells whose values tell the file's scale."""
 
 
-class _Source(Protocol):
-    """Where a pool's numbers come from; `rows` are rows of the pool."""
-
-    def inputs(self, rows: np.ndarray) -> sp.csr_matrix: ...
-    def measured(self, rows: np.ndarray) -> sp.csr_matrix: ...
-    def close(self) -> None: ...
-
-
 class ControlPool:
     """Measured control cells; a context manager. `cell_types`, `batches` and `names` are text arrays `[n]`."""
 
     def __init__(
         self,
-        source: _Source,
+        inputs: CellFile,
+        measured: CellFile | None,
         *,
         name: str,
         columns: Columns,
         cell_types: np.ndarray,
         batches: np.ndarray,
         names: np.ndarray,
-        has_measured: bool,
         has_batches: bool,
         notes: dict[str, object],
     ):
-        self._source = source
+        self._inputs = inputs
+        self._measured = measured
         self.name = name
         self.columns = columns
         self.cell_types = cell_types
         self.batches = batches
         self.names = names
-        self.has_measured = has_measured
+        self.has_measured = measured is not None
         """Whether the expression of the predicted genes is known for these cells."""
         self.has_batches = has_batches
         self.notes = notes
@@ -74,17 +67,17 @@ class ControlPool:
 
     def inputs(self, rows: np.ndarray) -> sp.csr_matrix:
         """The network's basal input of `rows`, float32 CSR `[n, input_dim]` on the checkpoint's scale (or an embedding)."""
-        return self._source.inputs(rows)
+        return self._inputs.rows(rows)
 
     def measured(self, rows: np.ndarray) -> sp.csr_matrix:
         """Measured expression of the checkpoint's output genes, float32 CSR `[n, G]`; only where `has_measured`."""
-        if not self.has_measured:
+        if self._measured is None:
             raise DataError(f"{self.name} hold the network's input alone, not the expression of the predicted genes")
-        return self._source.measured(rows)
+        return self._measured.rows(rows)
 
     def close(self) -> None:
         """Close the file behind the pool, if any."""
-        self._source.close()
+        self._inputs.close()
 
     def __enter__(self) -> Self:
         return self
@@ -104,14 +97,17 @@ def checkpoint_controls(checkpoint: Checkpoint) -> ControlPool:
             "cells with --controls FILE.h5ad"
         )
     is_output = manifest.input_genes == manifest.output_genes and manifest.model.input_is_genes
+    obs = pd.DataFrame(index=pd.Index([f"control_{row}" for row in range(len(controls))]))
+    columns = [str(number) for number in range(controls.cells.shape[1])]
+    cells = CellFile.of_matrix(controls.cells, obs, columns, "the checkpoint's own controls")
     return ControlPool(
-        _MemorySource(controls.cells),
-        name="the checkpoint's own controls",
+        cells,
+        cells if is_output else None,
+        name=cells.name,
         columns=manifest.columns,
         cell_types=controls.cell_types.astype(str).astype(object),
         batches=controls.batches.astype(str).astype(object),
-        names=np.array([f"control_{row}" for row in range(len(controls))], dtype=object),
-        has_measured=is_output,
+        names=obs.index.to_numpy(dtype=object),
         has_batches=bool(manifest.batches),
         notes={"source": "checkpoint"},
     )
@@ -153,53 +149,59 @@ def cell_controls(
     """As `file_controls`, on open cells; the pool closes them."""
     found = resolve_columns(cells.obs, cells.record, columns, manifest.columns, source=cells.name)
     rows = np.flatnonzero((cells.obs[found.perturbation].astype(str) == found.control).to_numpy())
-    obs = cells.obs.iloc[rows]
-    sample = cells.select(rows[sample_indices(len(rows), SCALE_CELLS)])
-    fit = _Fit(cells, sample, manifest, scale, fill_missing, trust_order)
+    controls = cells.select(rows)
+    fit = _Fit(cells, controls, manifest, scale, fill_missing, trust_order)
     single = manifest.cell_types[0] if len(manifest.cell_types) == 1 else UNLABELLED
     return ControlPool(
-        _FileSource(cells, rows, manifest, fit.inputs, fit.outputs, fit.input_key),
+        fit.inputs,
+        fit.measured,
         name=f"the controls of {cells.name}",
         columns=found,
-        cell_types=column_or_single(obs, found.cell_type, single).to_numpy(dtype=object),
-        batches=column_or_single(obs, found.batch, UNLABELLED).to_numpy(dtype=object),
-        names=obs.index.astype(str).to_numpy(dtype=object),
-        has_measured=fit.outputs is not None or manifest.output_genes is None,
+        cell_types=column_or_single(controls.obs, found.cell_type, single).to_numpy(dtype=object),
+        batches=column_or_single(controls.obs, found.batch, UNLABELLED).to_numpy(dtype=object),
+        names=controls.obs.index.astype(str).to_numpy(dtype=object),
         has_batches=found.batch is not None,
         notes={"source": str(cells.name), "num_cells": len(rows), **fit.notes},
     )
 
 
 class _Fit:
-    """How a file's columns become the network's input and the predicted genes; built once, checked whole."""
+    """How a file's control cells become the network's input and the predicted genes; checked whole as it is built."""
 
     def __init__(
         self,
         cells: CellFile,
-        sample: CellFile,
+        controls: CellFile,
         manifest: Manifest,
         scale: Scale | None,
         fill_missing: FillMissing,
         trust_order: bool,
     ):
         self.notes: dict[str, object] = {"fill_missing": fill_missing, "trust_order": trust_order}
-        self._cells, self._controls, self._manifest = cells, sample, manifest
+        self._cells, self._controls, self._manifest = cells, controls, manifest
         self._fill_missing, self._trust_order = fill_missing, trust_order
         model = manifest.model
         takes_obsm = not model.input_is_genes or (model.input_key == HVG_KEY and trust_order)
-        self.input_key = model.input_key if takes_obsm else None
-        self.inputs: GeneAlignment | None = None
-        if self.input_key is not None:
-            self._check_obsm(self.input_key)
-        if manifest.output_genes is not None or self.input_key is None:
+        self._input_key = model.input_key if takes_obsm else None
+        if self._input_key is not None:
+            self._check_obsm(self._input_key)
+        if manifest.output_genes is not None or self._input_key is None:
             self._check_scale(scale)
-        if self.input_key is None:
-            self.inputs = self._align(manifest.input_genes, model.input_dim, "input")
-        self.outputs = self._align_outputs()
+        if self._input_key is None:
+            self.inputs = self._aligned(manifest.input_genes, model.input_dim, "input")
+        else:
+            self.inputs = self._finite(controls.embedded(self._input_key, f"{controls.name}, {self._input_key}"))
+        self.measured = self.inputs
+        """The same view where the network's input is what it predicts."""
+        outputs = manifest.output_genes
+        if outputs is not None and (self._input_key is not None or outputs != manifest.input_genes):
+            self.measured = self._aligned(outputs, len(outputs), "output")
 
     def _check_scale(self, scale: Scale | None) -> None:
         expected = self._manifest.scale
-        record = require_scale(self._controls, expected, scale)
+        sample = self._controls.select(sample_indices(self._controls.num_cells, SCALE_CELLS))
+        sample.name = self._controls.name
+        record = require_scale(sample, expected, scale)
         ours, theirs = self._manifest.target_sum, record.target_sum
         if ours and theirs and abs(ours - theirs) > SAME_TARGET_SUM * ours:
             raise DataError(
@@ -217,21 +219,21 @@ class _Fit:
             )
         self.notes["obsm"] = key
 
-    def _align(self, genes: tuple[str, ...] | None, width: int, what: str) -> GeneAlignment | None:
-        """None where columns are taken by position."""
-        cells = self._cells
-        by_position = self._trust_order and self.input_key is None
+    def _aligned(self, genes: tuple[str, ...] | None, width: int, what: str) -> CellFile:
+        """The controls with these genes, or with their own where columns are taken by position."""
+        controls = self._finite(self._controls)
+        by_position = self._trust_order and self._input_key is None
         if by_position or genes is None:
             self._require_trusted(genes, width, what)
-            return None
-        alignment = align(cells.genes, genes, self._fill_missing, cells.name)
+            return controls
+        alignment = align(self._cells.genes, genes, self._fill_missing, self._cells.name)
         self.notes[f"{what}_genes_missing"] = len(alignment.missing)
         self.notes[f"{what}_genes_extra"] = alignment.num_extra
-        return alignment
+        return controls.transformed(alignment.apply, genes, controls.uns, f"{controls.name}, {what} genes")
 
     def _require_trusted(self, genes: tuple[str, ...] | None, width: int, what: str) -> None:
         cells = self._cells
-        if not self._trust_order or self.input_key is not None:
+        if not self._trust_order or self._input_key is not None:
             raise DataError(
                 f"the checkpoint has no names for its {width} {what} genes, so {cells.name} cannot be aligned by name; if "
                 "its genes are in the training data's order, say so with --trust-order"
@@ -242,69 +244,14 @@ class _Fit:
                 f"{what} {width}"
             )
 
-    def _align_outputs(self) -> "GeneAlignment | _ByPosition | None":
-        """None where the file cannot give the measured expression of the predicted genes."""
-        manifest = self._manifest
-        if self.input_key is None and manifest.output_genes == manifest.input_genes:
-            return self.inputs if self.inputs is not None else _ByPosition()
-        if manifest.output_genes is None:
-            return None
-        return self._align(manifest.output_genes, len(manifest.output_genes), "output") or _ByPosition()
+    def _finite(self, cells: CellFile) -> CellFile:
+        """The same cells; reading a value that is not finite is a `DataError`."""
 
+        def checked(matrix: sp.csr_matrix) -> sp.csr_matrix:
+            if not np.isfinite(matrix.data).all():
+                raise DataError(
+                    f"{self._cells.name} holds NaN or infinite values among its control cells; remove those cells"
+                )
+            return matrix
 
-@dataclass(frozen=True)
-class _ByPosition:
-    """Columns as they are."""
-
-    def apply(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
-        return matrix
-
-
-@dataclass(frozen=True)
-class _MemorySource:
-    cells: sp.csr_matrix
-
-    def inputs(self, rows: np.ndarray) -> sp.csr_matrix:
-        return self.cells[rows]
-
-    def measured(self, rows: np.ndarray) -> sp.csr_matrix:
-        return self.cells[rows]
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-@dataclass(frozen=True)
-class _FileSource:
-    cells: CellFile
-    file_rows: np.ndarray
-    manifest: Manifest
-    input_alignment: GeneAlignment | None
-    output_alignment: "GeneAlignment | _ByPosition | None"
-    input_key: str | None
-
-    def inputs(self, rows: np.ndarray) -> sp.csr_matrix:
-        wanted = self.file_rows[rows]
-        if self.input_key is not None:
-            values = self.cells.obsm(self.input_key, wanted)
-            self._require_finite(values)
-            return sp.csr_matrix(values)
-        matrix = self.cells.rows(wanted)
-        self._require_finite(matrix.data)
-        return matrix if self.input_alignment is None else self.input_alignment.apply(matrix)
-
-    def measured(self, rows: np.ndarray) -> sp.csr_matrix:
-        if self.output_alignment is None:
-            return self.inputs(rows)
-        matrix = self.cells.rows(self.file_rows[rows])
-        self._require_finite(matrix.data)
-        return self.output_alignment.apply(matrix)
-
-    def close(self) -> None:
-        self.cells.close()
-
-    def _require_finite(self, values: np.ndarray) -> None:
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"{self.cells.name} holds NaN or infinite values among its control cells; remove those cells"
-            )
+        return cells.transformed(checked, cells.genes, cells.uns, f"{cells.name}, finite")
