@@ -186,7 +186,7 @@ def _unseen(known: dict[str, Tensor], width: int, path: Path, notes: list[str]) 
             "this model's perturbations are one-hot: features of further ones mean nothing to it. Fine-tune it on them, or "
             "convert a model that was trained with perturbation features"
         )
-    found = read_features(path)
+    found = {name: torch.from_numpy(vector) for name, vector in read_features(path).items()}
     if len(next(iter(found.values()))) != width:
         raise ConfigError(
             f"{path} has features of length {len(next(iter(found.values())))}, the model takes {width}; give the features "

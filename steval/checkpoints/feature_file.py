@@ -1,49 +1,58 @@
-"""Perturbation feature files (ESM2 embeddings and the like): `.pt`, `.npz` or `.parquet`, name → vector."""
+"""Perturbation feature files (ESM2 embeddings and the like): name → vector, from `.pt`, `.npz`, `.parquet` or `.csv`.
+
+The one reader of `convert`, `predict --features` and `finetune` (`data.features`). torch is imported where a `.pt` is opened.
+"""
 
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
-from steval.checkpoints.arc_maps import read_feature_map
 from steval.errors import CheckpointError, ConfigError
 
 MAX_FEATURE_BYTES = 16 * 2**30
 """Largest unpacked feature file: 20,000 genes of 5,120 float64 numbers are 0.8 GB."""
 MAX_UNPACKING = 1000
 """Largest ratio of unpacked to packed size: more is a zip bomb, not numbers."""
-TORCH_SUFFIXES = (".pt", ".torch", ".pkl")
+
+Features = dict[str, np.ndarray]
 
 
-def read_features(path: Path) -> Mapping[str, Tensor]:
-    """Name → float32 vector, all of one length, finite.
+def read_features(path: Path) -> Features:
+    """Name → float32 vector, all of one length, finite. Names are text as written: `NA`, `0012` and `1.10` are names.
 
-    `.pt`: a mapping of names to tensors. `.npz`: one array per name, or arrays `names [P]` and `features [P, D]`.
-    `.parquet`: one text column with the names, and either one list column or numeric columns in order.
+    `.pt` (`.torch`, `.pkl`): a mapping of names to tensors. `.npz`: one array per name, or arrays `names [P]` and
+    `features [P, D]`. `.parquet`: one text column with the names, and either one list column or numeric columns in order.
+    `.csv`: a header, names in the first column. A file that is not there or of another kind is a `ConfigError`, a damaged or
+    untrusted one a `CheckpointError`.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no such perturbation feature file: {path}")
-    if path.suffix in TORCH_SUFFIXES:
-        features = read_feature_map(path)
-    elif path.suffix == ".npz":
-        features = _read_npz(path)
-    elif path.suffix == ".parquet":
-        features = _read_parquet(path)
-    else:
-        raise ConfigError(f"{path}: perturbation features are read from .pt, .npz or .parquet, not {path.suffix!r}")
-    broken = [name for name, vector in features.items() if not torch.isfinite(vector).all()]
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise ConfigError(
+            f"{path}: perturbation features are read from .pt, .npz, .parquet or .csv, not {path.suffix!r}"
+        )
+    features = reader(path)
+    broken = [name for name, vector in features.items() if not np.isfinite(vector).all()]
     if broken:
-        raise CheckpointError(f"{path}: NaN or infinite features of {', '.join(broken[:5])}")
+        raise CheckpointError(f"{path}: NaN or infinite features of {', '.join(map(repr, broken[:5]))}")
     return features
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> Features:
+    from steval.checkpoints.arc_maps import read_feature_map
+
+    return {str(name): tensor.numpy() for name, tensor in read_feature_map(path).items()}
+
+
+def _read_npz(path: Path) -> Features:
     try:
         with zipfile.ZipFile(path) as archive:
             declared = sum(entry.file_size for entry in archive.infolist())
@@ -61,16 +70,16 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     return _from_matrix(names, np.stack(vectors), path)
 
 
-def _read_parquet(path: Path) -> dict[str, Tensor]:
+def _read_parquet(path: Path) -> Features:
     try:
-        if sum(_unpacked_sizes(path)) > MAX_FEATURE_BYTES:
-            raise CheckpointError(f"{path} would unpack to more than {MAX_FEATURE_BYTES:,} bytes; refused")
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as stored:
+            groups = range(stored.metadata.num_row_groups)
+            if sum(stored.metadata.row_group(group).total_byte_size for group in groups) > MAX_FEATURE_BYTES:
+                raise CheckpointError(f"{path} would unpack to more than {MAX_FEATURE_BYTES:,} bytes; refused")
+            table = stored.read()
     except (pa.ArrowException, OSError) as error:
         raise CheckpointError(f"{path} is not a readable Parquet file: {error}") from error
-    text = [
-        field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
+    text = [field.name for field in table.schema if _is_text(field.type)]
     rest = [field for field in table.schema if field.name not in text]
     if len(text) != 1 or not rest:
         raise CheckpointError(
@@ -88,22 +97,44 @@ def _read_parquet(path: Path) -> dict[str, Tensor]:
     return _from_matrix(names, matrix, path)
 
 
-def _unpacked_sizes(path: Path) -> list[int]:
-    metadata = pq.read_metadata(path)
-    return [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+def _read_csv(path: Path) -> Features:
+    try:
+        frame = pd.read_csv(path, index_col=0, converters={0: str}, na_filter=False, encoding="utf-8-sig")
+        matrix = frame.to_numpy(dtype=np.float32)
+    except (OSError, ValueError, pd.errors.ParserError, IndexError) as error:
+        raise CheckpointError(f"{path} is not a table of a name and numbers in each line: {error}") from error
+    return _from_matrix([str(name) for name in frame.index], matrix, path)
+
+
+_READERS: dict[str, Callable[[Path], Features]] = {
+    ".pt": _read_torch,
+    ".torch": _read_torch,
+    ".pkl": _read_torch,
+    ".npz": _read_npz,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def _from_matrix(names: list[str], matrix: np.ndarray, path: Path) -> dict[str, Tensor]:
-    if matrix.ndim != 2 or len(matrix) != len(names) or matrix.dtype.kind not in "fiu":
+def _from_matrix(names: Sequence[str], matrix: np.ndarray, path: Path) -> Features:
+    if not names:
+        raise CheckpointError(f"{path} holds no features")
+    if matrix.ndim != 2 or len(matrix) != len(names) or not matrix.shape[1] or matrix.dtype.kind not in "fiu":
         raise CheckpointError(
             f"{path}: expected a matrix of numbers [names, length] for {len(names)} names, got {matrix.dtype} of shape "
             f"{list(matrix.shape)}"
         )
-    if len(set(names)) != len(names):
-        raise CheckpointError(f"{path}: a perturbation name occurs more than once")
-    rows = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
-    return dict(zip(names, rows, strict=True))
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise CheckpointError(f"{path} has more than one vector for: {', '.join(map(repr, repeated[:10]))}")
+    return dict(zip(names, np.ascontiguousarray(matrix, dtype=np.float32), strict=True))

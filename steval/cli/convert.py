@@ -33,7 +33,7 @@ def convert(
     ] = None,
     perturbation_features: Annotated[
         Path | None,
-        typer.Option("--perturbation-features", help="Features of unseen perturbations: .pt, .npz or .parquet."),
+        typer.Option("--perturbation-features", help="Features of unseen perturbations: .pt, .npz, .parquet or .csv."),
     ] = None,
     controls: Annotated[
         Path | None,

@@ -97,7 +97,7 @@ def predict(
     ] = False,
     features: Annotated[
         Path | None,
-        typer.Option("--features", help="Features of unseen perturbations (.pt, .npz or .parquet)."),
+        typer.Option("--features", help="Features of unseen perturbations (.pt, .npz, .parquet or .csv)."),
     ] = None,
     attention: Annotated[
         str | None,

@@ -30,7 +30,7 @@ def with_features(checkpoint: Checkpoint, path: Path) -> Checkpoint:
             f"{checkpoint.path} tells perturbations apart by one-hot codes, which say nothing of a perturbation outside its "
             "training data; unseen perturbations need a checkpoint trained on features (such as protein embeddings)"
         )
-    table = read_features(path)
+    table = {name: torch.from_numpy(vector) for name, vector in read_features(path).items()}
     _require_width(table, checkpoint.manifest.model.pert_dim, path)
     row = {name: index for index, name in enumerate(checkpoint.manifest.perturbation_names)}
     _require_same(

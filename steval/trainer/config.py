@@ -39,6 +39,8 @@ class DataSettings(CellsSettings):
 
     split: SplitSettings = CellSplit()
     """Which perturbed cells train, validate and test."""
+    features: str | None = None
+    """File with a vector per perturbation (`.pt`, `.npz`, `.parquet`, `.csv`); none: one-hot, or the checkpoint's vectors."""
     gene_list: str | None = None
     """File with the gene contract (a name per line, or an h5ad); none: the checkpoint's genes, else the first file's."""
     input_gene_list: str | None = None

@@ -1,5 +1,6 @@
 """What a run starts from: its cells opened by the checkpoint's contract, its weights, its manifest."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steval.checkpoints.arc import is_arc
+from steval.checkpoints.feature_file import read_features
 from steval.checkpoints.manifest import Manifest, PerturbationEntry, read_manifest
 from steval.checkpoints.store import ControlSet, choose_controls
 from steval.checkpoints.transplant import TransplantReport, one_hot_columns, transplant
@@ -60,13 +62,18 @@ def open_cells(settings: DataSettings, base: Base | None) -> TrainingCells:
     input_genes = (
         read_genes(Path(settings.input_gene_list)) if settings.input_gene_list else known.input_genes if known else None
     )
-    features = None if settings.features or known is None else _dense_features(known, settings.columns.control)
+    features: Mapping[str, Any] | None = None
+    if settings.features:
+        features = read_features(Path(settings.features).expanduser())
+    elif known is not None:
+        features = _dense_features(known, settings.columns.control)
     return TrainingCells.open(
         settings.model_copy(update={"target_sum": target_sum}),
         settings.split,
         genes=genes,
         input_genes=input_genes,
         perturbation_features=features,
+        features_source=settings.features or "the checkpoint's perturbation features",
         vocabulary=NameOrder(perturbations=settings.extra_perturbations),
     )
 

@@ -92,18 +92,17 @@ def test_a_vocabulary_keeps_its_order_and_takes_new_names_at_the_end(
 
 
 def test_features_come_by_name_and_a_missing_control_is_zero(
-    two_files: tuple[list[Path], list[ad.AnnData]], tmp_path: Path
+    two_files: tuple[list[Path], list[ad.AnnData]],
 ) -> None:
     paths, _ = two_files
-    table = pd.DataFrame(np.arange(12).reshape(4, 3), index=pd.Index(["Z", "B", "Q", "A"]))
-    table.to_csv(tmp_path / "features.csv")
-    cells = open_files(*paths, features=str(tmp_path / "features.csv"))
+    settings = CellsSettings(files=tuple(map(str, paths)), target_sum=1e4)
+    vectors = dict(zip(["Z", "B", "Q", "A"], np.arange(12).reshape(4, 3), strict=True))
+    cells = TrainingCells.open(settings, CellSplit(), perturbation_features=vectors)
     assert cells.features.tolist() == [[9, 10, 11], [3, 4, 5], [0, 1, 2], [0, 0, 0]]
-    with pytest.raises(DataError, match=r"'Z' has no vector"):
+    with pytest.raises(DataError, match=r"f\.csv does not fit(?s:.*)'Z' has no vector"):
         TrainingCells.open(
-            CellsSettings(files=tuple(map(str, paths)), target_sum=1e4), CellSplit(),
-            perturbation_features={"A": [1.0], "B": [2.0]},
-        )  # fmt: skip
+            settings, CellSplit(), perturbation_features={"A": [1.0], "B": [2.0]}, features_source="f.csv"
+        )
 
 
 def test_an_embedding_is_the_input_and_genes_a_target_of_their_own(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What `TrainingCells` is put together from: one scale, one gene contract and one code for each name over many files."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from steval.data.cells.genes import FillMissing, align, require_unique
 from steval.data.cells.obs_codes import CodedColumn
 from steval.data.splits.assignment import CellLabels, Split, TomlSplit, assign_labels, require_known, require_parts
-from steval.data.training.features import feature_rows, one_hot, read_features
+from steval.data.training.features import feature_rows, one_hot
 from steval.data.training.files import LabelledFile
 from steval.data.training.obsm_store import ObsmStore
 from steval.data.training.row_store import RowStore, SourceFile
@@ -121,12 +120,6 @@ def assign_files(files: Sequence[LabelledFile], split: Split) -> np.ndarray:
     return codes
 
 
-def build_features(
-    names: Sequence[str], control: str, path: str | None, vectors: Mapping[str, Any] | None
-) -> np.ndarray:
-    """Rows of features for `names`: from vectors, else from a file, else one-hot."""
-    if vectors is not None:
-        return feature_rows(names, control, vectors)
-    if path is not None:
-        return feature_rows(names, control, read_features(Path(path)), str(path))
-    return one_hot(len(names))
+def build_features(names: Sequence[str], control: str, vectors: Mapping[str, Any] | None, source: str) -> np.ndarray:
+    """Rows of features for `names`: from vectors, else one-hot."""
+    return one_hot(len(names)) if vectors is None else feature_rows(names, control, vectors, source)

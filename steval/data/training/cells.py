@@ -45,8 +45,6 @@ class CellsSettings(Settings):
     """Total per cell before log1p; needed where a file holds counts."""
     fill_missing: FillMissing = "error"
     """What to do where a file lacks genes of the contract."""
-    features: str | None = None
-    """File with a vector per perturbation (`.npz`, `.parquet`, `.csv`); none: one-hot."""
     memory_gb: NonNegativeFloat = 2.0
     """Data up to this size is kept in memory; larger data is read from disk."""
     cache_dir: str | None = None
@@ -109,13 +107,14 @@ class TrainingCells:
         genes: Sequence[str] | None = None,
         input_genes: Sequence[str] | None = None,
         perturbation_features: Mapping[str, Any] | None = None,
+        features_source: str = "the perturbation features",
         vocabulary: Vocabulary | None = None,
     ) -> Self:
         """Open, check and audit all files; data within `memory_gb` is loaded, of larger data the labels are.
 
         `genes` is the contract (default: the genes of the first file), `input_genes` that of an `X_hvg` input.
-        `perturbation_features` (name → vector) takes the place of `settings.features`. Raises `DataError` or
-        `ConfigError`.
+        `perturbation_features` are vectors by name (none: one-hot codes); errors call them `features_source`. Raises
+        `DataError` or `ConfigError`.
         """
         vocabulary = vocabulary or Vocabulary()
         split = with_table(split)
@@ -143,7 +142,7 @@ class TrainingCells:
             target_sum=target_sum, split=split, perturbations=perturbations, cell_types=cell_types, batches=batches,
             perturbation_codes=perturbation_codes, cell_type_codes=cell_type_codes, batch_codes=batch_codes,
             part_codes=parts,
-            features=build_features(perturbations, columns.control, settings.features, perturbation_features),
+            features=build_features(perturbations, columns.control, perturbation_features, features_source),
             audit=audit, store=store, input_store=input_store, notes=(*found, *notes),
         )  # fmt: skip
 
