@@ -48,6 +48,21 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain values as `a.b` → value; items of a list are numbered where any of them is a mapping."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(number), item) for number, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    return {
+        key: found
+        for name, item in items
+        for key, found in flatten(item, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; an unreadable or other document is a `ConfigError`."""
     try:

@@ -36,8 +36,8 @@ class ErrorMappingGroup(TyperGroup):
         except (KeyboardInterrupt, BrokenPipeError) as error:
             if ctx.obj["debug"]:
                 raise
-            _say("interrupted; nothing half-written was left under a final name")
-            raise typer.Exit(130) from error
+            _say(str(error) or "interrupted; nothing half-written was left under a final name")
+            raise typer.Exit(getattr(error, "exit_code", 130)) from error
         except Exception as error:
             if ctx.obj["debug"] or type(error).__module__.startswith(("click", "typer")):
                 raise

@@ -1,9 +1,11 @@
 """`steval finetune`."""
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click.core import ParameterSource
 
 from steval.cli import options
 from steval.cli.memory import importing, keep_freed_memory
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def finetune(
+    context: typer.Context,
     config: Annotated[
         str | None,
         typer.Argument(
@@ -44,6 +47,7 @@ def finetune(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Go on where input, output and evaluation do not fit each other.")
     ] = False,
+    data_dir: options.DataDirs = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     json: options.JsonFlag = False,
@@ -54,7 +58,16 @@ def finetune(
 
     Continue a stopped run with `steval finetune --resume runs/screen`.
     """
-    settings = None if resume and not config else _configuration(config, from_arc_config, tuple(set_ or ()))
+    overrides = tuple(set_ or ())
+    if resume and from_arc_config:
+        raise typer.BadParameter("--resume continues with the run's own configuration; leave --from-arc-config out")
+    if data_dir and not resume and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE:
+        raise typer.BadParameter(
+            "--data-dir finds the files of a run to --resume; name a new run's with --set data.files=[...]"
+        )
+    settings = (
+        _resumed(resume, overrides) if resume and not config else _configuration(config, from_arc_config, overrides)
+    )
     if print_config:
         if settings is None:
             raise typer.BadParameter("--print-config needs CONFIG or --from-arc-config")
@@ -65,6 +78,7 @@ def finetune(
     keep_freed_memory()
     with importing():
         from steval.workflows.finetune import finetune_with_evaluation
+        from steval.workflows.score import data_directories
     if threads:
         import torch
 
@@ -78,6 +92,7 @@ def finetune(
         overwrite=overwrite,
         device=device,
         allow_mismatch=allow_mismatch,
+        data_dirs=data_directories(data_dir) if resume else (),
         report=None if json else _print_notice,
     )
     if json:
@@ -87,7 +102,19 @@ def finetune(
         typer.echo(f"best checkpoint: {result.best} ({_said(result.best_record)})")
     if not result.finished:
         typer.echo(f"stopped at step {result.step}; continue with: steval finetune --resume {result.run_dir}", err=True)
-        raise typer.Exit(130)
+        raise typer.Exit(128 + (result.stopped_by or signal.SIGINT))
+
+
+def _resumed(run_dir: Path, overrides: tuple[str, ...]) -> "FinetuneConfig | None":
+    """The configuration on record with the overrides; which of them a resumed run can take is the trainer's to say."""
+    from steval.trainer.config import FinetuneConfig
+    from steval.trainer.progress.rundir import RunDirectory
+
+    if not overrides:
+        return None
+    directory = RunDirectory(run_dir)
+    directory.require_resumable()
+    return FinetuneConfig.load(directory.config_path, overrides)
 
 
 def _configuration(config: str | None, arc_config: Path | None, overrides: tuple[str, ...]) -> "FinetuneConfig":

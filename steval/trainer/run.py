@@ -1,21 +1,25 @@
 """`finetune`: one run from its configuration to its best checkpoint, or on from where it stopped."""
 
 import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steval.errors import ConfigError, StevalError
+from steval.data.locks import DirectoryLock
+from steval.errors import ConfigError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import is_first_process
 from steval.trainer.progress.keeper import QuickEval, Warmup
 from steval.trainer.progress.notices import OnStep, Tell
 from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.progress.sinks import require_loggers
-from steval.trainer.progress.stopping import StopSignal
+from steval.trainer.progress.stopping import RunInterrupted, StoppedAtOnceError, StopSignal
 from steval.trainer.session import Session
+from steval.trainer.start import Start, recorded_start
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class RunResult:
     """Optimiser steps done."""
     seconds: float
     """Seconds of training, over all resumptions."""
+    stopped_by: int | None = None
+    """The signal that asked it to stop."""
 
 
 def finetune(
@@ -44,6 +50,7 @@ def finetune(
     overwrite: bool = False,
     device: str = "auto",
     allow_mismatch: bool = False,
+    data_dirs: Sequence[Path] = (),
     quick_eval: QuickEval | None = None,
     warmup: Warmup | None = None,
     report: Tell | None = None,
@@ -52,59 +59,85 @@ def finetune(
     """Fine-tune phase after phase into `run_dir` (docs/finetuning.md).
 
     `init_from`: weights to start from, a steval checkpoint or arc-state's. `resume`: continue the run in `run_dir`, with its
-    own configuration (`config` may be None; another one is an error). `device`: auto, cpu, cuda, cuda:N. `quick_eval`
-    scores checkpoints in memory when `checks.quick_eval_every` says so; `warmup` makes the service's record; `report` is
-    told the preflight table and each phase; `on_step` is called after each step. Raises `ConfigError`, `DataError`,
-    `CheckpointError`, and `DivergenceError` for a loss that is not finite.
+    own configuration; `config` may be None, or differ in where files lie and how they are read. `data_dirs`: where the files of a
+    resumed run are looked for that are no longer where they were. `device`: auto, cpu, cuda, cuda:N. `quick_eval` scores
+    checkpoints in memory when `checks.quick_eval_every` says so; `warmup` makes the service's record; `report` is told the
+    preflight table and each phase; `on_step` is called after each step.
+
+    Ctrl-C and SIGTERM end it after the step (`finished` is False), a second Ctrl-C at once with `RunInterrupted`. Raises
+    `ConfigError` (also where another process is at work in `run_dir`), `DataError`, `CheckpointError`, and `DivergenceError`
+    for a loss that is not finite.
     """
     directory = RunDirectory(Path(run_dir))
-    if resume:
-        config, init_from, allow_mismatch = _recorded(directory, config, init_from, allow_mismatch)
+    leader = is_first_process()
+    try:
+        with StopSignal() as stop, ExitStack() as held:
+            if resume:
+                directory.require_resumable()
+                if leader:
+                    held.enter_context(DirectoryLock(directory.path))
+                start = recorded_start(directory, config, init_from, allow_mismatch, data_dirs)
+            else:
+                start = _given_start(config, init_from, allow_mismatch)
+                if leader:
+                    directory.require_startable(overwrite=overwrite)
+            _require_able(start.config, quick_eval)
+            run = Session.open(start, directory, report)
+            if leader and not resume:  # nothing is made or cleared before everything was read and found good
+                held.enter_context(DirectoryLock(directory.path))
+                directory.require_startable(overwrite=overwrite)
+                directory.clear()
+            return _fit(run, leader, device, stop, quick_eval, warmup, on_step)
+    except StoppedAtOnceError as stopped:
+        raise RunInterrupted(_interruption(directory, stopped), stopped.number) from None
+
+
+def _fit(
+    run: Session, leader: bool, device: str, stop: StopSignal, quick_eval: QuickEval | None, warmup: Warmup | None,
+    on_step: OnStep | None,
+) -> RunResult:  # fmt: skip
+    if leader:
+        run.start(warmup)
+    stop.waits = True
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            finished = run.fit_phases(device, stop, quick_eval, on_step)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(_out_of_memory(run.config)) from error
+    finally:
+        stop.close()
+        run.finish()
+    directory, progress = run.directory, run.progress
+    return RunResult(
+        directory.path, directory.best_path, progress.best, finished, progress.step, progress.seconds,
+        stopped_by=None if finished else stop.number,
+    )  # fmt: skip
+
+
+def _given_start(config: FinetuneConfig | None, init_from: Path | None, allow_mismatch: bool) -> Start:
     if config is None:
         raise ConfigError("a run needs a configuration; only --resume can do without")
+    config = config.with_absolute_paths()
+    return Start(config, config, init_from=init_from, allow_mismatch=allow_mismatch)
+
+
+def _require_able(config: FinetuneConfig, quick_eval: QuickEval | None) -> None:
+    """What the configuration needs beside itself."""
     if config.checks.quick_eval_every and quick_eval is None:
         raise ConfigError(
             "checks.quick_eval_every is set, but this call brings no evaluation; use `steval finetune`, or set it to 0"
         )
     require_loggers(config.loggers)
-    config = config.with_absolute_paths()
-    leader = is_first_process()
-    if leader and not resume:
-        directory.require_startable(overwrite=overwrite)
-    run = Session.open(config, directory, init_from, resume=resume, allow_mismatch=allow_mismatch, report=report)
-    run.start(leader, warmup)
-    stop = StopSignal()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            stop.listen()
-            finished = run.fit_phases(device, stop, quick_eval, on_step)
-    except torch.OutOfMemoryError as error:
-        raise StevalError(_out_of_memory(config)) from error
-    finally:
-        stop.close()
-        run.finish()
-    return RunResult(
-        directory.path, directory.best_path, run.progress.best, finished, run.progress.step, run.progress.seconds
+
+
+def _interruption(directory: RunDirectory, stopped: StoppedAtOnceError) -> str:
+    if not directory.state_path.exists():
+        return f"stopped at once by {stopped}, before any state was saved; nothing half-written was left"
+    return (
+        f"stopped at once by {stopped}; steps since the last saved state are lost. Continue from it with: "
+        f"steval finetune --resume {directory.path}"
     )
-
-
-def _recorded(
-    directory: RunDirectory, config: FinetuneConfig | None, init_from: Path | None, allow_mismatch: bool
-) -> tuple[FinetuneConfig, Path | None, bool]:
-    """Configuration and start of the run to resume; another configuration or start is a `ConfigError`."""
-    directory.require_resumable()
-    recorded, record = FinetuneConfig.load(directory.config_path), directory.read_record()
-    if init_from is not None:
-        raise ConfigError("--resume continues with the run's own weights; leave --init-from out")
-    given = config.with_absolute_paths() if config is not None else None
-    if given is not None and given.model_copy(update={"network": recorded.network}).digest() != recorded.digest():
-        raise ConfigError(
-            f"the configuration differs from the one that {directory.path} was started with; resume without a configuration, "
-            "or start another run with --init-from"
-        )
-    stored = record.get("init_from")
-    return recorded, Path(stored) if stored else None, allow_mismatch or bool(record.get("allow_mismatch"))
 
 
 def _out_of_memory(config: FinetuneConfig) -> str:

@@ -1,8 +1,7 @@
 """A run while it goes: everything opened and checked, then fitted phase by phase; all writing goes through its keeper."""
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,16 +13,17 @@ from steval.checkpoints.store import load_checkpoint
 from steval.data.reference import Part
 from steval.data.training.cells import TrainingCells
 from steval.data.training.sets import CellSetSampler
-from steval.errors import ConfigError, DataError
+from steval.errors import ConfigError
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.fit.devices import build_trainer, is_first_process, make_ready
+from steval.trainer.fit.devices import build_trainer, fit, is_first_process, make_ready
 from steval.trainer.fit.feeding import BatchMaker, open_feed
 from steval.trainer.fit.objective import Objective, idle_parameters
 from steval.trainer.fit.optimiser import freeze, parameter_sets
 from steval.trainer.fit.phase import PhaseFit, Stage
 from steval.trainer.fit.validation import Validator
+from steval.trainer.inputs import RunInputs
 from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
 from steval.trainer.progress.keeper import Keeper, QuickEval, Warmup
 from steval.trainer.progress.notices import Notice, OnStep, PhaseBar, Tell
@@ -33,6 +33,7 @@ from steval.trainer.progress.state import Progress, TrainerState, load_state
 from steval.trainer.progress.stopping import StopSignal
 from steval.trainer.settings.network import describe_network, plan_network
 from steval.trainer.sources import Base, build_manifest, default_controls, initial_weights, open_cells
+from steval.trainer.start import Start
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,11 @@ class Session:
     """Everything opened and checked; nothing written before `start`."""
 
     config: FinetuneConfig
+    """What the run computes, its network described."""
+    reading: FinetuneConfig
+    """The same with files and workers as this attempt reads its data."""
+    inputs: RunInputs | None
+    """The files of a resumed run; of a new one they are recorded as it starts."""
     directory: RunDirectory
     base: Base | None
     cells: TrainingCells
@@ -59,63 +65,69 @@ class Session:
     """Seconds that steps waited for their batch, in this process and attempt."""
 
     @classmethod
-    def open(
-        cls, config: FinetuneConfig, directory: RunDirectory, init_from: Path | None, *, resume: bool, allow_mismatch: bool,
-        report: Tell | None,
-    ) -> "Session":  # fmt: skip
+    def open(cls, start: Start, directory: RunDirectory, report: Tell | None) -> "Session":
         """Open data and weights, plan the network, tell the preflight table."""
         tell = _telling(report)
-        base = Base.read(init_from) if init_from else None
-        cells = open_cells(config.data, base)
+        base, inputs = start.read_base(), start.inputs()
+        reading = start.reading
+        if inputs is not None:
+            reading = reading.model_copy(update={"data": inputs.settings(reading.data)})
+        cells = open_cells(reading.data, base)
+        if inputs is not None:
+            cells.file_references = inputs.data  # their bytes have just been read and compared
+        config = start.config
         model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
-        found = guard_representation(cells, model, base, allow_mismatch=allow_mismatch)
+        found = guard_representation(cells, model, base, allow_mismatch=start.allow_mismatch)
         config = config.model_copy(update={"network": describe_network(model, config.network)})
         samplers = {part: _sampler(cells, config, part) for part in ("train", "val")}
         preflight = preflight_notice(config, cells, model, samplers, base, found)
         tell(preflight)
         record: dict[str, Any] = {
             "config_digest": config.digest(),
-            "init_from": str(Path(init_from).resolve()) if init_from else None,
-            "allow_mismatch": allow_mismatch,
+            "init_from": str(base.path.resolve()) if base else None,
+            "base": base.source.name if base else None,
+            "allow_mismatch": start.allow_mismatch,
             "model": model.as_dict(),
-            "data": [],
             "preflight": {str(label): str(text) for label, text in preflight.rows},
             "warnings": list(preflight.warnings),
             "versions": package_versions(),
         }
-        state = load_state(directory.state_path) if resume and directory.state_path.exists() else None
-        if state is not None:
+        light = base.without_weights() if base else None
+        opened = cls(
+            config, reading, inputs, directory, light, cells, samplers, model, {}, Progress(), None, tell, record
+        )
+        if start.record and directory.state_path.exists():
+            state = load_state(directory.state_path)
             _require_same_run(state, config, directory)
-            progress = Progress.restore(state)
-            return cls(config, directory, base, cells, samplers, model, state["weights"], progress, state, tell, record)
+            return replace(opened, weights=state["weights"], progress=Progress.restore(state), state=state)
         weights, transplant = initial_weights(model, cells, base, config.seed)
         if transplant is not None:
             first, *rest = transplant.lines()
             tell(Notice(f"Transplant: {first}", ("tensor",), tuple((line,) for line in rest)))
             record["transplant"] = transplant.as_dict()
-        base = base.without_weights() if base else None
-        return cls(config, directory, base, cells, samplers, model, weights, Progress(), None, tell, record)
+        return replace(opened, weights=weights)
 
-    def start(self, leader: bool, warmup: Warmup | None) -> None:
-        """Write the directory's first files, or cut its metrics back to the state that is taken up."""
-        if not leader:
-            return
-        self.record["data"] = [reference.as_dict() for reference in self.cells.file_references]
-        if self.state is not None:
-            self._require_same_data()
-        self.directory.create()
-        self.directory.write_config(self.config.to_yaml())
-        self.directory.update_record(
-            {**self.record, "status": "running", "phases": {}} if self.state is None else {"status": "running"}
+    def start(self, warmup: Warmup | None) -> None:
+        """Write the directory's first files, or cut what is there back to the state that is taken up; the first process alone."""
+        progress, directory = self.progress, self.directory
+        inputs = self.inputs or RunInputs.of(self.cells, self.reading.data)
+        directory.create()
+        directory.write_config(self.config.to_yaml())
+        fresh = {**self.record, "phases": {}} if self.state is None else {}
+        directory.update_record(
+            {**fresh, **inputs.as_record(), "init_from": self.record["init_from"], "status": "running"}
         )
-        names = [phase.name for phase in self.config.phases]
+        directory.cut_back(progress.step, progress.best, progress.best_digest)
         if self.state is None:
-            self.directory.metrics_path.unlink(missing_ok=True)
-        cut_back(self.directory.metrics_path, names, self.progress.phase, self.progress.phase_step)
-        notes = self.base.source.notes if self.base else ()
+            directory.metrics_path.unlink(missing_ok=True)
+        cut_back(
+            directory.metrics_path, [phase.name for phase in self.config.phases], progress.phase, progress.phase_step
+        )
         self.keeper = Keeper(
-            self.directory,
-            build_manifest(self.cells, self.model, self.config.data, self.base, tuple(notes)),
+            directory,
+            build_manifest(
+                self.cells, self.model, self.reading.data, inputs.side_files.get("evaluation_file"), self.base
+            ),
             torch.from_numpy(self.cells.features),
             default_controls(self.cells, self.config.seed),
             TrainingRecord(
@@ -127,23 +139,14 @@ class Session:
             ),
             open_sinks(
                 self.config.loggers,
-                self.directory,
+                directory,
                 project=self.config.wandb_project,
                 settings=self.config.as_dict(),
-                purge_step=self.progress.step if self.state else None,
+                # the row of the saved step itself was written before the state was
+                purge_step=progress.step + 1 if self.state else None,
             ),
             warmup=warmup,
         )
-
-    def _require_same_data(self) -> None:
-        recorded = {item["path"]: item["sha256"] for item in self.directory.read_record().get("data", [])}
-        changed = [item["path"] for item in self.record["data"] if recorded.get(item["path"]) != item["sha256"]]
-        if changed:
-            raise DataError(
-                f"data of {self.directory.path} has changed since the run was started; a resumed run must see the same cells. "
-                "Restore the files, or start another run with --init-from the best checkpoint",
-                changed,
-            )
 
     def fit_phases(self, device: str, stop: StopSignal, quick_eval: QuickEval | None, on_step: OnStep | None) -> bool:
         """Run the phases that remain; whether all were finished."""
@@ -184,14 +187,11 @@ class Session:
 
     def _enter_phase(self, number: int, network: StateTransition) -> None:
         """Weights that the phase starts from: the best so far, or those there are."""
-        if (
-            number
-            and self.config.phases[number].start == "best"
-            and self.directory.best_path.exists()
-            and is_first_process()
-        ):
-            network.load_state_dict(dict(load_checkpoint(self.directory.best_path).weights))
-        self.progress.begin_phase(number, self.config.phases[number].name)
+        progress, directory = self.progress, self.directory
+        if number and self.config.phases[number].start == "best" and progress.best and self.keeper is not None:
+            directory.require_best(progress.best, progress.best_digest)
+            network.load_state_dict(dict(load_checkpoint(directory.best_path).weights))
+        progress.begin_phase(number, self.config.phases[number].name)
 
     def _fit_phase(
         self, number: int, network: StateTransition, device: str, stop: StopSignal, quick_eval: QuickEval | None,
@@ -228,14 +228,16 @@ class Session:
         if bar is not None:
             stage.on_step, stage.on_row = bar.step, bar.row
         objective = Objective(config.loss, self.model, phase.decoder_weight)
-        fit = PhaseFit(stage, phase, sets, objective, self.state)
+        module = PhaseFit(stage, phase, sets, objective, self.state)
         sampler = self.samplers["train"] if world == 1 else _sampler(self.cells, config, "train", world)
         maker = BatchMaker(sampler, features, (rank, world))
         start = self.progress.step * config.sets.accumulation
         positions = range(start, start + remaining * config.sets.accumulation)
-        feed = open_feed(maker, positions, config.compute.workers, pin=trainer.strategy.root_device.type == "cuda")
+        feed = open_feed(
+            maker, positions, self.reading.compute.workers, pin=trainer.strategy.root_device.type == "cuda"
+        )
         try:
-            trainer.fit(fit, train_dataloaders=feed)
+            fit(trainer, module, feed)
         finally:
             if bar is not None:
                 bar.close()

@@ -124,9 +124,13 @@ def default_controls(cells: TrainingCells, seed: int) -> ControlSet:
 
 
 def build_manifest(
-    cells: TrainingCells, model: ModelConfig, settings: DataSettings, base: Base | None, notes: tuple[str, ...]
+    cells: TrainingCells,
+    model: ModelConfig,
+    settings: DataSettings,
+    evaluation: FileReference | None,
+    base: Base | None,
 ) -> Manifest:
-    """All of the manifest but the training record."""
+    """All of the manifest but the training record; `evaluation` is the file named for evaluation."""
     trained = {cells.columns.control, *cells.part_perturbations("train")}
     has_genes = model.output_is_genes or model.gene_decoder is not None
     return Manifest(
@@ -142,14 +146,14 @@ def build_manifest(
         columns=cells.columns,
         cell_types=cells.cell_types,
         batches=cells.batches,
-        evaluation=_evaluation(cells, settings),
+        evaluation=_evaluation(cells, settings, evaluation),
         training_data=cells.reference("train"),
         licence=base.manifest.licence if base and base.manifest else None,
-        notes=notes,
+        notes=base.source.notes if base else (),
     )
 
 
-def _evaluation(cells: TrainingCells, settings: DataSettings) -> DataReference:
+def _evaluation(cells: TrainingCells, settings: DataSettings, file_of_it: FileReference | None) -> DataReference:
     """The file named for evaluation, else the held-out cells: the test part, or validation where there is none."""
     if settings.evaluation_file is None:
         return cells.reference("test" if len(cells.part("test")) else "val")
@@ -158,7 +162,7 @@ def _evaluation(cells: TrainingCells, settings: DataSettings) -> DataReference:
         scale = resolve_scale(file, settings.scale)
         columns = _present(cells.columns, file)
     return DataReference(
-        files=(FileReference.of(path),), columns=columns, scale=scale.scale, target_sum=scale.target_sum
+        files=(file_of_it or FileReference.of(path),), columns=columns, scale=scale.scale, target_sum=scale.target_sum
     )
 
 

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from steval.data.files import atomic_path
 from steval.errors import ConfigError
-from steval.settings import read_yaml
+from steval.settings import flatten, read_yaml
 from steval.workflows.curves import Curves, read_curves
 from steval.workflows.symptoms import validation_curve
 
@@ -105,25 +104,16 @@ def _short_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _differences(names: Sequence[str], paths: Sequence[Path]) -> pl.DataFrame:
-    flat = [_flatten(read_yaml(path / "config.yaml")) if (path / "config.yaml").is_file() else {} for path in paths]
+    flat = [
+        {key: json.dumps(value) for key, value in flatten(read_yaml(path / "config.yaml")).items()}
+        if (path / "config.yaml").is_file()
+        else {}
+        for path in paths
+    ]
     keys = sorted({key for settings in flat for key in settings})
     rows = [[key, *(settings.get(key, "–") for settings in flat)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
     return pl.DataFrame(differing, schema=dict.fromkeys(["setting", *names], pl.String), orient="row")
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        items = [(str(number), item) for number, item in enumerate(value)]
-    else:
-        return {prefix: json.dumps(value)}
-    return {
-        key: text
-        for name, item in items
-        for key, text in _flatten(item, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def _best(names: Sequence[str], curves: Sequence[Curves]) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """Fine-tuning with what other rooms add: a quick cell-eval of held-out perturbations, and the service's warm-up record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def finetune_with_evaluation(
     overwrite: bool = False,
     device: str = "auto",
     allow_mismatch: bool = False,
+    data_dirs: Sequence[Path] = (),
     report: Tell | None = None,
 ) -> RunResult:
     """`steval.trainer.run.finetune` with quick evaluations (`checks.quick_eval_every`) and a warm-up record; same errors."""
@@ -45,6 +46,7 @@ def finetune_with_evaluation(
         overwrite=overwrite,
         device=device,
         allow_mismatch=allow_mismatch,
+        data_dirs=data_dirs,
         quick_eval=quick_evaluation,
         warmup=warmup_record,
         report=report,

@@ -1,8 +1,9 @@
-"""A process that fine-tunes in forked children that kill themselves with SIGKILL where they are told; for trainer/test_resume.py.
+"""A process that fine-tunes in forked children that kill themselves with SIGKILL where they are told; for trainer/test_resume*.py.
 
 One process imports everything once, so that the uninterrupted run, the killed ones and their resumptions compute under the
-same conditions. Argument: a JSON file with `threads`, `config`, `whole` (directory of the uninterrupted run) and `scenarios`
-(`run_dir`, and `step` or `file` with `number`).
+same conditions. Argument: a JSON file with `threads` and `runs`, each with `config`, `options`, `whole` (directory of the
+uninterrupted run) and `scenarios`: `run_dir`, and where to die: `step`, `row`, or `file` with `number`; `again`: where the
+resumed one dies.
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 import steval.trainer.progress.state as state
 from steval.checkpoints.store import load_checkpoint
 from steval.trainer.config import FinetuneConfig
+from steval.trainer.progress.keeper import Keeper
 from steval.trainer.run import finetune
 
 
@@ -58,38 +60,62 @@ def die_while_writing(which: str, number: int) -> None:
         store.save_file = write_half
 
 
-def finish(config: FinetuneConfig | None, run_dir: Path) -> None:
+def die_after_row(number: int) -> None:
+    """Let the `number`-th row of metrics be the last thing that is done."""
+    count, log = [0], Keeper.log
+
+    def log_and_die(self: Keeper, *arguments: object) -> None:
+        log(self, *arguments)
+        count[0] += 1
+        if count[0] == number:
+            die()
+
+    Keeper.log = log_and_die
+
+
+def finish(config: FinetuneConfig | None, run_dir: Path, **options: object) -> None:
     """Run to the end in a child; without a configuration, resume."""
     child = os.fork()
     if not child:
-        done = finetune(config, run_dir, resume=config is None, device="cpu")
+        done = finetune(config, run_dir, resume=config is None, device="cpu", **options)
         os._exit(0 if done.finished else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, run_dir
 
 
+def kill(config: FinetuneConfig | None, run_dir: Path, scenario: dict, **options: object) -> None:
+    """Run, or resume, in a child that kills itself where the scenario says; its checkpoints are whole."""
+    child = os.fork()
+    if not child:
+        if "file" in scenario:
+            die_while_writing(scenario["file"], scenario["number"])
+        if "row" in scenario:
+            die_after_row(scenario["row"])
+
+        def on_step(progress: object) -> None:
+            if progress.step == scenario.get("step"):
+                die()
+
+        finetune(config, run_dir, resume=config is None, device="cpu", on_step=on_step, **options)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (scenario, status)
+    for path in run_dir.glob("checkpoints/*.safetensors"):
+        load_checkpoint(path)
+
+
 def main() -> None:
-    """Run every scenario in a child of its own."""
+    """Each run once to its end, then every scenario of it in children of its own."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
-    config = FinetuneConfig.parse(job["config"])
-    finish(config, Path(job["whole"]))
-    for scenario in job["scenarios"]:
-        child = os.fork()
-        if not child:
-            if "file" in scenario:
-                die_while_writing(scenario["file"], scenario["number"])
-
-            def on_step(progress: object, at: int | None = scenario.get("step")) -> None:
-                if progress.step == at:
-                    die()
-
-            finetune(config, Path(scenario["run_dir"]), device="cpu", on_step=on_step)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (scenario, status)
-        for path in Path(scenario["run_dir"]).glob("checkpoints/*.safetensors"):
-            load_checkpoint(path)
-        finish(None, Path(scenario["run_dir"]))
+    for planned in job["runs"]:
+        config, options = FinetuneConfig.parse(planned["config"]), planned.get("options", {})
+        finish(config, Path(planned["whole"]), **options)
+        for scenario in planned["scenarios"]:
+            run_dir = Path(scenario["run_dir"])
+            kill(config, run_dir, scenario, **options)
+            if "again" in scenario:
+                kill(None, run_dir, scenario["again"])
+            finish(None, run_dir)
 
 
 if __name__ == "__main__":

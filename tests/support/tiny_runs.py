@@ -1,11 +1,15 @@
 """Runs of a second: their configuration, and what they leave behind."""
 
 import csv
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from steval.checkpoints.store import load_checkpoint
 from steval.settings import apply_overrides
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.state import load_state
@@ -61,4 +65,17 @@ def assert_same_run(one: Path, other: Path) -> None:
         for key, value in state.items():
             assert torch.equal(value, second["optimiser"]["state"][index][key]), (index, key)
     assert rows(one) == rows(other)
-    assert first["best"] == second["best"]
+    assert (first["best"], first["best_digest"]) == (second["best"], second["best_digest"])
+    best, expected = (load_checkpoint(path / "checkpoints" / "best-val.safetensors") for path in (one, other))
+    assert best.manifest.tensors == expected.manifest.tensors
+    names, others = ({file.name for file in path.rglob("*")} for path in (one, other))
+    assert names == others
+
+
+def run_killed(runs: list[dict[str, Any]], scratch: Path) -> None:
+    """Let killing.py do `runs` (see there) in a process of its own."""
+    job = scratch / "job.json"
+    job.write_text(json.dumps({"threads": torch.get_num_threads(), "runs": runs}))
+    script = Path(__file__).with_name("killing.py")
+    done = subprocess.run([sys.executable, str(script), str(job)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -75,6 +75,10 @@ def expand_files(patterns: Sequence[str], split: Split) -> tuple[list[Path], Spl
 
 def _toml_files(paths: list[Path], split: TomlSplit) -> tuple[list[Path], TomlSplit]:
     assert split.table is not None
+    if paths and len(split.file_datasets) == len(
+        paths
+    ):  # an opened split that was kept: the files may lie elsewhere now
+        return paths, split
     if paths and len(split.table.datasets_used()) == 1:
         names = split.table.datasets_used() * len(paths)
         return paths, split.model_copy(update={"file_datasets": tuple(names)})

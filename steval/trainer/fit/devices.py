@@ -3,7 +3,8 @@ and memory, and the generator that dropout draws from."""
 
 import logging
 import os
-from collections.abc import Generator
+import signal
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,8 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -65,6 +68,21 @@ def _devices(compute: ComputeSettings, device: str) -> tuple[str, int | list[int
         return ("gpu" if on_gpu else "cpu"), compute.devices
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     return ("gpu", local or torch.cuda.device_count()) if on_gpu else ("cpu", local or 1)
+
+
+def fit(trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any]) -> None:
+    """`trainer.fit`; processes that it launched do not outlive an error."""
+    try:
+        trainer.fit(module, train_dataloaders=batches)
+    except (
+        SIGTERMException
+    ):  # it came while Lightning was getting ready; the run's own handler has seen it, and the step is done
+        pass
+    except BaseException:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        raise
 
 
 def make_ready(network: StateTransition, compute: ComputeSettings, device: str) -> None:

@@ -236,13 +236,14 @@ class PhaseFit(L.LightningModule):
         progress.note_best(metric, values[metric])
         if self.stage.keeper is not None:
             keeper = self.stage.keeper
-            keeper.write(keeper.directory.best_path, keeper.checkpoint(self._weights(), progress, values))
+            progress.best_digest = keeper.write_best(keeper.checkpoint(self._weights(), progress, values))
 
     def _keep_step(self) -> None:
         keeper = self.stage.keeper
         if keeper is None:
             return
         progress = self.stage.progress
+        self._window.require_finite(progress.step)
         with self._averaged():
             checkpoint = keeper.checkpoint(self._weights(), progress, progress.phases[-1]["validation"])
             keeper.write(keeper.directory.step_path(progress.step), checkpoint)
@@ -266,6 +267,7 @@ class PhaseFit(L.LightningModule):
                 optimiser=self._optimiser.state_dict(),
                 window=self._window.rows(),
                 best=progress.best,
+                best_digest=progress.best_digest,
                 phases=progress.phases,
                 seconds=progress.seconds,
             )

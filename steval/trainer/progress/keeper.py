@@ -11,7 +11,7 @@ from torch import Tensor
 from steval.checkpoints.manifest import Manifest, TrainingRecord, WarmupRecord
 from steval.checkpoints.store import Checkpoint, ControlSet, save_checkpoint
 from steval.errors import DataError
-from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.progress.rundir import RunDirectory, weights_digest
 from steval.trainer.progress.sinks import Sink
 from steval.trainer.progress.state import Progress, TrainerState, save_state
 
@@ -66,14 +66,19 @@ class Keeper:
         manifest = self._manifest.model_copy(update={"training": record})
         return Checkpoint(self.directory.path, manifest, dict(weights), self._features, self._controls, digest="")
 
-    def write(self, path: Path, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint atomically; a full disk is a `DataError`, and what was there before stays."""
+    def write_best(self, checkpoint: Checkpoint) -> str:
+        """Write `best-val`; the one that the last saved state means is kept until the next. Returns `weights_digest`."""
+        self.directory.save_best_of_state()
+        return weights_digest(self.write(self.directory.best_path, checkpoint).tensors)
+
+    def write(self, path: Path, checkpoint: Checkpoint) -> Manifest:
+        """Write a checkpoint atomically, return its manifest; a full disk is a `DataError`, what was there before stays."""
         manifest = checkpoint.manifest
         try:
             with self._timed():
                 if self._warmup is not None:
                     manifest = manifest.model_copy(update={"warmup": self._warmup(checkpoint)})
-                save_checkpoint(
+                return save_checkpoint(
                     path,
                     manifest=manifest,
                     weights=checkpoint.weights,
@@ -87,11 +92,12 @@ class Keeper:
             ) from error
 
     def save_state(self, state: TrainerState) -> None:
-        """Write `last.ckpt`; every row of metrics up to it is on disk before."""
+        """Write `last.ckpt`; every row of metrics up to it is on disk before, and its best checkpoint is `best-val`."""
         with self._timed():
             for sink in self._sinks:
                 sink.sync()
             save_state(self.directory.state_path, state)
+            self.directory.saved_best_path.unlink(missing_ok=True)
 
     @contextmanager
     def _timed(self) -> Generator[None]:

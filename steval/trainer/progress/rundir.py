@@ -1,6 +1,7 @@
 """The run directory (docs/finetuning.md): where everything is, when a run may start there, and `run.json`."""
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -9,11 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from steval.checkpoints.manifest import read_manifest
 from steval.data.files import atomic_path, require_directory
-from steval.errors import ConfigError
+from steval.data.locks import LOCK_NAME
+from steval.errors import CheckpointError, ConfigError
+from steval.settings import json_digest
 
 PACKAGES = ("steval", "torch", "lightning", "numpy", "scipy", "anndata", "safetensors")
 """Packages that a run's numbers depend on."""
+OWN_NAMES = frozenset({"config.yaml", "metrics.csv", "events", "run.json", "checkpoints", "report.html", "wandb"})
+"""What a run leaves in its directory, and `--overwrite` clears."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,11 @@ class RunDirectory:
         return self.checkpoints_dir / "best-val.safetensors"
 
     @property
+    def saved_best_path(self) -> Path:
+        """The best checkpoint as of `last.ckpt`, for as long as `best-val` is a newer one."""
+        return self.checkpoints_dir / "best-of-last.safetensors"
+
+    @property
     def state_path(self) -> Path:
         """Full trainer state, for `--resume` only."""
         return self.checkpoints_dir / "last.ckpt"
@@ -60,21 +71,24 @@ class RunDirectory:
         return self.checkpoints_dir / f"step-{step:08d}.safetensors"
 
     def require_startable(self, *, overwrite: bool) -> None:
-        """A directory that holds a run's state, or foreign files, is a `ConfigError`; `overwrite` clears a run's own files."""
+        """A directory that holds a run's state, or foreign files, is a `ConfigError`; `overwrite` allows a run's own files."""
         if self.state_path.exists() and not overwrite:
             raise ConfigError(
                 f"{self.path} already holds a run ({self.state_path.name} is there). Continue it with --resume, replace it "
                 "with --overwrite, or choose another directory"
             )
-        known = {"config.yaml", "metrics.csv", "events", "run.json", "checkpoints", "report.html", "wandb"}
-        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in known) if self.path.is_dir() else []
+        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        foreign = sorted(name for name in names - OWN_NAMES - {LOCK_NAME} if not name.endswith(".part"))
         if foreign and not self.record_path.exists():
             raise ConfigError(
                 f"{self.path} is not a run directory and not empty (it holds {', '.join(foreign[:5])}); choose another"
             )
-        for name in sorted(known) if self.path.is_dir() else ():
+
+    def clear(self) -> None:
+        """Remove what an earlier run left; foreign files stay."""
+        for name in sorted(OWN_NAMES) if self.path.is_dir() else ():
             entry = self.path / name
-            if entry.is_dir():
+            if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)
@@ -90,6 +104,45 @@ class RunDirectory:
         for directory in (self.path, self.checkpoints_dir):
             for partial in directory.glob(".*.part"):
                 partial.unlink(missing_ok=True)
+
+    def save_best_of_state(self) -> None:
+        """Before a newer best checkpoint takes its name: keep the one that `last.ckpt` means under a name of its own."""
+        if not (self.state_path.exists() and self.best_path.exists()) or self.saved_best_path.exists():
+            return
+        try:
+            os.link(self.best_path, self.saved_best_path)
+        except OSError:  # a file system without hard links
+            with atomic_path(self.saved_best_path) as partial:
+                shutil.copyfile(self.best_path, partial)
+
+    def cut_back(self, step: int, best: Mapping[str, Any], best_digest: str | None) -> None:
+        """Checkpoints as they were at a saved state: its best under its name, none of a later step.
+
+        `best` and `best_digest` are the state's. A best checkpoint that is neither there nor kept is a `CheckpointError`.
+        """
+        for path in self.checkpoints_dir.glob("step-*.safetensors"):
+            if path > self.step_path(step):
+                path.unlink()
+        if not best:
+            self.best_path.unlink(missing_ok=True)
+        elif self.saved_best_path.exists() and _holds(self.saved_best_path, best, best_digest):
+            self.saved_best_path.replace(self.best_path)
+        else:
+            self.require_best(best, best_digest)
+        self.saved_best_path.unlink(missing_ok=True)
+
+    def require_best(self, best: Mapping[str, Any], digest: str | None) -> None:
+        """A `best-val` that is not the one that the run means is a `CheckpointError`."""
+        if not self.best_path.exists():
+            found = "is not there"
+        elif _holds(self.best_path, best, digest):
+            return
+        else:
+            found = "holds other weights"
+        raise CheckpointError(
+            f"{self.best_path} {found}: this run's best are those of step {best['step']}, and the run needs them to go on. "
+            "Restore the file, or start another run with --init-from"
+        )
 
     def write_config(self, text: str) -> None:
         """Write `config.yaml` atomically."""
@@ -121,3 +174,16 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def weights_digest(tensors: Mapping[str, str]) -> str:
+    """Digest of a checkpoint's weights, from the digests of its tensors in the manifest."""
+    return json_digest(dict(tensors))
+
+
+def _holds(path: Path, best: Mapping[str, Any], digest: str | None) -> bool:
+    """Whether the checkpoint at `path` is the best one on record; states of an earlier format know its step alone."""
+    manifest = read_manifest(path)
+    if digest is not None:
+        return weights_digest(manifest.tensors) == digest
+    return manifest.training is not None and manifest.training.step == best["step"]

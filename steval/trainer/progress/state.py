@@ -2,7 +2,7 @@
 with `weights_only`."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
 
@@ -13,7 +13,9 @@ from steval.checkpoints.manifest import PhaseRecord
 from steval.data.files import atomic_path
 from steval.errors import CheckpointError, DataError
 
-STATE_FORMAT = "steval-trainer-state-1"
+STATE_FORMAT = "steval-trainer-state-2"
+_EARLIER: dict[str, dict[str, Any]] = {"steval-trainer-state-1": {"best_digest": None}}
+"""Earlier formats that are read too, with what they lacked."""
 
 
 @dataclass
@@ -30,13 +32,15 @@ class Progress:
     """Seconds of training, validation and saving included."""
     best: dict[str, Any] = field(default_factory=dict)
     """`metric`, `value`, `step`, `phase` of the best checkpoint; empty before the first."""
+    best_digest: str | None = None
+    """Digest of its weights (`weights_digest`), where this process wrote it."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     """`name`, `steps`, `best_step`, `validation` (the latest) of each phase begun."""
 
     @classmethod
     def restore(cls, state: Any) -> Self:
         """From the keys of `TrainerState` that have the names of these fields."""
-        return cls(**{name: state[name] for name in ("phase", "phase_step", "step", "seconds", "best", "phases")})
+        return cls(**{entry.name: state[entry.name] for entry in fields(cls)})
 
     def begin_phase(self, number: int, name: str) -> None:
         """Start phase `number` at its first step."""
@@ -83,7 +87,9 @@ class TrainerState(TypedDict):
     window: list[Tensor]
     """Losses since the last row of metrics.csv."""
     best: dict[str, Any]
-    """`value`, `step`, `phase` of the best checkpoint; empty before the first."""
+    """`metric`, `value`, `step`, `phase` of the best checkpoint; empty before the first."""
+    best_digest: str | None
+    """Digest of its weights: the file is on disk, under a name that may have moved on since."""
     phases: list[dict[str, Any]]
     """Records of the phases begun so far."""
     seconds: float
@@ -111,6 +117,8 @@ def load_state(path: Path) -> TrainerState:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as a trainer state: {_first_line(error)}") from error
+    if isinstance(state, dict) and state.get("format") in _EARLIER:
+        state = {**_EARLIER[state["format"]], **state, "format": STATE_FORMAT}
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path} is no trainer state of this steval (format {found!r}, needed {STATE_FORMAT!r})")
