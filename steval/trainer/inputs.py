@@ -87,9 +87,9 @@ class RunInputs:
         )
         if problems:
             raise DataError(
-                "data has moved or has changed since the run was started; a resumed run must see the same cells. Name the directory "
-                "that holds files that moved with --data-dir or STEVAL_DATA_DIR, or give them with --set data.files=[...]; restore "
-                "files that changed, or start another run with --init-from the best checkpoint",
+                "data has moved or has changed since the run was started; a resumed run must see the same cells. Name the "
+                "directory that holds files that moved with --data-dir or STEVAL_DATA_DIR, or give them with --set "
+                "data.files=[...]; restore files that changed, or start another run with --init-from the best checkpoint",
                 problems,
             )
         return located

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steval.data.training.sets import CellSetSampler
-from steval.errors import StevalError
+from steval.errors import ConfigError
 
 AHEAD = 3
 """Batches that are ready before they are needed."""
@@ -130,7 +130,7 @@ class ThreadFeed:
 
 
 class WorkerFeed:
-    """Batches made by worker processes; one that dies is a `StevalError` that says how to go on."""
+    """Batches made by worker processes; one that dies is a `ConfigError` that says how to go on."""
 
     def __init__(self, maker: BatchMaker, positions: range, workers: int, *, pin: bool = False):
         self._positions = positions
@@ -158,7 +158,7 @@ class WorkerFeed:
             except RuntimeError as error:
                 if "worker" not in str(error):
                     raise
-                raise StevalError(
+                raise ConfigError(
                     f"a process that reads batches died at batch {position} ({str(error).splitlines()[0]}); nothing of "
                     "value is lost: continue with --resume, with fewer compute.workers if memory ran out"
                 ) from error

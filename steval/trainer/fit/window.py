@@ -10,8 +10,10 @@ from steval.errors import StevalError
 
 
 class DivergenceError(StevalError):
-    """A loss or gradient that is not finite: training cannot go on."""
+    """A loss or gradient that is not finite: training cannot go on with these rates, or this data."""
 
+    exit_code = 2
+    http_status = 422
     code = "diverged"
 
 
