@@ -35,7 +35,10 @@ class RegimeChoice:
 
 
 def choose_attention(hyper: Mapping[str, Any], override: str | None = None) -> RegimeChoice:
-    """The regime by DESIGN's rule: option, then the key `bidirectional_attention`, then a choice that is explained."""
+    """The regime: option, then the key `bidirectional_attention`, then a choice that is explained.
+
+    See docs/decisions/002-attention-regimes.md.
+    """
     is_gpt2 = _backbone_kind(hyper) == "gpt2"
     if override is not None:
         if override not in get_args(Attention):

@@ -42,7 +42,7 @@ def read_features(path: Path) -> Features:
     features = reader(path)
     broken = [name for name, vector in features.items() if not np.isfinite(vector).all()]
     if broken:
-        raise CheckpointError(f"{path}: NaN or infinite features of {', '.join(map(repr, broken[:5]))}")
+        raise CheckpointError(f"{path}: NaN or infinite features of {', '.join(broken[:5])}")
     return features
 
 

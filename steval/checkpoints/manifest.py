@@ -70,7 +70,7 @@ class WarmupRecord(Settings):
 
 
 class Manifest(Settings):
-    """Metadata of one checkpoint (DESIGN §5)."""
+    """Metadata of one checkpoint (docs/checkpoints.md)."""
 
     format_version: Literal[1] = 1
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

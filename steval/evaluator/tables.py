@@ -1,6 +1,7 @@
 """The score directory: written whole or not at all, and read back.
 
-Beside DESIGN's files (`results.parquet`, `results.csv`, `breakdown.csv`, `score.json`, `integrity.csv`, `report.html`) it holds
+Beside the files that docs/architecture.md names (`results.parquet`, `results.csv`, `breakdown.csv`, `score.json`,
+`integrity.csv`, `report.html`) it holds
 what a comparison or a new drawing of the report needs; `docs/scoring.md` has the schema of each table.
 """
 

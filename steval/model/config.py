@@ -82,7 +82,7 @@ class GeneDecoderConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """Everything needed to build the ST network of DESIGN §4; the weights then load by name."""
+    """Everything needed to build the ST network (docs/architecture.md, The network); the weights then load by name."""
 
     input_dim: PositiveInt
     """Columns of the basal input: genes, highly variable genes or embedding dimensions."""
@@ -164,5 +164,5 @@ class ModelConfig(Settings):
 
     @property
     def output_is_genes(self) -> bool:
-        """Whether the main head's output is expression; then it ends in a ReLU (DESIGN §4)."""
+        """Whether the main head's output is expression; then it ends in a ReLU (docs/architecture.md, The network)."""
         return self.input_is_genes or self.gene_decoder is None

@@ -1,4 +1,4 @@
-"""Which part of the network a parameter belongs to, by its name; torch-free (DESIGN of fine-tuning phases)."""
+"""Which part of the network a parameter belongs to, by its name; torch-free (docs/architecture.md, The network)."""
 
 import re
 from typing import Literal

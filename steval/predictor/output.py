@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from pydantic import FiniteFloat, PositiveFloat, model_validator
 
 from steval.data.cells.record import steval_record
-from steval.data.cells.writer import CellWriter, Compression, Layout
+from steval.data.cells.writer import CellWriter, Compression, OutputLayout
 from steval.data.rows.csr import csr_of
 from steval.errors import ConfigError
 from steval.logs import progress_bar
@@ -40,7 +40,7 @@ class OutputOptions(Settings):
     """Median total of the drawn counts. None: that of the controls, or the request's `median_umi`."""
     include_controls: bool | None = None
     """Measured control cells beside the predicted ones. None: where their expression is known."""
-    layout: Layout = "csr"
+    layout: OutputLayout = "csr"
     compression: Compression = "none"
     clip_low: FiniteFloat | None = None
     """Smallest value; none: what the network gives (expression is never under 0, an embedding may be)."""
@@ -132,7 +132,7 @@ def write_predictions(
     return written
 
 
-def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: dict[str, Any], layout: Layout) -> None:
+def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: dict[str, Any], layout: OutputLayout) -> None:
     writer.append(csr_of(cells) if layout == "csr" else cells, obs)
 
 

@@ -21,8 +21,7 @@ from steval.data.cells.genes import read_genes
 from steval.data.cells.scale import resolve_scale
 from steval.data.columns import DEFAULT_CONTROL, Columns
 from steval.data.reference import DataReference, FileReference
-from steval.data.training.cells import TrainingCells
-from steval.data.training.cells import Vocabulary as NameOrder
+from steval.data.training.cells import NameOrder, TrainingCells
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.config import DataSettings

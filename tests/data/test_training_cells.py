@@ -12,7 +12,7 @@ from steval.data.cells.scale import lognorm
 from steval.data.columns import ColumnOptions
 from steval.data.splits.assignment import CellSplit, ContextSplit
 from steval.data.splits.selection import open_reference
-from steval.data.training.cells import CellsSettings, TrainingCells, Vocabulary
+from steval.data.training.cells import CellsSettings, NameOrder, TrainingCells
 from steval.errors import ConfigError, DataError
 from support.cells_on_disk import CONTROL, make_cells, write_as
 
@@ -83,7 +83,7 @@ def test_a_vocabulary_keeps_its_order_and_takes_new_names_at_the_end(
 ) -> None:
     paths, _ = two_files
     settings = CellsSettings(files=tuple(map(str, paths)), target_sum=1e4)
-    order = Vocabulary(perturbations=(CONTROL, "Z", "Y", "A"), cell_types=("rpe1",))
+    order = NameOrder(perturbations=(CONTROL, "Z", "Y", "A"), cell_types=("rpe1",))
     cells = TrainingCells.open(settings, CellSplit(), vocabulary=order)
     assert cells.perturbations == (CONTROL, "Z", "Y", "A", "B")
     assert cells.cell_types == ("rpe1", "k562")

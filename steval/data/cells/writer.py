@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from steval.data.cells.record import KEY
 from steval.data.files import atomic_path
 
-Layout = Literal["csr", "dense"]
+OutputLayout = Literal["csr", "dense"]
 Compression = Literal["gzip", "lzf", "none"]
 CHUNK_VALUES = 1 << 18
 
@@ -33,7 +33,7 @@ class CellWriter:
         genes: Sequence[str],
         record: Mapping[str, Any],
         *,
-        layout: Layout = "csr",
+        layout: OutputLayout = "csr",
         compression: Compression = "gzip",
         var: pd.DataFrame | None = None,
     ):

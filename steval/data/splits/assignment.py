@@ -1,8 +1,8 @@
 """Which cell belongs to train, val or test; and the audit's rule that no perturbed cell belongs to two.
 
-Three ways (DESIGN §3): `cells` (seeded fractions within each cell type and perturbation), `contexts` (lists of
-perturbations by context) and `toml` (cell-load's split file). A context is a value of `cell_type_key`, by default the cell
-type column. Controls are inputs in every part; as targets they appear in training only.
+Three ways (docs/architecture.md, Vocabulary: split): `cells` (seeded fractions within each cell type and perturbation),
+`contexts` (lists of perturbations by context) and `toml` (cell-load's split file). A context is a value of
+`cell_type_key`, by default the cell type column. Controls are inputs in every part; as targets they appear in training only.
 """
 
 from collections.abc import Mapping, Sequence

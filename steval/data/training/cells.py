@@ -52,7 +52,7 @@ class CellsSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class NameOrder:
     """Names in code order that must come first (those of a checkpoint); names of the data that they lack follow, sorted."""
 
     perturbations: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class TrainingCells:
         input_genes: Sequence[str] | None = None,
         perturbation_features: Mapping[str, Any] | None = None,
         features_source: str = "the perturbation features",
-        vocabulary: Vocabulary | None = None,
+        vocabulary: NameOrder | None = None,
     ) -> Self:
         """Open, check and audit all files; data within `memory_gb` is loaded, of larger data the labels are.
 
@@ -116,7 +116,7 @@ class TrainingCells:
         `perturbation_features` are vectors by name (none: one-hot codes); errors call them `features_source`. Raises
         `DataError` or `ConfigError`.
         """
-        vocabulary = vocabulary or Vocabulary()
+        vocabulary = vocabulary or NameOrder()
         split = with_table(split)
         paths, split = expand_files(settings.files, split)
         budget = int(settings.memory_gb * 2**30)
