@@ -220,7 +220,8 @@ def _rates(predictor: Any, encoded: Any, names: list[str], size: int) -> dict[st
     from steval.predictor.engine import DTYPES
     from steval.predictor.requests import request_names
 
-    planned = predictor.plan(request_names(names[: max(1, RATE_CELLS // (4 * size))], 4 * size), encoded.pool)
+    plan = predictor.plan(request_names(names[: max(1, RATE_CELLS // (4 * size))], 4 * size), encoded.pool)
+    planned = list(plan.sets())
     num_cells = sum(one.num_cells for one in planned)
     with FlopCounterMode(display=False) as counter:
         first = next(predictor.predict_blocks(planned, encoded))

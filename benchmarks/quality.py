@@ -41,7 +41,7 @@ from steval.data.synthetic import generate
 from steval.evaluator.scoring import score
 from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
-from steval.predictor.output import write_predictions
+from steval.predictor.job import predict_into
 from steval.predictor.requests import PredictionRequest
 from steval.settings import apply_overrides, read_yaml
 from steval.trainer.config import FinetuneConfig
@@ -140,7 +140,7 @@ class Bench:
             items = request_items(real.obs, manifest.columns)
             items = tuple(item.model_copy(update={"num_cells": cells or item.num_cells}) for item in items)
             pool = cell_controls(real, manifest)
-            write_predictions(predictions, Predictor(checkpoint, device="cpu"), PredictionRequest(items=items), pool)
+            predict_into(predictions, Predictor(checkpoint, device="cpu"), PredictionRequest(items=items), pool)
         with self._real(path, part) as real:
             report = score(predictions, real, columns=manifest.columns, metrics=tuple(METRICS), metrics_only=True)
         predictions.unlink()
@@ -153,7 +153,7 @@ class Bench:
         predictions = path.parent / "baselines.h5ad"
         with self._real(path, part) as real:
             items = request_items(real.obs, manifest.columns)
-            write_predictions(
+            predict_into(
                 predictions, Predictor(load_checkpoint(path), device="cpu"), PredictionRequest(items=items),
                 cell_controls(real, manifest),
             )  # fmt: skip

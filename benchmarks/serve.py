@@ -3,7 +3,7 @@
     python benchmarks/serve.py [--seconds 20] [--genes 18080] [--hidden 672] [--cells 64] [--soak SECONDS]
 
 A random network (state_sm's shape: 159 M parameters at 18,080 genes) is written, served by `steval serve` on 127.0.0.1 and
-asked for one perturbation a request, as a JSON mean profile. In-process numbers come from `mean_profiles` in this process with
+asked for one perturbation a request, as a JSON mean profile. In-process numbers come from `predicted_means` in this process with
 the same threads, batch size and seeds: many perturbations at once for throughput, one at a time for latency; the service and
 this process take turns.
 
@@ -46,7 +46,7 @@ from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.predictor.controls import checkpoint_controls
 from steval.predictor.engine import Predictor
-from steval.predictor.profiles import mean_profiles
+from steval.predictor.means import predicted_means
 from steval.predictor.requests import request_names
 from steval.service.http.encoding import ARROW, H5AD, JSON
 
@@ -166,7 +166,9 @@ def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None
     def predict(count: int, seed: int) -> float:
         started = time.perf_counter()
         names = [f"P{number}" for number in range(count)]
-        for _ in mean_profiles(predictor, request_names(names, options.cells, seed=seed), encoded):
+        plan = predictor.plan(request_names(names, options.cells, seed=seed), pool)
+        sets = (one for block in predictor.predict_blocks(plan.sets(), encoded) for one in block.split())
+        for _ in predicted_means(plan, sets):
             pass
         return time.perf_counter() - started
 

@@ -77,7 +77,7 @@ class Job(Settings):
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """Where everything of one batch is."""
 
     root: Path

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from steval.batch.jobs import Job, read_json
-from steval.batch.plan import Plan
+from steval.batch.plan import BatchPlan
 from steval.batch.results import error_of, is_whole, score_of
 from steval.data.files import atomic_path
 
@@ -38,7 +38,7 @@ SCHEMA: dict[str, Any] = {
 """Columns of every leaderboard; `METRIC`, `METRIC_low` and `METRIC_high` follow for each metric that was scored."""
 
 
-def build_leaderboard(plan: Plan) -> pl.DataFrame:
+def build_leaderboard(plan: BatchPlan) -> pl.DataFrame:
     """A row for each job of the plan, best overall score first, failed ones last; made of the result directories alone.
 
     `state` is scored, predicted, failed or missing; intervals are 95 % over perturbations.
@@ -66,7 +66,7 @@ def build_leaderboard(plan: Plan) -> pl.DataFrame:
     ).select([*SCHEMA, *metrics])
 
 
-def write_leaderboard(plan: Plan, frame: pl.DataFrame, name: str = NAME) -> Path:
+def write_leaderboard(plan: BatchPlan, frame: pl.DataFrame, name: str = NAME) -> Path:
     """Write `NAME.parquet`, `.csv` and `.html` to the batch's directory; returns the HTML file."""
     root = plan.layout.root
     with atomic_path(root / f"{name}.parquet") as partial:
@@ -91,7 +91,7 @@ def render(frame: pl.DataFrame) -> str:
     return template.render(rows=frame.to_dicts(), metrics=metrics, data=data, grids=_grids(frame, requests, data))
 
 
-def remove_work(plan: Plan) -> None:
+def remove_work(plan: BatchPlan) -> None:
     """Remove parts and shared tables once every job is whole."""
     shutil.rmtree(plan.layout.work, ignore_errors=True)
 
@@ -113,7 +113,7 @@ def _grids(frame: pl.DataFrame, requests: list[str], data: list[str]) -> list[di
     return [grid for grid in grids if grid["lines"] and len(data) > 1]
 
 
-def _row(plan: Plan, job: Job, read_score_dir: Any) -> dict[str, Any]:
+def _row(plan: BatchPlan, job: Job, read_score_dir: Any) -> dict[str, Any]:
     directory = plan.layout.directory(job)
     row: dict[str, Any] = dict.fromkeys(SCHEMA)
     row |= {

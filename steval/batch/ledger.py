@@ -33,7 +33,7 @@ CREATE TABLE files (place TEXT PRIMARY KEY, num_bytes INTEGER, modified_ns INTEG
 
 
 @dataclass(frozen=True)
-class JobState:
+class LedgerEntry:
     """What the ledger says of one job."""
 
     key: str
@@ -127,11 +127,11 @@ class Ledger:
             (key, name, state, time.time()),
         )
 
-    def states(self, keys: Sequence[str]) -> dict[str, JobState]:
+    def states(self, keys: Sequence[str]) -> dict[str, LedgerEntry]:
         """What is known of these jobs."""
         wanted = set(keys)
         rows = self._execute("SELECT key, state, starts, error, started, finished FROM jobs")
-        return {row[0]: JobState(*row) for row in rows if row[0] in wanted}
+        return {row[0]: LedgerEntry(*row) for row in rows if row[0] in wanted}
 
     def record_task(self, task: Task, seconds: float) -> None:
         """Keep how long a task took, for estimates."""

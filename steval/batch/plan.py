@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steval.batch.jobs import Job, Layout, Stamp
+from steval.batch.jobs import BatchLayout, Job, Stamp
 from steval.batch.places import local_copy
 from steval.batch.results import one_line
 from steval.batch.settings import BatchManifest, RequestEntry, out_dir
@@ -23,34 +23,34 @@ MOST_PROBLEMS = 40
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The jobs of a manifest, in order: checkpoint by checkpoint, data set by data set."""
 
     manifest: BatchManifest
     jobs: tuple[Job, ...]
-    layout: Layout
+    layout: BatchLayout
     sizes: dict[str, DataSize]
     """Of each job's real cells, by job key."""
 
 
-def make_plan(manifest: BatchManifest, path: Path, digest: Digest, out: Path | None = None) -> Plan:
+def plan_batch(manifest: BatchManifest, path: Path, digest: Digest, out: Path | None = None) -> BatchPlan:
     """Read and check everything that `manifest` (of the file `path`) names.
 
     `digest` gives the file at a place as it is now. Raises one `ConfigError` that lists every problem.
     """
-    layout = Layout(out or out_dir(manifest, path))
+    layout = BatchLayout(out or out_dir(manifest, path))
     sources = Sources(manifest, path.parent.resolve(), layout.fetched, digest)
     return _Planner(manifest, sources, layout).plan()
 
 
 class _Planner:
-    def __init__(self, manifest: BatchManifest, sources: Sources, layout: Layout):
+    def __init__(self, manifest: BatchManifest, sources: Sources, layout: BatchLayout):
         self._manifest, self._sources, self._layout = manifest, sources, layout
         self._views: dict[Any, DataView | StevalError] = {}
         self._versions = result_versions()
         self._problems = sources.problems
 
-    def plan(self) -> Plan:
+    def plan(self) -> BatchPlan:
         wants_de = self._wants_de()
         data_dirs = self._sources.data_dirs
         checkpoints, data_sets = self._sources.checkpoints(), self._sources.data_sets()
@@ -70,7 +70,7 @@ class _Planner:
             more = len(problems) - MOST_PROBLEMS
             shown = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
             raise ConfigError("the batch cannot run; nothing was started", shown)
-        return Plan(self._manifest, tuple(jobs), self._layout, sizes)
+        return BatchPlan(self._manifest, tuple(jobs), self._layout, sizes)
 
     def _wants_de(self) -> bool:
         scoring = self._manifest.score

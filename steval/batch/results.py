@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from steval.batch.jobs import DONE_FILE, ERROR_FILE, SCORE_DIR, Job, Layout, read_json
+from steval.batch.jobs import DONE_FILE, ERROR_FILE, SCORE_DIR, BatchLayout, Job, read_json
 from steval.data.files import atomic_path
 
 FORMAT = 1
 
 
-def is_whole(layout: Layout, job: Job) -> bool:
+def is_whole(layout: BatchLayout, job: Job) -> bool:
     """Whether the results of exactly this job are there, each file with the size it had."""
     directory = layout.directory(job)
     record = read_json(directory / DONE_FILE)
@@ -20,7 +20,7 @@ def is_whole(layout: Layout, job: Job) -> bool:
     return all(_has_size(directory / name, size) for name, size in record["files"].items())
 
 
-def finish(layout: Layout, job: Job, seconds: float) -> None:
+def finish(layout: BatchLayout, job: Job, seconds: float) -> None:
     """Mark the job's directory as whole and remove its parts."""
     directory = layout.directory(job)
     (directory / ERROR_FILE).unlink(missing_ok=True)
@@ -54,20 +54,20 @@ def _sweep(directory: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def fail(layout: Layout, job: Job, kind: str, message: str, details: str = "") -> None:
+def fail(layout: BatchLayout, job: Job, kind: str, message: str, details: str = "") -> None:
     """Leave the error in the job's directory and remove its parts."""
     record = {"format": FORMAT, "key": job.key, "kind": kind, "error": message, "details": details}
     _write(layout.directory(job) / ERROR_FILE, record)
     shutil.rmtree(layout.parts(job), ignore_errors=True)
 
 
-def error_of(layout: Layout, job: Job) -> str | None:
+def error_of(layout: BatchLayout, job: Job) -> str | None:
     """Why the job failed, where it did."""
     record = read_json(layout.directory(job) / ERROR_FILE)
     return None if record is None or record.get("key") != job.key else str(record["error"])
 
 
-def score_of(layout: Layout, job: Job) -> Path | None:
+def score_of(layout: BatchLayout, job: Job) -> Path | None:
     """The score directory of a whole job, where it has one."""
     directory = layout.directory(job) / SCORE_DIR
     return directory if directory.is_dir() else None

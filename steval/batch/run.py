@@ -10,7 +10,7 @@ from steval.batch.engines.base import Engine
 from steval.batch.jobs import Job
 from steval.batch.leaderboard import NAME, build_leaderboard, remove_work, write_leaderboard
 from steval.batch.ledger import Ledger, ledger_path
-from steval.batch.plan import Plan, make_plan
+from steval.batch.plan import BatchPlan, plan_batch
 from steval.batch.results import is_whole
 from steval.batch.runner import RunCounts, Runner
 from steval.batch.settings import BatchManifest, Running, out_dir
@@ -64,7 +64,7 @@ class JobOutline:
 class Outline:
     """A plan with sizes."""
 
-    plan: Plan
+    plan: BatchPlan
     jobs: list[JobOutline]
     workers: int
     measured: int
@@ -83,7 +83,7 @@ def run_batch(path: Path, manifest: BatchManifest, *, shard: Shard | None = None
     """
     root = out_dir(manifest, path)
     with Ledger(ledger_path(root, shard)) as ledger:
-        plan = make_plan(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
+        plan = plan_batch(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
         jobs = _shard(plan.jobs, shard)
         name = "manifest" if shard is None else f"manifest-{shard[0]}-of-{shard[1]}"
         with atomic_path(root / f"{name}.yaml") as partial:
@@ -96,7 +96,7 @@ def run_batch(path: Path, manifest: BatchManifest, *, shard: Shard | None = None
         finally:
             if engine is not None:
                 engine.close()
-    part = Plan(plan.manifest, tuple(jobs), plan.layout, plan.sizes)
+    part = BatchPlan(plan.manifest, tuple(jobs), plan.layout, plan.sizes)
     name = NAME if shard is None else f"{NAME}-{shard[0]}-of-{shard[1]}"
     return _result(part, counts, name, clean=shard is None)
 
@@ -105,7 +105,7 @@ def collect(path: Path, manifest: BatchManifest) -> BatchResult:
     """The leaderboard of what is there, whoever made it; runs nothing."""
     root = out_dir(manifest, path)
     with Ledger(ledger_path(root, None)) as ledger:
-        plan = make_plan(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
+        plan = plan_batch(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
     return _result(plan, RunCounts(), NAME, clean=True)
 
 
@@ -114,7 +114,7 @@ def outline(path: Path, manifest: BatchManifest, *, shard: Shard | None = None) 
     root = out_dir(manifest, path)
     existing = ledger_path(root, shard)
     with Ledger(existing if existing.exists() else ":memory:") as ledger:
-        plan = make_plan(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
+        plan = plan_batch(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
         rates = ledger.rates()
     workers = manifest.run.workers or max(1, num_cores() // manifest.run.threads)
     shared: set[Path] = set()
@@ -164,7 +164,7 @@ def _shard(jobs: tuple[Job, ...], shard: Shard | None) -> list[Job]:
     return list(jobs) if shard is None else list(jobs[shard[0] - 1 :: shard[1]])
 
 
-def _result(plan: Plan, counts: RunCounts, name: str, clean: bool) -> BatchResult:
+def _result(plan: BatchPlan, counts: RunCounts, name: str, clean: bool) -> BatchResult:
     frame = build_leaderboard(plan)
     report = write_leaderboard(plan, frame, name)
     if clean and not frame["state"].is_in(["failed", "missing"]).any():

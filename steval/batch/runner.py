@@ -13,7 +13,7 @@ from steval.batch.engines.base import Engine
 from steval.batch.identity import RunnerIdentity, own_identity
 from steval.batch.jobs import Job, Outcome, Task
 from steval.batch.ledger import Ledger
-from steval.batch.plan import Plan
+from steval.batch.plan import BatchPlan
 from steval.batch.results import fail, finish, is_whole, one_line
 from steval.batch.settings import Running
 from steval.batch.work.stages import job_stages
@@ -52,7 +52,7 @@ class RunCounts:
 class Runner:
     """One run of a plan over one ledger; several may run at the same time."""
 
-    def __init__(self, plan: Plan, jobs: Sequence[Job], ledger: Ledger, engine: Engine):
+    def __init__(self, plan: BatchPlan, jobs: Sequence[Job], ledger: Ledger, engine: Engine):
         self._plan, self._ledger, self._engine = plan, ledger, engine
         self._layout = plan.layout
         self._running = plan.manifest.run

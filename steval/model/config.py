@@ -153,6 +153,11 @@ class ModelConfig(Settings):
         return self.batch_dim
 
     @property
+    def prediction_dim(self) -> int:
+        """Columns of a prediction: output genes, or embedding dimensions."""
+        return self.gene_decoder.gene_dim if self.gene_decoder else self.output_dim
+
+    @property
     def has_bottleneck(self) -> bool:
         """Whether `final_down_then_up` belongs to the network."""
         return self.predict_residual and self.output_space == "all" and self.head == "down-then-up"

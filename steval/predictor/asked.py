@@ -14,7 +14,7 @@ from steval.predictor.requests import (
     LARGEST_SEED,
     Output,
     PredictionRequest,
-    Vocabulary,
+    PredictionVocabulary,
     request_names,
     require_known,
     split_names,
@@ -68,7 +68,7 @@ class AskedPredictions(Settings):
         return self
 
 
-def build_request(asked: AskedPredictions, vocabulary: Vocabulary) -> PredictionRequest:
+def build_request(asked: AskedPredictions, vocabulary: PredictionVocabulary) -> PredictionRequest:
     """The request that is asked for, checked against the vocabulary."""
     control = vocabulary.control
     known = [name for name in vocabulary.names if name != control]

@@ -24,8 +24,10 @@ from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.model.network import Prediction
 from steval.predictor.controls import ControlPool
-from steval.predictor.requests import PredictionRequest, require_known, require_unique
-from steval.predictor.sets import PlannedSet, plan_sets, windows
+from steval.predictor.plan import PredictionPlan, make_plan
+from steval.predictor.predicted import PredictedBlock, PredictedSet, PredictionFacts
+from steval.predictor.requests import PredictionRequest
+from steval.predictor.sets import PlannedSet, windows
 
 log = logging.getLogger(__name__)
 
@@ -36,46 +38,6 @@ DEFAULT_BATCH_CELLS = 1024
 ENCODE_ROWS = 256
 ENCODED_BYTES = 512 * 2**20
 """Most memory for encoded control cells; requests that use more are done in several waves."""
-
-
-@dataclass(frozen=True)
-class PredictedSet:
-    """One predicted cell set; `cells [n, G]` float32 on the checkpoint's scale (or an embedding)."""
-
-    planned: PlannedSet
-    cells: np.ndarray
-
-    @property
-    def perturbation(self) -> str:
-        return self.planned.perturbation
-
-    @property
-    def cell_type(self) -> str:
-        return self.planned.cell_type
-
-    @property
-    def batch(self) -> str | None:
-        return self.planned.batch
-
-    @property
-    def control_indices(self) -> np.ndarray:
-        """Rows of the control pool `[n]` that the cells started from."""
-        return self.planned.control_indices
-
-
-@dataclass(frozen=True)
-class PredictedBlock:
-    """Several consecutive sets in one matrix `[sum of n, G]`, as they leave the network."""
-
-    sets: list[PlannedSet]
-    cells: np.ndarray
-
-    def split(self) -> Iterator[PredictedSet]:
-        """The sets one by one; views of `cells`."""
-        start = 0
-        for planned in self.sets:
-            yield PredictedSet(planned, self.cells[start : start + planned.num_cells])
-            start += planned.num_cells
 
 
 @dataclass(frozen=True)
@@ -140,8 +102,7 @@ class Predictor:
     @property
     def num_outputs(self) -> int:
         """Columns of a prediction: output genes, or embedding dimensions."""
-        model = self.manifest.model
-        return model.gene_decoder.gene_dim if model.gene_decoder else model.output_dim
+        return self.manifest.model.prediction_dim
 
     def settings(self) -> dict[str, object]:
         """Everything that was set or taken by default, for the record of an output."""
@@ -154,26 +115,29 @@ class Predictor:
             "compile": self.compiled,
         }
 
-    def plan(self, request: PredictionRequest, pool: ControlPool) -> list[PlannedSet]:
-        """The sets of a request with their controls. Raises for anything that the checkpoint or the pool cannot serve."""
-        require_unique(request.items, "the request")
-        require_known(
-            (item.perturbation for item in request.items), self.manifest.perturbation_names, self.manifest.control
-        )
-        self._require_batches(request, pool)
-        return plan_sets(request, pool, self.set_size)
+    def facts(self, made_by: str = "steval predict") -> PredictionFacts:
+        """Where predictions of this engine come from, for the record of an output."""
+        return PredictionFacts(made_by, str(self.path), self.digest, self.settings())
+
+    def plan(self, request: PredictionRequest, pool: ControlPool) -> PredictionPlan:
+        """`plan.make_plan` for this checkpoint and set size."""
+        return make_plan(request, pool, self.manifest, self.set_size)
 
     def predict(self, request: PredictionRequest, pool: "ControlPool | EncodedControls") -> Iterator[PredictedSet]:
         """The sets of `request` in its order; the request is checked before the first is computed."""
-        planned = self.plan(request, pool.pool if isinstance(pool, EncodedControls) else pool)
-        return itertools.chain.from_iterable(block.split() for block in self.predict_blocks(planned, pool))
+        plan = self.plan(request, pool.pool if isinstance(pool, EncodedControls) else pool)
+        return itertools.chain.from_iterable(block.split() for block in self.predict_blocks(plan.sets(), pool))
+
+    def blocks(self, plan: PredictionPlan) -> Iterator[PredictedBlock]:
+        """The cells of a plan, as `output.write_predictions` takes them."""
+        return self.predict_blocks(plan.sets(), plan.pool)
 
     def predict_blocks(
         self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls"
     ) -> Iterator[PredictedBlock]:
         """Planned sets (of one request or of many) in the given order, as blocks of a few hundred cells."""
         if isinstance(pool, EncodedControls):
-            yield from self._predict_wave(list(planned), pool)
+            yield from self._predict_wave(planned, pool)
             return
         for wave in self._waves(planned):
             rows = np.unique(np.concatenate([one.control_indices for one in wave]))
@@ -190,7 +154,7 @@ class Predictor:
             parts.append(self._network.encode_controls(dense.pin_memory() if self._on_cuda else dense))
         return EncodedControls(pool, rows, ControlTerms.concatenate(parts), self._codes(pool, rows))
 
-    def _predict_wave(self, sets: Sequence[PlannedSet], encoded: EncodedControls) -> Iterator[PredictedBlock]:
+    def _predict_wave(self, sets: Iterable[PlannedSet], encoded: EncodedControls) -> Iterator[PredictedBlock]:
         for window in windows(sets, self.batch_cells):
             yield PredictedBlock(window, self._predict_window(window, encoded))
 
@@ -254,16 +218,6 @@ class Predictor:
         if not self.manifest.model.batch_encoder:
             return None
         return torch.tensor([self._batch_codes[label] for label in pool.batches[rows]], device=self.device)
-
-    def _require_batches(self, request: PredictionRequest, pool: ControlPool) -> None:
-        if not self.manifest.model.batch_encoder:
-            return
-        unknown = sorted(set(pool.batches.tolist()) - set(self._batch_codes))
-        if unknown:
-            raise ConfigError(
-                f"the checkpoint encodes batches, and {pool.name} have {len(unknown)} that it does not know: "
-                f"{', '.join(map(repr, unknown[:10]))}; known: {', '.join(self.manifest.batches[:20])}"
-            )
 
 
 def _compiled(network: InferenceNetwork) -> Callable[..., Prediction]:

@@ -16,7 +16,7 @@ from steval.predictor.controls import ControlPool, checkpoint_controls, file_con
 from steval.predictor.engine import DEFAULT_BATCH_CELLS, Dtype, Predictor
 from steval.predictor.features import with_features
 from steval.predictor.output import OutputOptions, WrittenPredictions, write_predictions
-from steval.predictor.requests import Vocabulary
+from steval.predictor.requests import PredictionRequest, PredictionVocabulary
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def run_job(job: PredictionJob) -> WrittenPredictions:
         checkpoint = with_features(checkpoint, job.features)
     with open_controls(job, checkpoint) as pool:
         manifest = checkpoint.manifest
-        vocabulary = Vocabulary(manifest.perturbation_names, manifest.control, pool.cell_type_names, manifest.columns)
+        vocabulary = PredictionVocabulary(
+            manifest.perturbation_names, manifest.control, pool.cell_type_names, manifest.columns
+        )
         request = build_request(job, vocabulary)
         predictor = Predictor(
             checkpoint,
@@ -72,7 +74,20 @@ def run_job(job: PredictionJob) -> WrittenPredictions:
             compile=job.compile,
         )
         del checkpoint  # in bf16 its float32 weights are not needed any more
-        return write_predictions(job.out, predictor, request, pool, job.written)
+        return predict_into(job.out, predictor, request, pool, job.written)
+
+
+def predict_into(
+    path: Path,
+    predictor: Predictor,
+    request: PredictionRequest,
+    pool: ControlPool,
+    options: OutputOptions | None = None,
+    made_by: str = "steval predict",
+) -> WrittenPredictions:
+    """Predict `request` from `pool` into the h5ad `path`, see `output.write_predictions`."""
+    plan = predictor.plan(request, pool)
+    return write_predictions(path, plan, predictor.blocks(plan), predictor.facts(made_by), options)
 
 
 def open_controls(job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:

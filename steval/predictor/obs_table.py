@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from steval.predictor.controls import ControlPool
-from steval.predictor.engine import PredictedBlock
-from steval.predictor.profiles import MeanProfile
+from steval.predictor.means import PredictedMean
+from steval.predictor.predicted import PredictedBlock
 
 ANY = "any"
 """Batch of a mean over cells of several batches."""
@@ -45,7 +45,7 @@ class ObsTable:
         frame = self._frame(index, [perturbation], [cell_type], [batch or ANY])
         return frame | {"num_cells": [num_cells], "predicted": [perturbation != control]}
 
-    def mean(self, profile: MeanProfile) -> dict[str, Any]:
+    def mean(self, profile: PredictedMean) -> dict[str, Any]:
         """One predicted mean profile."""
         return self.profile(profile.item.perturbation, profile.cell_type, profile.batch, profile.num_cells)
 

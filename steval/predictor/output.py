@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,17 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import FiniteFloat, PositiveFloat, model_validator
 
+from steval.checkpoints.manifest import Manifest
 from steval.data.cells.record import steval_record
 from steval.data.cells.writer import CellWriter, Compression, OutputLayout
 from steval.data.rows.csr import csr_of
 from steval.errors import ConfigError
 from steval.logs import progress_bar
-from steval.predictor.controls import ControlPool
 from steval.predictor.counts import DepthTable, draw_counts, restore_counts
-from steval.predictor.engine import PredictedBlock, Predictor
+from steval.predictor.means import control_mean, predicted_means
 from steval.predictor.obs_table import ObsTable
-from steval.predictor.profiles import control_mean, mean_profiles
-from steval.predictor.requests import PredictionRequest
-from steval.predictor.sets import PlannedSet
+from steval.predictor.plan import PredictionPlan
+from steval.predictor.predicted import PredictedBlock, PredictionFacts
 from steval.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -78,13 +77,14 @@ class WrittenPredictions:
 
 def write_predictions(
     path: Path,
-    predictor: Predictor,
-    request: PredictionRequest,
-    pool: ControlPool,
+    plan: PredictionPlan,
+    blocks: Iterable[PredictedBlock],
+    facts: PredictionFacts,
     options: OutputOptions | None = None,
-    made_by: str = "steval predict",
 ) -> WrittenPredictions:
-    """Predict `request` from `pool` into the h5ad `path`: measured controls as they are, then predicted cells in order.
+    """Write the cells of `plan` into the h5ad `path`: measured controls as they are, then predicted cells in order.
+
+    `blocks` holds the plan's sets in their order and is not touched before everything is checked; `facts` says who made them.
 
     `obs` has the columns of the data (perturbation, cell type, batch), `control_cell` (name of the cell that a predicted one
     started from) and `predicted`; `uns["steval"]` has scale, checkpoint digest, seed and every setting. For mean profiles
@@ -93,23 +93,25 @@ def write_predictions(
     """
     options = options or OutputOptions()
     started = time.perf_counter()
-    _require_possible(options, request, predictor, pool)
-    include = pool.has_measured if options.include_controls is None else options.include_controls
-    planned = predictor.plan(request, pool)
-    rows = _control_rows(pool, planned) if include else np.empty(0, dtype=np.int64)
-    record = _record(predictor, request, pool, options, include, made_by)
-    blocks = _means(predictor, request, pool, rows) if request.output == "mean" else None
-    if blocks is None:
-        blocks = _cells(predictor, planned, pool, rows, options)
-    writer = CellWriter(path, output_names(predictor), record, layout=options.layout, compression=options.compression)
+    include = plan.pool.has_measured if options.include_controls is None else options.include_controls
+    _require_possible(options, plan, include)
+    rows = _control_rows(plan) if include else np.empty(0, dtype=np.int64)
+    written = _means(plan, blocks, rows) if plan.request.output == "mean" else _cells(plan, blocks, rows, options)
+    writer = CellWriter(
+        path,
+        output_names(plan.manifest),
+        _record(plan, facts, options, include),
+        layout=options.layout,
+        compression=options.compression,
+    )
     with (
         writer,
-        progress_bar(request.num_cells, "predicting", "cell") as bar,
+        progress_bar(plan.num_cells, "predicting", "cell") as bar,
         ThreadPoolExecutor(1, "writing") as beside,
     ):
         # a block is written while the next one is computed; one at a time keeps memory flat
         writing: Future[None] | None = None
-        for matrix, obs, num_predicted in blocks:
+        for matrix, obs, num_predicted in written:
             cells = clip(matrix, options) if num_predicted else matrix
             if writing is not None:
                 writing.result()
@@ -117,29 +119,29 @@ def write_predictions(
             bar.update(num_predicted)
         if writing is not None:
             writing.result()
-    written = WrittenPredictions(
+    done = WrittenPredictions(
         path=Path(path),
-        num_cells=request.num_cells,
+        num_cells=plan.num_cells,
         num_rows=writer.num_cells,
         num_controls=len(rows),
-        num_perturbations=len({item.perturbation for item in request.items}),
+        num_perturbations=len({item.perturbation for item in plan.items}),
         seconds=time.perf_counter() - started,
     )
     log.info(
         "predicted %d cells of %d perturbations in %.1f s (%.0f cells/s)",
-        *(written.num_cells, written.num_perturbations, written.seconds, written.cells_per_second),
+        *(done.num_cells, done.num_perturbations, done.seconds, done.cells_per_second),
     )
-    return written
+    return done
 
 
 def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: dict[str, Any], layout: OutputLayout) -> None:
     writer.append(csr_of(cells) if layout == "csr" else cells, obs)
 
 
-def output_names(predictor: Predictor) -> list[str]:
+def output_names(manifest: Manifest) -> list[str]:
     """Names of the predicted columns: the checkpoint's output genes, or `dim_0`, ... for an embedding."""
-    genes = predictor.manifest.output_genes
-    return list(genes) if genes is not None else [f"dim_{index}" for index in range(predictor.num_outputs)]
+    genes = manifest.output_genes
+    return list(genes) if genes is not None else [f"dim_{index}" for index in range(manifest.model.prediction_dim)]
 
 
 def clip(cells: Any, options: OutputOptions) -> Any:
@@ -149,21 +151,22 @@ def clip(cells: Any, options: OutputOptions) -> Any:
     return np.clip(cells, options.clip_low, options.clip_high)
 
 
-_Blocks = Iterator[tuple[np.ndarray | sp.csr_matrix, dict[str, Any], int]]
+_Written = Iterator[tuple[np.ndarray | sp.csr_matrix, dict[str, Any], int]]
 """Matrix, its `obs`, and how many predicted cells it stands for (0: measured)."""
 
 
 def _cells(
-    predictor: Predictor, planned: list[PlannedSet], pool: ControlPool, rows: np.ndarray, options: OutputOptions
-) -> _Blocks:
+    plan: PredictionPlan, blocks: Iterable[PredictedBlock], rows: np.ndarray, options: OutputOptions
+) -> _Written:
+    pool = plan.pool
     table = ObsTable(pool)
-    as_counts = options.scale == "counts" and predictor.manifest.scale != "counts"
+    as_counts = options.scale == "counts" and plan.manifest.scale != "counts"
     depths = DepthTable(pool, options.median_depth)
     for start in range(0, len(rows), CONTROL_ROWS):
         part = rows[start : start + CONTROL_ROWS]
         measured = pool.measured(part)
         yield restore_counts(measured, pool.name) if as_counts else measured, table.controls(part), 0
-    for block in predictor.predict_blocks(planned, pool):
+    for block in blocks:
         matrix = _counts(block, depths, options) if as_counts else block.cells
         yield matrix, table.predicted(block), len(block.cells)
 
@@ -178,28 +181,27 @@ def _counts(block: PredictedBlock, depths: DepthTable, options: OutputOptions) -
     return sp.vstack(drawn, format="csr")
 
 
-def _means(predictor: Predictor, request: PredictionRequest, pool: ControlPool, rows: np.ndarray) -> _Blocks:
+def _means(plan: PredictionPlan, blocks: Iterable[PredictedBlock], rows: np.ndarray) -> _Written:
+    pool = plan.pool
     table = ObsTable(pool)
     for cell_type in sorted(set(pool.cell_types[rows].tolist())):
         members = rows[pool.cell_types[rows] == cell_type]
         obs = table.profile(pool.columns.control, cell_type, None, len(members))
         yield control_mean(pool, members)[None], obs, 0
-    for profile in mean_profiles(predictor, request, pool):
-        yield profile.mean[None], table.mean(profile), profile.num_cells
+    sets = (one for block in blocks for one in block.split())
+    for mean in predicted_means(plan, sets):
+        yield mean.mean[None], table.mean(mean), mean.num_cells
 
 
-def _require_possible(
-    options: OutputOptions, request: PredictionRequest, predictor: Predictor, pool: ControlPool
-) -> None:
-    manifest = predictor.manifest
+def _require_possible(options: OutputOptions, plan: PredictionPlan, include_controls: bool) -> None:
+    manifest, pool, request = plan.manifest, plan.pool, plan.request
     problems = []
     if options.include_controls and not pool.has_measured:
         problems.append(
             f"{pool.name} hold the network's input alone, so there is no measured expression to write beside the "
             "predictions; give a file with --controls, or leave controls out with --no-include-controls"
         )
-    include = pool.has_measured if options.include_controls is None else options.include_controls
-    if include and any(item.perturbation == manifest.control for item in request.items):
+    if include_controls and any(item.perturbation == manifest.control for item in request.items):
         problems.append(
             f"the request asks for the control {manifest.control!r} itself, whose measured cells are written beside the "
             "predictions; leave it out of the request, or write no measured cells with --no-include-controls"
@@ -218,38 +220,33 @@ def _require_possible(
         raise ConfigError("these predictions cannot be written", problems)
 
 
-def _control_rows(pool: ControlPool, planned: list[PlannedSet]) -> np.ndarray:
+def _control_rows(plan: PredictionPlan) -> np.ndarray:
     """All controls of the cell types that are predicted, in file order."""
-    return np.flatnonzero(np.isin(pool.cell_types, sorted({one.cell_type for one in planned})))
+    return np.flatnonzero(np.isin(plan.pool.cell_types, plan.cell_types))
 
 
 def _record(
-    predictor: Predictor,
-    request: PredictionRequest,
-    pool: ControlPool,
-    options: OutputOptions,
-    include_controls: bool,
-    made_by: str,
+    plan: PredictionPlan, facts: PredictionFacts, options: OutputOptions, include_controls: bool
 ) -> dict[str, Any]:
-    manifest = predictor.manifest
+    manifest, request = plan.manifest, plan.request
     asked = {item.perturbation for item in request.items}
     scale = (options.scale or manifest.scale) if manifest.output_genes is not None else "embedding"
     details = {
-        "checkpoint": str(predictor.path),
-        "checkpoint_digest": predictor.digest,
+        "checkpoint": facts.checkpoint,
+        "checkpoint_digest": facts.checkpoint_digest,
         "seed": request.seed,
         "request_digest": request.digest(),
         "untrained": sorted(
             entry.name for entry in manifest.perturbations if not entry.trained and entry.name in asked
         ),
-        "predictor": predictor.settings(),
-        "controls": pool.notes,
+        "predictor": dict(facts.engine),
+        "controls": plan.pool.notes,
         "output": {**options.as_dict(), "include_controls": include_controls, "kind": request.output},
     }
     return steval_record(
-        made_by=made_by,
+        made_by=facts.made_by,
         scale=scale,
         target_sum=manifest.target_sum if scale == "lognorm" else None,
-        columns=pool.columns,
+        columns=plan.pool.columns,
         details=details,
     )

@@ -18,7 +18,7 @@ Output = Literal["cells", "mean"]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class PredictionVocabulary:
     """What can be asked for: of a checkpoint and its control cells here, or of a service."""
 
     names: Sequence[str]

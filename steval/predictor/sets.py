@@ -12,10 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steval.errors import ConfigError
-from steval.predictor.controls import ControlPool
-from steval.predictor.requests import PredictionRequest
-
 
 @dataclass(frozen=True)
 class PlannedSet:
@@ -44,32 +40,29 @@ class PlannedSet:
         return set_generator(self.seed, self.perturbation, self.cell_type, self.batch, self.number, purpose)
 
 
-def plan_sets(request: PredictionRequest, pool: ControlPool, set_size: int) -> list[PlannedSet]:
-    """The sets of every item in request order: `set_size` cells each, the last of an item may be smaller.
+@dataclass(frozen=True)
+class PlannedItem:
+    """One item of a request with the control cells that its sets are drawn from."""
 
-    Raises `ConfigError` or `DataError` with every item whose cell type or batch the pool lacks.
-    """
-    members = _Members(pool)
-    problems: dict[str, None] = {}
-    planned: list[PlannedSet] = []
-    for position, item in enumerate(request.items):
-        batch = item.batch or request.batch
-        try:
-            cell_type = members.cell_type(item.cell_type or request.cell_type)
-            rows = members.rows(cell_type, batch)
-        except ConfigError as error:
-            problems[str(error)] = None
-            continue
-        for number, start in enumerate(range(0, item.num_cells, set_size)):
-            size = min(set_size, item.num_cells - start)
-            rng = set_generator(request.seed, item.perturbation, cell_type, batch, number, "controls")
-            chosen = rows[draw(rng, len(rows), set_size)[:size]]
-            planned.append(
-                PlannedSet(position, item.perturbation, cell_type, batch, number, chosen, request.seed, item.median_umi)
+    position: int
+    """Its position in the request."""
+    perturbation: str
+    num_cells: int
+    cell_type: str
+    batch: str | None
+    """The batch that was asked for; None: the controls' own batches."""
+    rows: np.ndarray
+    """Rows of the control pool that fit."""
+    median_umi: float | None = None
+
+    def sets(self, seed: int, set_size: int) -> Iterator[PlannedSet]:
+        """Its sets in order, `set_size` cells each, the last may be smaller; drawn as they are asked for."""
+        for number, start in enumerate(range(0, self.num_cells, set_size)):
+            rng = set_generator(seed, self.perturbation, self.cell_type, self.batch, number, "controls")
+            chosen = self.rows[draw(rng, len(self.rows), set_size)[: self.num_cells - start]]
+            yield PlannedSet(
+                self.position, self.perturbation, self.cell_type, self.batch, number, chosen, seed, self.median_umi
             )
-    if problems:
-        raise ConfigError("the controls cannot serve this request", list(problems))
-    return planned
 
 
 def set_generator(
@@ -100,39 +93,3 @@ def windows(sets: Iterable[PlannedSet], most_cells: int) -> Iterator[list[Planne
         num_cells += planned.num_cells
     if window:
         yield window
-
-
-class _Members:
-    """Rows of a pool by cell type and batch."""
-
-    def __init__(self, pool: ControlPool):
-        self._pool = pool
-        self._names = pool.cell_type_names
-        self._rows: dict[tuple[str, str | None], np.ndarray] = {}
-
-    def cell_type(self, asked: str | None) -> str:
-        if asked is None and len(self._names) == 1:
-            return self._names[0]
-        if asked in self._names:
-            return str(asked)
-        listed = ", ".join(self._names[:20])
-        if asked is None:
-            raise ConfigError(
-                f"{self._pool.name} hold {len(self._names)} cell types ({listed}); choose with --cell-type NAME or all"
-            )
-        raise ConfigError(f"{self._pool.name} hold no cells of cell type {asked!r}; they hold: {listed}")
-
-    def rows(self, cell_type: str, batch: str | None) -> np.ndarray:
-        if (cell_type, batch) not in self._rows:
-            chosen = self._pool.cell_types == cell_type
-            if batch is not None:
-                self._require_batch(cell_type, batch, chosen)
-                chosen = chosen & (self._pool.batches == batch)
-            self._rows[cell_type, batch] = np.flatnonzero(chosen)
-        return self._rows[cell_type, batch]
-
-    def _require_batch(self, cell_type: str, batch: str, chosen: np.ndarray) -> None:
-        names = sorted(set(self._pool.batches[chosen].tolist()))
-        if batch not in names:
-            shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-            raise ConfigError(f"{self._pool.name} hold no {cell_type} cells of batch {batch!r}; they hold: {shown}")

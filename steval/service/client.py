@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
-from steval.predictor.requests import Vocabulary
+from steval.predictor.requests import PredictionVocabulary
 from steval.service.http.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
 from steval.service.proxies import choose_proxy, without_secrets
 from steval.service.schemas import MOST_LISTED
@@ -113,7 +113,7 @@ class ServiceClient:
         asked = {"search": search, "limit": limit, "offset": offset}
         return self._json("GET", "/perturbations", ("total", "perturbations"), params=asked)
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> PredictionVocabulary:
         """What can be asked for: the whole vocabulary, page by page, with the control and its cell types."""
         card = self._json("GET", "/model", ("control", "cell_types", "num_perturbations"))
         names: list[str] = []
@@ -122,7 +122,7 @@ class ServiceClient:
             if not page:
                 break
             names += [entry["name"] for entry in page]
-        return Vocabulary([*names, card["control"]], card["control"], card["cell_types"])
+        return PredictionVocabulary([*names, card["control"]], card["control"], card["cell_types"])
 
     def predict_means(
         self,

@@ -64,7 +64,7 @@ class Model:
             else file_controls(settings.controls, checkpoint.manifest)
         )
         self._source = self._encoded()
-        self.genes = output_names(self.predictor)
+        self.genes = output_names(self.manifest)
         warm_up(self.predictor, self._source, compare=own_controls)
         self.genes_json = json.dumps(self.genes).encode()
         """The gene names as a JSON list; every summary holds them."""
@@ -89,7 +89,7 @@ class Model:
             yield from block.split()
 
     def _control_json(self) -> dict[str, bytes]:
-        from steval.predictor.profiles import control_mean
+        from steval.predictor.means import control_mean
 
         if not self.pool.has_measured:
             return {}

@@ -11,7 +11,8 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns
 from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
-from steval.predictor.output import WrittenPredictions, write_predictions
+from steval.predictor.job import predict_into
+from steval.predictor.output import WrittenPredictions
 from steval.predictor.requests import PredictionRequest, RequestItem, require_known
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def predict_as_in(
     predictor = Predictor(checkpoint, device=device)
     options = ColumnOptions.parse(columns.as_dict())
     pool = cell_controls(real, checkpoint.manifest, columns=options)
-    written = write_predictions(out, predictor, PredictionRequest(items=items, seed=seed), pool)
+    written = predict_into(out, predictor, PredictionRequest(items=items, seed=seed), pool)
     logger.info("predicted %d cells of %d perturbations -> %s", written.num_cells, written.num_perturbations, out)
     return written
 

@@ -9,10 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steval.batch.jobs import Outcome, read_json
+from steval.batch.jobs import Outcome, Task, read_json
 from steval.batch.leaderboard import SCHEMA, build_leaderboard, write_leaderboard
 from steval.batch.ledger import Ledger
 from steval.batch.results import error_of, is_whole
+from steval.batch.work import tasks
+from steval.checkpoints import store
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import sample_indices
 from steval.data.columns import Columns
@@ -259,3 +261,24 @@ def test_mean_profiles_and_tables_of_requests(case: Path):
     preds = ad.read_h5ad(plan.layout.predictions(plan.jobs[0]))
     predicted = preds.obs[preds.obs["predicted"]]
     assert dict(zip(predicted["target_gene"], predicted["num_cells"], strict=True)) == {"SRC": 30, "TET1": 12}
+
+
+def test_assembly_loads_no_network_and_evicts_none(case: Path, monkeypatch: pytest.MonkeyPatch):
+    tasks._loaded.cache_clear()
+    load = store.load_checkpoint
+    loads: list[str] = []
+    kinds: list[str] = []
+
+    def before(task: Task) -> None:
+        kinds.append(task.kind)
+
+    def counting(path: Path) -> store.Checkpoint:
+        loads.append(kinds[-1])
+        return load(path)
+
+    monkeypatch.setattr(store, "load_checkpoint", counting)
+    requests = [{"name": "first", "do": "predict", "cells": 20}, {"name": "second", "do": "predict", "cells": 21}]
+    path = write_manifest(case, "assembled", **ONE, requests=requests)
+    assert not run_in_process(path, InProcessEngine(before)).failed
+    assert kinds.count("assemble") == 2
+    assert loads == ["predict"]

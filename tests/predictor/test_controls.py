@@ -12,8 +12,8 @@ from steval.data.columns import ColumnOptions
 from steval.data.example import example_path
 from steval.errors import ConfigError, DataError
 from steval.predictor.controls import SCALE_CELLS, cell_controls, checkpoint_controls, file_controls
+from steval.predictor.plan import make_plan
 from steval.predictor.requests import request_names
-from steval.predictor.sets import plan_sets
 from support.predictor_models import NUM_GENES, manifest_for, tiny_config
 
 
@@ -144,18 +144,18 @@ def two_types(cells):
 def test_sets_keep_to_their_cell_type_and_batch(checkpoint, cells):
     pool = pool_of(two_types(cells), checkpoint.manifest)
     request = request_names(["SRC", "STAT1"], 40, cell_types=["A", "B"])
-    for planned in plan_sets(request, pool, 16):
+    for planned in make_plan(request, pool, checkpoint.manifest).sets():
         assert set(pool.cell_types[planned.control_indices]) == {planned.cell_type}
     batch = pool.batches[pool.cell_types == "A"][0]
     request = request_names(["SRC"], 40, cell_types=["A"], batch=batch)
-    for planned in plan_sets(request, pool, 16):
+    for planned in make_plan(request, pool, checkpoint.manifest).sets():
         assert set(pool.batches[planned.control_indices]) == {batch}
 
 
 def test_a_pool_smaller_than_a_set_is_used_evenly(checkpoint, cells):
     rows = np.concatenate([np.flatnonzero(cells.obs["target_gene"] == "non-targeting")[:5], np.arange(3)])
     pool = pool_of(cells[np.unique(rows)].copy(), checkpoint.manifest)
-    (planned,) = plan_sets(request_names(["SRC"], 16), pool, 16)
+    (planned,) = make_plan(request_names(["SRC"], 16), pool, checkpoint.manifest).sets()
     counts = np.bincount(planned.control_indices, minlength=len(pool))
     assert counts.max() - counts.min() <= 1
 
@@ -171,5 +171,5 @@ def test_a_pool_smaller_than_a_set_is_used_evenly(checkpoint, cells):
 def test_cell_types_and_batches_that_the_pool_lacks(checkpoint, cells, options, match):
     pool = pool_of(two_types(cells), checkpoint.manifest)
     with pytest.raises(ConfigError) as caught:
-        plan_sets(request_names(["SRC"], 4, **options), pool, 16)
+        make_plan(request_names(["SRC"], 4, **options), pool, checkpoint.manifest)
     assert match in str(caught.value)

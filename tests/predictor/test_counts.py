@@ -11,7 +11,8 @@ from steval.errors import ConfigError, DataError
 from steval.predictor.controls import file_controls
 from steval.predictor.counts import draw_counts, restore_counts
 from steval.predictor.engine import Predictor
-from steval.predictor.output import OutputOptions, write_predictions
+from steval.predictor.job import predict_into
+from steval.predictor.output import OutputOptions
 from steval.predictor.requests import PredictionRequest, request_names
 
 
@@ -48,7 +49,7 @@ def written(checkpoint, cells_path, tmp_path, request, **options):
         path = tmp_path / "counts.h5ad"
         batch_cells = options.pop("batch_cells", 4096)
         predictor = Predictor(checkpoint, batch_cells=batch_cells)
-        write_predictions(path, predictor, request, pool, OutputOptions(scale="counts", **options))
+        predict_into(path, predictor, request, pool, OutputOptions(scale="counts", **options))
     return ad.read_h5ad(path)
 
 

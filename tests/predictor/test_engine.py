@@ -131,7 +131,7 @@ def test_sets_of_several_requests_go_through_together(checkpoint):
     pool = checkpoint_controls(checkpoint)
     predictor = Predictor(checkpoint)
     requests = [request_names(["SRC"], 20, seed=1), request_names(["SRC", "TET1"], 9, seed=2)]
-    planned = [one for request in requests for one in predictor.plan(request, pool)]
+    planned = [one for request in requests for one in predictor.plan(request, pool).sets()]
     together = [one for block in predictor.predict_blocks(planned, pool) for one in block.split()]
     alone = [one for request in requests for one in predictor.predict(request, pool)]
     for one, other in zip(together, alone, strict=True):

@@ -8,6 +8,7 @@ from steval.data.cells.record import read_record
 from steval.errors import ConfigError
 from steval.predictor.controls import checkpoint_controls, file_controls
 from steval.predictor.engine import Predictor
+from steval.predictor.job import predict_into
 from steval.predictor.output import OutputOptions, write_predictions
 from steval.predictor.requests import request_names
 
@@ -17,7 +18,7 @@ def test_file_holds_measured_controls_then_the_predicted_cells(checkpoint, cells
     request = request_names(["STAT1", "SRC"], 40, seed=1)
     with file_controls(cells_path, checkpoint.manifest) as pool:
         path = tmp_path / "preds.h5ad"
-        done = write_predictions(path, Predictor(checkpoint), request, pool, OutputOptions(layout=layout))
+        done = predict_into(path, Predictor(checkpoint), request, pool, OutputOptions(layout=layout))
         expected = np.concatenate([one.cells for one in Predictor(checkpoint).predict(request, pool)])
     assert (done.num_cells, done.num_controls) == (80, 100)
     written = ad.read_h5ad(path)
@@ -35,7 +36,7 @@ def test_file_holds_measured_controls_then_the_predicted_cells(checkpoint, cells
 def test_record_says_everything(checkpoint, tmp_path):
     path = tmp_path / "preds.h5ad"
     request = request_names(["STAT1"], 5, seed=7)
-    write_predictions(path, Predictor(checkpoint, attention="causal"), request, checkpoint_controls(checkpoint))
+    predict_into(path, Predictor(checkpoint, attention="causal"), request, checkpoint_controls(checkpoint))
     record = read_record(ad.read_h5ad(path).uns)
     assert (record["scale"], record["target_sum"]) == ("lognorm", 10_000.0)
     details = record["details"]
@@ -49,21 +50,20 @@ def test_record_says_everything(checkpoint, tmp_path):
 def test_the_same_command_writes_the_same_bytes(checkpoint, tmp_path):
     for name in ("a", "b"):
         request = request_names(["STAT1", "SRC"], 20)
-        write_predictions(tmp_path / f"{name}.h5ad", Predictor(checkpoint), request, checkpoint_controls(checkpoint))
+        predict_into(tmp_path / f"{name}.h5ad", Predictor(checkpoint), request, checkpoint_controls(checkpoint))
     assert (tmp_path / "a.h5ad").read_bytes() == (tmp_path / "b.h5ad").read_bytes()
 
 
-def test_a_broken_run_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+def test_a_broken_run_leaves_nothing(checkpoint, tmp_path):
     predictor = Predictor(checkpoint)
-    compute = predictor.predict_blocks
+    plan = predictor.plan(request_names(["STAT1"], 5), checkpoint_controls(checkpoint))
 
-    def breaks(planned, pool):
-        yield next(compute(planned, pool))
+    def breaks():
+        yield next(predictor.blocks(plan))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictor, "predict_blocks", breaks)
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(tmp_path / "p.h5ad", predictor, request_names(["STAT1"], 5), checkpoint_controls(checkpoint))
+        write_predictions(tmp_path / "p.h5ad", plan, breaks(), predictor.facts())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,8 +71,8 @@ def test_the_control_is_not_predicted_beside_the_measured(checkpoint, tmp_path):
     request = request_names(["STAT1", "non-targeting"], 5)
     pool = checkpoint_controls(checkpoint)
     with pytest.raises(ConfigError, match="control 'non-targeting' itself"):
-        write_predictions(tmp_path / "p.h5ad", Predictor(checkpoint), request, pool)
-    done = write_predictions(
+        predict_into(tmp_path / "p.h5ad", Predictor(checkpoint), request, pool)
+    done = predict_into(
         tmp_path / "p.h5ad", Predictor(checkpoint), request, pool, OutputOptions(include_controls=False)
     )
     assert (done.num_cells, done.num_controls) == (10, 0)

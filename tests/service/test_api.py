@@ -14,7 +14,7 @@ import pytest
 from steval.checkpoints.store import load_checkpoint
 from steval.predictor.controls import checkpoint_controls
 from steval.predictor.engine import Predictor
-from steval.predictor.output import write_predictions
+from steval.predictor.job import predict_into
 from steval.predictor.requests import request_names
 
 JSON = {"content-type": "application/json"}
@@ -42,7 +42,7 @@ def reference(tiny_checkpoint, tmp_path_factory):
     checkpoint = load_checkpoint(tiny_checkpoint)
     path = tmp_path_factory.mktemp("reference") / "preds.h5ad"
     request = request_names(["STAT1", "TET1"], 40, seed=3)
-    write_predictions(path, Predictor(checkpoint, device="cpu"), request, checkpoint_controls(checkpoint))
+    predict_into(path, Predictor(checkpoint, device="cpu"), request, checkpoint_controls(checkpoint))
     return ad.read_h5ad(path)
 
 

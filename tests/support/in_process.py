@@ -5,7 +5,7 @@ from pathlib import Path
 
 from steval.batch.jobs import Outcome, Task
 from steval.batch.ledger import Ledger, ledger_path
-from steval.batch.plan import Plan, make_plan
+from steval.batch.plan import BatchPlan, plan_batch
 from steval.batch.runner import RunCounts, Runner
 from steval.batch.settings import BatchManifest, out_dir
 from steval.batch.work.tasks import perform
@@ -35,14 +35,14 @@ class InProcessEngine:
         pass
 
 
-def plan_of(path: Path) -> Plan:
+def plan_of(path: Path) -> BatchPlan:
     """The plan of a manifest file; digests are not kept."""
     manifest = BatchManifest.load(path)
     with Ledger(":memory:") as ledger:
-        return make_plan(manifest, path, lambda place: ledger.stamp(place, out_dir(manifest, path) / "fetched"))
+        return plan_batch(manifest, path, lambda place: ledger.stamp(place, out_dir(manifest, path) / "fetched"))
 
 
-def run_in_process(path: Path, engine: InProcessEngine | None = None, plan: Plan | None = None) -> RunCounts:
+def run_in_process(path: Path, engine: InProcessEngine | None = None, plan: BatchPlan | None = None) -> RunCounts:
     """Run a manifest file on its ledger."""
     plan = plan or plan_of(path)
     with Ledger(ledger_path(plan.layout.root, None)) as ledger:

@@ -1,61 +1,50 @@
-"""Predicted chunks put together: the writer of predictions takes them from here in place of the network."""
+"""Predicted chunks put together: the cells of a plan from the files that predict tasks wrote."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from steval.data.cells.cellfile import CellFile
 from steval.errors import DataError
-from steval.predictor.controls import ControlPool
-from steval.predictor.engine import EncodedControls, PredictedBlock, Predictor
-from steval.predictor.requests import PredictionRequest
-from steval.predictor.sets import PlannedSet
+from steval.predictor.plan import PredictionPlan
+from steval.predictor.predicted import PredictedBlock, PredictionFacts
+
+Chunks = Sequence[tuple[Path, tuple[int, int]]]
+"""Files with the items of the request that each holds, first and last+1; in order, all items once."""
 
 
-class PredictedChunks(Predictor):
-    """A predictor whose cells were computed before, chunk by chunk; a context manager.
+@contextmanager
+def chunk_blocks(plan: PredictionPlan, chunks: Chunks) -> "Generator[Iterator[PredictedBlock]]":
+    """The plan's cells, a set at a time, from the chunks that hold them in the order of their sets.
 
-    `paths[i]` holds the cells of the request's items `ranges[i]`, in the order of their sets.
+    Raises `DataError` for a file with another number of cells than its items have.
     """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        request: PredictionRequest,
-        pool: ControlPool,
-        paths: Sequence[Path],
-        ranges: Sequence[tuple[int, int]],
-    ):
-        self.__dict__.update(predictor.__dict__)
-        self._stack = ExitStack()
-        self._files = [self._stack.enter_context(CellFile.open(path)) for path in paths]
-        chunk_of_item = np.repeat(np.arange(len(ranges)), [end - start for start, end in ranges])
-        self._rows: dict[tuple[int, int], tuple[int, int, int]] = {}
-        filled = [0] * len(paths)
-        for one in self.plan(request, pool):
-            chunk = int(chunk_of_item[one.item])
-            self._rows[one.item, one.number] = (chunk, filled[chunk], filled[chunk] + one.num_cells)
-            filled[chunk] += one.num_cells
-        for path, cells, expected in zip(paths, self._files, filled, strict=True):
+    with ExitStack() as stack:
+        files = [stack.enter_context(CellFile.open(path)) for path, _ in chunks]
+        for cells, (path, (start, end)) in zip(files, chunks, strict=True):
+            expected = sum(item.num_cells for item in plan.items[start:end])
             if cells.num_cells != expected:
                 raise DataError(f"{path} holds {cells.num_cells} predicted cells, and {expected} were asked for")
+        yield _blocks(plan, files, chunks)
 
-    def predict_blocks(
-        self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls"
-    ) -> Iterator[PredictedBlock]:
-        """The cells of `planned` sets, a set at a time."""
-        for one in planned:
-            chunk, start, end = self._rows[one.item, one.number]
-            yield PredictedBlock([one], self._files[chunk].rows(np.arange(start, end)).toarray())
 
-    def __enter__(self) -> Self:
-        return self
+def _blocks(plan: PredictionPlan, files: Sequence[CellFile], chunks: Chunks) -> Iterator[PredictedBlock]:
+    ends = [end for _, (_, end) in chunks]
+    chunk, row = 0, 0
+    for one in plan.sets():
+        if one.item >= ends[chunk]:
+            chunk, row = chunk + 1, 0
+        cells = files[chunk].rows(np.arange(row, row + one.num_cells)).toarray()
+        row += one.num_cells
+        yield PredictedBlock([one], cells)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+
+def chunk_facts(path: Path, made_by: str) -> PredictionFacts:
+    """Who computed the cells, as a chunk's own record says; which of several GPUs did is left out."""
+    with CellFile.open(path) as cells:
+        details = cells.record["details"]
+    device, _, _ = details["predictor"]["device"].partition(":")
+    engine = {**details["predictor"], "device": device}
+    return PredictionFacts(made_by, details["checkpoint"], details["checkpoint_digest"], engine)

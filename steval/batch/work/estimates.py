@@ -78,7 +78,7 @@ class Sizes:
         if kind == "predict":
             return WORKER_BYTES + 3 * self.checkpoint_bytes + BATCH_CELLS * genes * 4 * 3
         if kind == "assemble":
-            return WORKER_BYTES + 2 * self.checkpoint_bytes + BATCH_CELLS * genes * 4
+            return WORKER_BYTES + BATCH_CELLS * genes * 4
         return WORKER_BYTES + group * (1 if kind == "de" else 2)
 
     def _score_units(self) -> float:

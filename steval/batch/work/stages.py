@@ -1,12 +1,12 @@
 """The tasks of a job, in stages: the tasks of one stage may run at the same time, and a stage needs the one before."""
 
-from steval.batch.jobs import SCORE_DIR, Job, Kind, Layout, Task
-from steval.batch.plan import Plan
+from steval.batch.jobs import SCORE_DIR, BatchLayout, Job, Kind, Task
+from steval.batch.plan import BatchPlan
 from steval.batch.work.estimates import Sizes
 from steval.batch.work.tasks import chunk_path, chunk_ranges
 
 
-def job_stages(job: Job, plan: Plan) -> list[list[Task]]:
+def job_stages(job: Job, plan: BatchPlan) -> list[list[Task]]:
     """Predict in chunks (and DE of the real side in chunks), put together, DE of the predicted side, score."""
     make = _Maker(job, plan)
     stages: list[list[Task]] = []
@@ -25,7 +25,7 @@ def job_stages(job: Job, plan: Plan) -> list[list[Task]]:
 
 
 class _Maker:
-    def __init__(self, job: Job, plan: Plan):
+    def __init__(self, job: Job, plan: BatchPlan):
         self._job, self._layout, self._run = job, plan.layout, plan.manifest.run
         self._sizes = Sizes.of(job, plan.sizes[job.key])
 
@@ -52,7 +52,13 @@ class _Maker:
         return self._task(kind, output, layout)
 
     def _task(
-        self, kind: Kind, output, layout: Layout, part: tuple[int, int] = (0, 0), side: str = "pred", share: float = 1.0
+        self,
+        kind: Kind,
+        output,
+        layout: BatchLayout,
+        part: tuple[int, int] = (0, 0),
+        side: str = "pred",
+        share: float = 1.0,
     ) -> Task:
         return Task(
             kind=kind,

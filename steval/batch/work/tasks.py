@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steval.batch.jobs import SCORE_DIR, Job, Layout, Outcome, Stamp, Task
+from steval.batch.jobs import SCORE_DIR, BatchLayout, Job, Outcome, Stamp, Task
 from steval.batch.places import local_copy
 from steval.errors import CheckpointError, DataError, StevalError
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from steval.checkpoints.manifest import Manifest
     from steval.data.cells.cellfile import CellFile
     from steval.predictor.engine import Predictor
 
@@ -49,7 +50,8 @@ def chunk_ranges(count: int, size: int) -> list[tuple[int, int]]:
 
 def _predict(task: Task, device: str) -> None:
     from steval.predictor.controls import cell_controls
-    from steval.predictor.output import OutputOptions, write_predictions
+    from steval.predictor.job import predict_into
+    from steval.predictor.output import OutputOptions
     from steval.predictor.requests import PredictionRequest
 
     job = task.job
@@ -57,25 +59,27 @@ def _predict(task: Task, device: str) -> None:
     with _real(task) as real:
         pool = cell_controls(real, predictor.manifest, columns=job.columns, scale=job.scale)
         request = PredictionRequest(items=job.items[slice(*task.part)], seed=job.seed)
-        write_predictions(task.output, predictor, request, pool, OutputOptions(include_controls=False))
+        predict_into(task.output, predictor, request, pool, OutputOptions(include_controls=False))
 
 
 def _assemble(task: Task, device: str) -> None:
-    from steval.batch.work.chunks import PredictedChunks
+    from steval.batch.work.chunks import chunk_blocks, chunk_facts
     from steval.predictor.controls import cell_controls
     from steval.predictor.output import write_predictions
+    from steval.predictor.plan import make_plan
     from steval.predictor.requests import PredictionRequest
 
     job = task.job
-    predictor = _predictor(job.checkpoint, task.dtype, "cpu", task.root, task.threads)
-    parts = Layout(task.root).parts(job)
+    manifest = _manifest(job.checkpoint, task.root)
+    parts = BatchLayout(task.root).parts(job)
     ranges = chunk_ranges(len(job.items), job.chunk)
-    paths = [chunk_path(parts, "predict", number, "h5ad") for number in range(len(ranges))]
+    chunks = [(chunk_path(parts, "predict", number, "h5ad"), part) for number, part in enumerate(ranges)]
     with _real(task) as real:
-        pool = cell_controls(real, predictor.manifest, columns=job.columns, scale=job.scale)
+        pool = cell_controls(real, manifest, columns=job.columns, scale=job.scale)
         request = PredictionRequest(items=job.items, seed=job.seed, output=job.output)
-        with PredictedChunks(predictor, request, pool, paths, ranges) as chunks:
-            write_predictions(task.output, chunks, request, pool, made_by="steval batch")
+        plan = make_plan(request, pool, manifest)
+        with chunk_blocks(plan, chunks) as blocks:
+            write_predictions(task.output, plan, blocks, chunk_facts(chunks[0][0], "steval batch"))
 
 
 def _de(task: Task, device: str) -> None:
@@ -88,7 +92,7 @@ def _de(task: Task, device: str) -> None:
     columns = _columns(job)
     with _real(task) as opened:
         real = only_perturbations(opened, columns, job.perturbations if job.subset else ())
-        pred = real if task.side == "real" else Layout(task.root).predictions(job)
+        pred = real if task.side == "real" else BatchLayout(task.root).predictions(job)
         if job.predictions is not None and task.side == "pred":
             pred = _file(job.predictions, task.root)
         pair = Pair.build(pred, real, columns, scale=job.scale)
@@ -102,7 +106,7 @@ def _de(task: Task, device: str) -> None:
 def _score(task: Task, device: str) -> None:
     from steval.workflows.score import ScoreRequest, score_predictions
 
-    job, layout = task.job, Layout(task.root)
+    job, layout = task.job, BatchLayout(task.root)
     scoring = job.score
     request = ScoreRequest(
         preds=_file(job.predictions, task.root) if job.predictions else layout.predictions(job),
@@ -167,7 +171,7 @@ def _columns(job: Job) -> Any:
 
 def _file(stamp: Stamp, root: Path, verify: bool = True) -> Path:
     """The file of a stamp on this machine; one that changed since the batch was planned is a `DataError`."""
-    path = local_copy(stamp.place, Layout(root).fetched)
+    path = local_copy(stamp.place, BatchLayout(root).fetched)
     try:
         status = path.stat()
     except OSError as error:
@@ -178,13 +182,28 @@ def _file(stamp: Stamp, root: Path, verify: bool = True) -> Path:
     return path
 
 
+def _manifest(stamp: Stamp, root: Path) -> "Manifest":
+    """The checkpoint's description, as it was when the batch was planned."""
+    from steval.checkpoints.manifest import DIGEST_KEY, parse_metadata, read_header
+
+    path = _file(stamp, root, verify=False)
+    metadata = read_header(path).get("__metadata__") or {}
+    manifest = parse_metadata(metadata, path)
+    _require_same(stamp, metadata[DIGEST_KEY])
+    return manifest
+
+
+def _require_same(stamp: Stamp, digest: str) -> None:
+    if digest != stamp.sha256:
+        raise CheckpointError(f"{stamp.place} has changed since the batch was planned; run the batch again")
+
+
 def _predictor(stamp: Stamp, dtype: str, device: str, root: Path, threads: int) -> "Predictor":
     import torch
 
     torch.set_num_threads(threads)
     predictor = _loaded(str(_file(stamp, root, verify=False)), stamp.modified_ns, dtype, device)
-    if predictor.digest != stamp.sha256:
-        raise CheckpointError(f"{stamp.place} has changed since the batch was planned; run the batch again")
+    _require_same(stamp, predictor.digest)
     return predictor
 
 

@@ -1,8 +1,8 @@
 """`POST /predict`: from a validated body to an answer, through the batcher.
 
-Predictions run through the same functions as `steval predict` (`mean_profiles`, `write_predictions`); only where a predictor
-would run the network itself, `QueuedPredictor` puts the sets into the batcher's queue. That work, planning included, is done
-in one thread; when a client leaves, its predictor is closed and the thread ends at its next set.
+Plans and answers are made by the functions of `steval predict` (`make_plan`, `predicted_means`, `write_predictions`); the cells
+between them come from the batcher's queue (`QueuedCells`). That work, planning included, is done in one thread; when a client
+leaves, its queued cells are closed and the thread ends at its next set.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import functools
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +20,11 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from steval.errors import ServiceError
-from steval.predictor.controls import ControlPool
-from steval.predictor.engine import EncodedControls, PredictedBlock, Predictor
+from steval.predictor.means import predicted_means
 from steval.predictor.output import write_predictions
-from steval.predictor.profiles import mean_profiles
+from steval.predictor.plan import PredictionPlan
+from steval.predictor.predicted import PredictedBlock, PredictedSet
 from steval.predictor.requests import PredictionRequest
-from steval.predictor.sets import PlannedSet
 from steval.service.http.encoding import (
     ARROW,
     H5AD,
@@ -48,28 +47,29 @@ SMALLEST_COMPRESSED = 1024
 _END = object()
 
 
-class QueuedPredictor(Predictor):
-    """A predictor whose sets pass the network in the service's batches; serves one request, for `seconds`.
+class QueuedCells:
+    """The cells of one request, computed in the service's batches within `seconds`.
 
     `admit` comes first, in the thread that does the work; `close` may come at any time, from any thread.
     """
 
-    def __init__(self, predictor: Predictor, batcher: MicroBatcher, seconds: float):
-        vars(self).update(vars(predictor))  # the same loaded network: nothing is loaded twice
+    def __init__(self, batcher: MicroBatcher, seconds: float):
         self._batcher = batcher
-        self._planned: list[PlannedSet] = []
         self._ticket: Ticket | None = None
         self._lock = threading.Lock()
         self.closed = False
         self._deadline = time.monotonic() + seconds
 
-    def admit(self, request: PredictionRequest, pool: ControlPool) -> None:
-        """Plan `request` and reserve its cells; raises what cannot be planned, and the `ServiceError` of a full queue."""
-        self._planned = super().plan(request, pool)
+    def admit(self, plan: PredictionPlan) -> Iterator[PredictedSet]:
+        """Reserve the plan's cells, or raise the `ServiceError` of a full queue; its sets, one by one as they are finished.
+
+        Waiting past the deadline is a `ServiceError` 503.
+        """
         with self._lock:
             if self.closed:
                 raise CancelledError
-            self._ticket = self._batcher.accept(request.num_cells)
+            self._ticket = self._batcher.accept(plan.num_cells)
+        return self._sets(self._ticket, plan)
 
     def close(self) -> None:
         """Give the reserved cells back and drop what is still waiting. May be called twice."""
@@ -78,18 +78,10 @@ class QueuedPredictor(Predictor):
             if self._ticket is not None:
                 self._ticket.close()
 
-    def plan(self, request: PredictionRequest, pool: ControlPool) -> list[PlannedSet]:
-        """The plan that the request was admitted with."""
-        return self._planned
-
-    def predict_blocks(
-        self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls"
-    ) -> Iterator[PredictedBlock]:
-        """Sets one by one as the batcher finishes them; a `ServiceError` 503 after the deadline."""
-        assert self._ticket is not None, "admit comes first"
-        for future in self._ticket.windows(list(planned)):
+    def _sets(self, ticket: Ticket, plan: PredictionPlan) -> Iterator[PredictedSet]:
+        for future in ticket.windows(list(plan.sets())):
             try:
-                predicted = future.result(max(0.0, self._deadline - time.monotonic()))
+                yield future.result(max(0.0, self._deadline - time.monotonic()))
             except TimeoutError as error:
                 raise ServiceError(
                     "the prediction was given up: it took longer than the time limit; ask for fewer cells, or come back when "
@@ -98,7 +90,6 @@ class QueuedPredictor(Predictor):
                     code="timeout",
                     retry_after=5,
                 ) from error
-            yield PredictedBlock([predicted.planned], predicted.cells)
 
 
 class PredictionService:
@@ -119,7 +110,7 @@ class PredictionService:
         model = self._runtime.model
         kind = choose_format(headers.get("accept", ""), body.output)
         request = self._checked(model, body, kind)
-        queued = QueuedPredictor(model.predictor, model.batcher, model.settings.request_timeout)
+        queued = QueuedCells(model.batcher, model.settings.request_timeout)
         zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
         streaming = False
         try:
@@ -160,7 +151,7 @@ class PredictionService:
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *args))
 
     async def _stream(
-        self, model: Model, queued: QueuedPredictor, request: PredictionRequest, zstd: bool
+        self, model: Model, queued: QueuedCells, request: PredictionRequest, zstd: bool
     ) -> StreamingResponse:
         pieces = _arrow(model, queued, request)
         first = await self._run(next, pieces)
@@ -173,7 +164,7 @@ class PredictionService:
         body = compressed(content()) if zstd else content()
         return _Stream(body, queued, media_type=ARROW, headers=_headers(zstd))
 
-    async def _file(self, model: Model, queued: QueuedPredictor, request: PredictionRequest) -> FileResponse:
+    async def _file(self, model: Model, queued: QueuedCells, request: PredictionRequest) -> FileResponse:
         path = self._runtime.scratch / f"{secrets.token_hex(8)}.h5ad"
         try:
             await self._run(_write, path, queued, request, model)
@@ -184,18 +175,19 @@ class PredictionService:
         return _TemporaryFile(path, media_type=H5AD, filename="predictions.h5ad")
 
 
-def _write(path: Path, queued: QueuedPredictor, request: PredictionRequest, model: Model) -> None:
+def _write(path: Path, queued: QueuedCells, request: PredictionRequest, model: Model) -> None:
     """The file of `steval predict`; none where the client has left meanwhile."""
-    queued.admit(request, model.pool)
-    write_predictions(path, queued, request, model.pool, made_by="steval serve")
+    plan = model.predictor.plan(request, model.pool)
+    blocks = (PredictedBlock([one.planned], one.cells) for one in queued.admit(plan))
+    write_predictions(path, plan, blocks, model.predictor.facts("steval serve"))
     if queued.closed:
         path.unlink(missing_ok=True)
 
 
-def _summary(model: Model, queued: QueuedPredictor, request: PredictionRequest) -> bytes:
+def _summary(model: Model, queued: QueuedCells, request: PredictionRequest) -> bytes:
     """The JSON of `schemas.PredictAnswer`."""
-    queued.admit(request, model.pool)
-    profiles = list(mean_profiles(queued, request, model.pool))
+    plan = model.predictor.plan(request, model.pool)
+    profiles = list(predicted_means(plan, queued.admit(plan)))
     cell_types = {profile.cell_type for profile in profiles}
     predictions = [
         json_object(
@@ -214,15 +206,16 @@ def _summary(model: Model, queued: QueuedPredictor, request: PredictionRequest) 
     return json_object(_facts(model, request), raw)
 
 
-def _arrow(model: Model, queued: QueuedPredictor, request: PredictionRequest) -> Iterator[bytes]:
+def _arrow(model: Model, queued: QueuedCells, request: PredictionRequest) -> Iterator[bytes]:
     """The pieces of an Arrow stream: one for each set (or mean profile), then the end marker."""
-    queued.admit(request, model.pool)
+    plan = model.predictor.plan(request, model.pool)
+    sets = queued.admit(plan)
     of_cells = request.output == "cells"
     num_rows = request.num_cells if of_cells else len(request.items)
     facts = {**_facts(model, request), "output": request.output, "num_rows": num_rows, "genes": model.genes}
     stream = ArrowStream(len(model.genes), facts, with_control_cell=of_cells)
     if of_cells:
-        for one in queued.predict(request, model.pool):
+        for one in sets:
             labels = {
                 "perturbation": [one.perturbation] * len(one.cells),
                 "cell_type": [one.cell_type] * len(one.cells),
@@ -230,7 +223,7 @@ def _arrow(model: Model, queued: QueuedPredictor, request: PredictionRequest) ->
             }
             yield stream.batch(labels, one.cells)
     else:
-        for profile in mean_profiles(queued, request, model.pool):
+        for profile in predicted_means(plan, sets):
             labels = {"perturbation": [profile.item.perturbation], "cell_type": [profile.cell_type]}
             yield stream.batch(labels, profile.mean[None])
     yield stream.end()
@@ -259,9 +252,9 @@ def _whole(content: bytes, media_type: str, zstd: bool) -> Response:
 
 
 class _Stream(StreamingResponse):
-    """A stream that closes its predictor however it ends."""
+    """A stream that closes its queued cells however it ends."""
 
-    def __init__(self, content: AsyncIterator[bytes], queued: QueuedPredictor, **options: Any):
+    def __init__(self, content: AsyncIterator[bytes], queued: QueuedCells, **options: Any):
         super().__init__(content, **options)
         self._queued = queued
 

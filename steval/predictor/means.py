@@ -1,19 +1,20 @@
-"""Mean profiles: one row for each item of a request, summed up while its sets are predicted."""
+"""Mean profiles: one row for each item of a plan, summed up while its sets are predicted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from steval.predictor.controls import ControlPool
-from steval.predictor.engine import EncodedControls, PredictedSet, Predictor
-from steval.predictor.requests import PredictionRequest, RequestItem
+from steval.predictor.plan import PredictionPlan
+from steval.predictor.predicted import PredictedSet
+from steval.predictor.requests import RequestItem
 
 CONTROL_ROWS = 256
 
 
 @dataclass(frozen=True)
-class MeanProfile:
+class PredictedMean:
     """Mean of an item's predicted cells, float32 `[G]` on the checkpoint's scale."""
 
     item: RequestItem
@@ -23,19 +24,13 @@ class MeanProfile:
     mean: np.ndarray
 
 
-def mean_profiles(
-    predictor: Predictor, request: PredictionRequest, pool: ControlPool | EncodedControls
-) -> Iterator[MeanProfile]:
-    """A profile for each item, in request order; only one item's sum is in memory."""
-    yield from _profiles(request, predictor.predict(request, pool))
-
-
-def _profiles(request: PredictionRequest, predicted: Iterator[PredictedSet]) -> Iterator[MeanProfile]:
+def predicted_means(plan: PredictionPlan, sets: Iterable[PredictedSet]) -> Iterator[PredictedMean]:
+    """A mean for each item of `plan`, whose predicted `sets` come in order; only one item's sum is in memory."""
     held: PredictedSet | None = None
     total, count = np.zeros(0), 0
-    for one in predicted:
+    for one in sets:
         if held is not None and one.planned.item != held.planned.item:
-            yield _profile(request, held, total, count)
+            yield _mean(plan, held, total, count)
             held = None
         if held is None:
             total, count = np.zeros(one.cells.shape[1]), 0
@@ -43,12 +38,12 @@ def _profiles(request: PredictionRequest, predicted: Iterator[PredictedSet]) -> 
         total += one.cells.sum(axis=0, dtype=np.float64)
         count += len(one.cells)
     if held is not None:
-        yield _profile(request, held, total, count)
+        yield _mean(plan, held, total, count)
 
 
-def _profile(request: PredictionRequest, last: PredictedSet, total: np.ndarray, count: int) -> MeanProfile:
-    item = request.items[last.planned.item]
-    return MeanProfile(item, last.cell_type, last.batch, count, (total / count).astype(np.float32))
+def _mean(plan: PredictionPlan, last: PredictedSet, total: np.ndarray, count: int) -> PredictedMean:
+    item = plan.request.items[last.planned.item]
+    return PredictedMean(item, last.cell_type, last.batch, count, (total / count).astype(np.float32))
 
 
 def control_mean(pool: ControlPool, rows: np.ndarray) -> np.ndarray:

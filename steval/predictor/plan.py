@@ -1,0 +1,118 @@
+"""What a request comes to: its items with the control cells that they start from, checked against checkpoint and controls.
+
+A plan needs no network: cells for it come from an engine, from a service's queue, or from files that were written before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from steval.checkpoints.manifest import Manifest
+from steval.errors import ConfigError
+from steval.predictor.controls import ControlPool
+from steval.predictor.requests import PredictionRequest, require_known, require_unique
+from steval.predictor.sets import PlannedItem, PlannedSet
+
+
+@dataclass(frozen=True)
+class PredictionPlan:
+    """A request that checkpoint and controls can serve."""
+
+    request: PredictionRequest
+    pool: ControlPool
+    manifest: Manifest
+    """Of the checkpoint whose predictions are asked for."""
+    set_size: int
+    """Cells of a set."""
+    items: tuple[PlannedItem, ...]
+    """In the order of the request."""
+
+    @property
+    def num_cells(self) -> int:
+        """Cells to predict in all."""
+        return self.request.num_cells
+
+    @property
+    def cell_types(self) -> list[str]:
+        """Those that are predicted, sorted."""
+        return sorted({item.cell_type for item in self.items})
+
+    def sets(self) -> Iterator[PlannedSet]:
+        """The sets of every item in request order, drawn one by one: memory does not grow with their number."""
+        for item in self.items:
+            yield from item.sets(self.request.seed, self.set_size)
+
+
+def make_plan(
+    request: PredictionRequest, pool: ControlPool, manifest: Manifest, set_size: int | None = None
+) -> PredictionPlan:
+    """The plan of `request` from `pool`; `set_size` None: the checkpoint's cells per set.
+
+    Raises `UnknownPerturbationError`, or `ConfigError` with every item whose cell type or batch the pool lacks.
+    """
+    require_unique(request.items, "the request")
+    require_known((item.perturbation for item in request.items), manifest.perturbation_names, manifest.control)
+    _require_batches(pool, manifest)
+    members = _Members(pool)
+    problems: dict[str, None] = {}
+    items: list[PlannedItem] = []
+    for position, item in enumerate(request.items):
+        batch = item.batch or request.batch
+        try:
+            cell_type = members.cell_type(item.cell_type or request.cell_type)
+            rows = members.rows(cell_type, batch)
+        except ConfigError as error:
+            problems[str(error)] = None
+            continue
+        items.append(PlannedItem(position, item.perturbation, item.num_cells, cell_type, batch, rows, item.median_umi))
+    if problems:
+        raise ConfigError("the controls cannot serve this request", list(problems))
+    return PredictionPlan(request, pool, manifest, set_size or manifest.model.cell_set_size, tuple(items))
+
+
+def _require_batches(pool: ControlPool, manifest: Manifest) -> None:
+    if not manifest.model.batch_encoder:
+        return
+    unknown = sorted(set(pool.batches.tolist()) - set(manifest.batches))
+    if unknown:
+        raise ConfigError(
+            f"the checkpoint encodes batches, and {pool.name} have {len(unknown)} that it does not know: "
+            f"{', '.join(map(repr, unknown[:10]))}; known: {', '.join(manifest.batches[:20])}"
+        )
+
+
+class _Members:
+    """Rows of a pool by cell type and batch."""
+
+    def __init__(self, pool: ControlPool):
+        self._pool = pool
+        self._names = pool.cell_type_names
+        self._rows: dict[tuple[str, str | None], np.ndarray] = {}
+
+    def cell_type(self, asked: str | None) -> str:
+        if asked is None and len(self._names) == 1:
+            return self._names[0]
+        if asked in self._names:
+            return str(asked)
+        listed = ", ".join(self._names[:20])
+        if asked is None:
+            raise ConfigError(
+                f"{self._pool.name} hold {len(self._names)} cell types ({listed}); choose with --cell-type NAME or all"
+            )
+        raise ConfigError(f"{self._pool.name} hold no cells of cell type {asked!r}; they hold: {listed}")
+
+    def rows(self, cell_type: str, batch: str | None) -> np.ndarray:
+        if (cell_type, batch) not in self._rows:
+            chosen = self._pool.cell_types == cell_type
+            if batch is not None:
+                self._require_batch(cell_type, batch, chosen)
+                chosen = chosen & (self._pool.batches == batch)
+            self._rows[cell_type, batch] = np.flatnonzero(chosen)
+        return self._rows[cell_type, batch]
+
+    def _require_batch(self, cell_type: str, batch: str, chosen: np.ndarray) -> None:
+        names = sorted(set(self._pool.batches[chosen].tolist()))
+        if batch not in names:
+            shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            raise ConfigError(f"{self._pool.name} hold no {cell_type} cells of batch {batch!r}; they hold: {shown}")
