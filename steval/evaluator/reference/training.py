@@ -17,6 +17,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment, align
 from steval.data.cells.scale import Scale, require_scale
 from steval.data.columns import Columns
+from steval.data.effects.measure import pair_means
 from steval.data.files import sha256_file
 from steval.errors import EvaluationError, nearest_names
 from steval.evaluator.cells.digests import SKETCH_CELLS, gene_keys, sketch, sketch_genes, value_bits
@@ -88,8 +89,11 @@ def read_training(
     sums, digests = _sum_groups(cells, alignment, selected, codes, len(groups))
     counts = np.bincount(codes, minlength=len(groups))
     perturbation = np.array([group[0] for group in groups], dtype=object)
-    context = np.array([group[1] for group in groups], dtype=object)
-    effects, notes = _effects(sums, counts, perturbation, context, columns.control)
+    pairs = pair_means(sums, counts, [(str(p), str(c)) for p, c in groups], columns.control)
+    effects = {
+        name: pairs.effects[pairs.perturbation_codes == code].mean(axis=0)
+        for code, name in enumerate(pairs.perturbations)
+    }
     is_control = labels == columns.control
     sketched = sketch_genes(sums[perturbation == columns.control].sum(axis=0))
     return TrainingCells(
@@ -107,7 +111,7 @@ def read_training(
         dtype=cells.rows(selected[:1], dtype=None).dtype,
         target_sum=target_sum,
         digest=_content_digest(cells, digests),
-        notes=tuple(notes),
+        notes=pairs.notes,
     )
 
 
@@ -174,18 +178,3 @@ def _mean_of_means(sums: np.ndarray, counts: np.ndarray, perturbation: np.ndarra
     pooled = np.zeros((len(names), sums.shape[1]))
     np.add.at(pooled, codes, sums)
     return (pooled / np.bincount(codes, weights=counts)[:, None]).mean(axis=0)
-
-
-def _effects(
-    sums: np.ndarray, counts: np.ndarray, perturbation: np.ndarray, context: np.ndarray, control: str
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Mean change from control of each perturbation over the contexts in which it was measured beside controls."""
-    means = sums / counts[:, None]
-    controls = {context[i]: means[i] for i in np.flatnonzero(perturbation == control)}
-    found: dict[str, list[np.ndarray]] = {}
-    for index in np.flatnonzero(perturbation != control):
-        if context[index] in controls:
-            found.setdefault(str(perturbation[index]), []).append(means[index] - controls[context[index]])
-    lost = sorted({str(c) for c in context} - {str(c) for c in controls})
-    notes = [f"training cells of {', '.join(lost)} have no control and give no effects"] if lost else []
-    return {name: np.mean(effects, axis=0) for name, effects in sorted(found.items())}, notes

@@ -1,0 +1,82 @@
+"""Decoding: how a checkpoint's prediction becomes cells. A field of the checkpoint and of every output's record.
+
+`network`: the cells that the network puts out. `carried`: an effect for each perturbation, carried by measured control cells:
+
+    effect = scale × (weight × network's effect + (1 − weight) × simple model's effect)
+    cells = carry(drawn control cells, mean of all control cells of the context + effect)
+
+The network's effect is the mean of `effect_cells` predicted cells less the mean of the same controls, less the same for the
+control label (what it changes although nothing was done). The mean is that of all control cells, not of the drawn ones:
+otherwise the luck of the draw is added to every gene (MAE 0.075 for 0.067 on a screen of 4,707 genes, 40 cells each).
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from steval.data.effects.anchors import AnchorSettings
+from steval.data.effects.carry import Carried, carry
+from steval.settings import Settings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DecodingSettings(Settings):
+    """See the module."""
+
+    kind: Literal["network", "carried"] = "network"
+    network_weight: Share = 1.0
+    """Share of the network's effect; the rest is the simple model's."""
+    anchor: AnchorSettings | None = None
+    """The simple model; none: the network alone."""
+    subtract_null: bool = True
+    """Whether what the network predicts for the control label is taken from its effects."""
+    effect_scale: PositiveFloat = 1.0
+    zeros_follow: Share = 1.0
+    """How far the share of expressing cells follows the mean (see `carry`)."""
+    effect_cells: PositiveInt = 256
+    """Cells that the network predicts of each perturbation to know its effect."""
+
+    @model_validator(mode="after")
+    def _something_predicts(self) -> "DecodingSettings":
+        if self.anchor is None and self.network_weight != 1:
+            raise ValueError("without an anchor there is the network's effect alone: network_weight must be 1")
+        if self.kind == "network" and (self.anchor is not None or self.network_weight != 1):
+            raise ValueError("kind network gives the network's own cells; anchor and network_weight belong to carried")
+        return self
+
+    @property
+    def asks_network(self) -> bool:
+        """Whether the network has any part in the cells."""
+        return self.kind == "network" or self.network_weight > 0
+
+    @property
+    def asks_anchor(self) -> bool:
+        """Whether training effects have any part in them."""
+        return self.anchor is not None and self.network_weight < 1
+
+    def combined(self, network: np.ndarray | None, simple: np.ndarray | None) -> np.ndarray:
+        """The effect `[..., G]` that is carried; what has no weight may be None."""
+        weight = self.network_weight
+        parts = []
+        if self.asks_network:
+            assert network is not None
+            parts.append(weight * network)
+        if self.asks_anchor:
+            assert simple is not None
+            parts.append((1 - weight) * simple)
+        return np.asarray(self.effect_scale * sum(parts))
+
+    def carried(
+        self,
+        cells: sp.csr_matrix,
+        control_mean: np.ndarray,
+        effect: np.ndarray,
+        generator: np.random.Generator,
+        target_sum: float | None,
+    ) -> Carried:
+        """`cells`, drawn control cells of a context, with its mean `control_mean [G]` plus `effect [G]`."""
+        wanted = np.asarray(control_mean, dtype=np.float64) + effect
+        return carry(cells, wanted, generator, target_sum=target_sum, zeros_follow=self.zeros_follow)

@@ -1,0 +1,40 @@
+"""Decoding settings: what contradicts itself is refused, effects are combined and carried as they say."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from steval.data.effects.anchors import AnchorSettings
+from steval.data.effects.carry import mean_of_cells
+from steval.data.effects.decoding import DecodingSettings
+from steval.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"kind": "carried", "network_weight": 0.5}, {"kind": "network", "anchor": {}}, {"network_weight": 2.0}],
+    ids=["no anchor", "network's own cells", "no share"],
+)
+def test_contradictions_are_refused(values):
+    with pytest.raises(ConfigError):
+        DecodingSettings.parse(values)
+
+
+def test_effects_are_weighed_and_scaled():
+    network, simple = np.array([1.0, 2.0]), np.array([3.0, 0.0])
+    half = DecodingSettings(kind="carried", network_weight=0.25, anchor=AnchorSettings(), effect_scale=2)
+    np.testing.assert_allclose(half.combined(network, simple), [5, 1])
+    alone = DecodingSettings(kind="carried", network_weight=0, anchor=AnchorSettings())
+    assert not alone.asks_network
+    np.testing.assert_allclose(alone.combined(None, simple), simple)
+    without = DecodingSettings(kind="carried")
+    assert not without.asks_anchor
+    np.testing.assert_allclose(without.combined(network, None), network)
+
+
+def test_cells_have_the_mean_of_all_controls_and_the_effect():
+    generator = np.random.default_rng(0)
+    cells = sp.csr_matrix((generator.random((20, 8)) + 0.5).astype(np.float32))
+    mean, effect = np.full(8, 1.3), np.linspace(-0.5, 0.5, 8)
+    found = DecodingSettings(kind="carried").carried(cells, mean, effect, generator, 1e4)
+    np.testing.assert_allclose(mean_of_cells(found.cells), mean + effect, rtol=1e-5)
