@@ -18,6 +18,8 @@ from steval.service.http.answers import error_answer
 from steval.service.http.body import BodyMiddleware
 from steval.service.http.observe import ObserveMiddleware
 from steval.service.http.routing import GateMiddleware
+from steval.service.http.telemetry import count_apart
+from steval.service.private import shared_directory
 from steval.service.routes import ROUTES
 from steval.service.schemas import PredictBody
 from steval.service.settings import ServiceSettings, require_checkpoint
@@ -65,6 +67,7 @@ class StevalService:
         from steval.service.runtime import Runtime
 
         journal.configure()
+        count_apart(shared_directory("metrics"))
         self._runtime = Runtime(SETTINGS)
         self._predictions = PredictionService(self._runtime)
         SITE.state.runtime = self._runtime

@@ -33,6 +33,7 @@ _ERRORS = {
     415: "Another media type",
     422: "Well formed, but breaks a rule",
     429: "Too many requests in progress; see Retry-After",
+    507: "The service's disk is full",
     503: "Not ready, or the queue is full; see Retry-After",
 }
 _ALWAYS = (401, 403)

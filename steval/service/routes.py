@@ -102,7 +102,7 @@ ROUTES = RouteTable(
                 Operation(
                     "POST", "submitScore", "Score predictions in the background", "score",
                     success("Accepted; ask Location for its state", ScoreJob, status="202", links=_JOB_LINKS),
-                    (*_BODY, 503), score.submit,
+                    (*_BODY, 503, 507), score.submit,
                     more={"requestBody": _score_body()},
                 ),
             ),

@@ -19,9 +19,10 @@ from steval.errors import ServiceError, StevalError
 from steval.machine import num_cores
 from steval.service.http.encoding import json_numbers, json_object
 from steval.service.http.telemetry import ServiceMetrics, service_metrics
+from steval.service.private import shared_directory
 from steval.service.schemas import ModelCard
 from steval.service.score.job_runner import JobRunner
-from steval.service.score.jobs import JobStore, default_job_dir
+from steval.service.score.jobs import JobStore
 from steval.service.settings import ServiceSettings, require_checkpoint
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ class Model:
         return pieces
 
     @cached_property
+    def recorded_files(self) -> list[str]:
+        """Paths of the data files that the checkpoint records: what a scoring job may read beside its own."""
+        references = [self.manifest.evaluation, self.manifest.training_data]
+        return [str(file.path) for reference in references if reference is not None for file in reference.files]
+
+    @cached_property
     def card(self) -> ModelCard:
         """The model card of `GET /model`."""
         manifest, predictor, settings = self.manifest, self.predictor, self.settings
@@ -149,7 +156,9 @@ class Runtime:
         self.reason = "the checkpoint is being loaded"
         self._model: Model | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="steval-service-")
-        self.jobs = JobStore(settings.job_dir or default_job_dir(), max_jobs=settings.max_jobs, ttl=settings.job_ttl)
+        self.jobs = JobStore(
+            settings.job_dir or shared_directory("jobs"), max_jobs=settings.max_jobs, ttl=settings.job_ttl
+        )
         self.runner = JobRunner(self.jobs, settings, self.metrics)
         self._loader = threading.Thread(target=self._load, name="steval-loader", daemon=True)
 

@@ -1,5 +1,6 @@
 """Scoring in the background: the store, and jobs through the HTTP interface."""
 
+import errno
 import json
 import os
 import socket
@@ -59,6 +60,43 @@ def test_the_lock_of_a_killed_worker_is_free(store):
         assert ours
 
 
+def test_a_job_is_its_keys_own(store):
+    job = store.submit(store.reserve("lab-a"), {})
+    assert store.require(job.id, "lab-a") == job
+    for other in ("lab-b", "", "lab"):
+        with pytest.raises(ServiceError, match="no scoring job") as caught:
+            store.require(job.id, other)
+        assert caught.value.http_status == 404
+
+
+def test_one_key_can_neither_fill_the_queue_nor_go_first(tmp_path):
+    store = JobStore(tmp_path / "jobs", max_jobs=6, ttl=100)
+    greedy = [store.submit(store.reserve("greedy"), {}).id for _ in range(3)]
+    with pytest.raises(ServiceError, match="3 scoring jobs of this key wait"):
+        store.reserve("greedy")
+    polite = store.submit(store.reserve("polite"), {}).id
+    assert [job.id for job in store.runnable()] == [greedy[0], polite, *greedy[1:]]
+    for _ in range(2):
+        store.reserve("third")
+    with pytest.raises(ServiceError, match="6 scoring jobs wait"):
+        store.reserve("fourth")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"id": 1}', b"[]"])
+def test_a_status_that_cannot_be_read_hurts_its_job_alone(store, content):
+    whole, damaged = (store.submit(store.reserve(name), {}) for name in ("lab-a", "lab"))
+    (store.path(damaged.id) / "job.json").write_bytes(content)
+    assert [job.id for job in store.runnable()] == [whole.id]
+    found = store.require(damaged.id, "lab")
+    assert (found.state, found.error["code"]) == ("failed", "damaged_record")
+    store.submit(store.reserve("lab-b"), {})
+    assert store.clean() == 0
+    os.utime(store.path(damaged.id) / "job.json", (1, 1))
+    os.utime(store.path(damaged.id), (1, 1))
+    assert store.clean() == 1
+    assert whole.id in store.ids()
+
+
 @pytest.mark.parametrize("job_id", ["..", "../jobs", "a" * 31, "A" * 32, "0" * 31 + "/", "0" * 32 + "\0"])
 def test_ids_are_ours_alone(store, job_id):
     with pytest.raises(ServiceError, match="no scoring job"):
@@ -83,10 +121,16 @@ def test_paths_stay_inside_the_data_directories(tmp_path):
         path.touch()
     (data / "link.h5ad").symlink_to(outside)
     (data / "dir.h5ad").mkdir()
-    for given in ("a.h5ad", "sub/b.h5ad", "sub/../a.h5ad", str(data / "a.h5ad")):
+    for given in ("a.h5ad", "sub/b.h5ad", "sub/../a.h5ad", "gone/../a.h5ad", str(data / "a.h5ad")):
         assert resolve_path(given, [data], "predictions").is_relative_to(data)
     for given in (
         *("../outside.h5ad", str(outside), "link.h5ad", "dir.h5ad", "gone.h5ad", "a.h5ad\0", "", ".", "/etc/passwd"),
+        *(
+            "../data/a.h5ad",
+            "../../../../../../../etc/../tmp/a.h5ad",
+            "sub/../../data/a.h5ad",
+            "sub/" * 2000 + "a.h5ad",
+        ),
         *("../data-other.h5ad", "x" * 5000 + ".h5ad", "~/x.h5ad", "file:///a.h5ad"),
     ):
         with pytest.raises(ServiceError) as caught:
@@ -151,6 +195,8 @@ def test_a_waiting_job_is_cancelled(client, http):
     for job_id in jobs:
         client.remove_score(job_id)
     deadline = time.monotonic() + 30
+    for job_id in jobs:
+        assert http.get(f"/score/{job_id}/files/score.json").status_code == 409
     while {client.score_job(job_id)["state"] for job_id in jobs} != {"cancelled"}:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -191,6 +237,23 @@ def test_bad_submissions_are_refused_and_leave_nothing(http, service_dir, option
     assert response.status_code == status, response.text
     assert response.json()["error"]["code"]
     assert set((service_dir / "jobs").iterdir()) <= before
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EIO, 503)])
+def test_a_disk_that_takes_no_more_is_a_sentence_without_our_paths(http, service_dir, monkeypatch, number, status):
+    def full(*_):
+        raise OSError(number, os.strerror(number), str(service_dir))
+
+    before = set((service_dir / "jobs").iterdir())
+    content = (service_dir / "data" / "cells.h5ad").read_bytes()
+    for place in ("steval.service.score.uploads.shutil.copyfileobj", "steval.data.files.os.fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            response = upload(http, files={"predictions": content})
+        assert response.status_code == status, response.text
+        assert "nothing was kept" in response.json()["error"]["message"]
+        assert str(service_dir) not in response.text
+        assert set((service_dir / "jobs").iterdir()) <= before
 
 
 def test_the_names_of_uploads_are_not_used(http, service_dir):

@@ -16,6 +16,8 @@ from steval.service.http.keys import KeyRing, read_keys
 from steval.service.http.routing import RouteTable
 
 _LOCAL_NAMES = frozenset({"localhost", "testserver"})
+KEY_NAME = "steval.key"
+"""Where the scope of a request has the name of its key."""
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
@@ -68,7 +70,7 @@ class AccessMiddleware:
             raise ServiceError(
                 f"{what}; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`", status=401, code="unauthorised"
             )
-        scope["steval.key"] = owner
+        scope[KEY_NAME] = owner
 
     def _refuse_foreign_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")

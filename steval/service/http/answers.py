@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -34,18 +35,44 @@ _MALFORMED = ("json_", "missing", "extra_forbidden", "finite_number", "int_parsi
 """pydantic error types that mean a malformed request (400); so do all `*_type`. Others break a rule (422)."""
 
 
+_FIELDS = {
+    "choose with --cell-type NAME or all": "name one as cell_type",
+    "name it with --cell-type-col": "name it as cell_type_column",
+    "--cell-type-col": "cell_type_column",
+    "--cell-type": "cell_type",
+    "--pert-col": "perturbation_column",
+    "--control": "control",
+    "--batch-col": "(not an option of this service)",
+    "--batch": "batch",
+    "--scale": "scale",
+    "--seed": "seed",
+    "--real REAL.h5ad": "real",
+    "--train FILE.h5ad": "train",
+    "--real": "real",
+    "--train": "train",
+    "--profile": "profile",
+}
+"""What messages of the other rooms call by the command line's names."""
+_OPTION = re.compile("|".join(rf"{re.escape(option)}(?![\w-])" for option in _FIELDS))
+
+
 def error_answer(error: StevalError, status: int | None = None) -> JSONResponse:
     """The answer to one of our errors; `status` overrides the error's own status and code."""
-    lines = str(error).split("\n")
-    details: dict[str, Any] = {"problems": list(error.problems)} if error.problems else {}
+    text = over_http(str(error))
+    details: dict[str, Any] = {"problems": [over_http(one) for one in error.problems]} if error.problems else {}
     if isinstance(error, UnknownPerturbationError):
         details["nearest"] = error.nearest
     headers = {}
     if isinstance(error, ServiceError) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
-    message = lines[0] if error.problems else str(error)
+    message = text.split("\n")[0] if error.problems else text
     code = error.code if status is None else _CODES[status]
     return shaped(status or error.http_status, code, message, details, headers)
+
+
+def over_http(text: str) -> str:
+    """A message of ours in the words of a request: options of the command line become the fields that stand for them."""
+    return _OPTION.sub(lambda match: _FIELDS[match[0]], text)
 
 
 def code_of(status: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"
 METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _CELLS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -77,12 +78,19 @@ class ServiceMetrics:
         self._jobs.labels(state).inc()
 
 
+def count_apart(directory: Path) -> None:
+    """Count in `directory`, where BentoML would count over several processes: its own directory is one for all services of a
+    user, and each that starts empties it. To be called before the first counter is made."""
+    if os.environ.get(_SHARED):
+        os.environ[_SHARED] = str(directory)
+
+
 def exposition() -> tuple[bytes, str]:
     """All metrics in Prometheus's text form, over all workers, and its media type."""
     import prometheus_client as prometheus
     from prometheus_client import multiprocess
 
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    directory = os.environ.get(_SHARED)
     if not directory:
         return prometheus.generate_latest(prometheus.REGISTRY), prometheus.CONTENT_TYPE_LATEST
     for pid in {int(path.stem.rsplit("_", 1)[1]) for path in Path(directory).glob("gauge_live*_*.db")}:

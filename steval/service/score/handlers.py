@@ -1,17 +1,25 @@
 """What `/score` answers: submit, status, result, files, removal."""
 
+import errno
+import logging
+from dataclasses import asdict
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from steval.errors import ServiceError
+from steval.errors import OutputError, ServiceError
+from steval.machine import num_cores
+from steval.service.http.access import KEY_NAME
 from steval.service.http.answers import validation_answer
 from steval.service.runtime import Runtime
 from steval.service.schemas import ScoreJob
-from steval.service.score.jobs import ENDED, INPUTS, SCORE, JobStore
+from steval.service.score.confinement import Limits
+from steval.service.score.jobs import ENDED, INPUTS, NOBODY, SCORE, JobStore
 from steval.service.score.uploads import InvalidBody, read_submission
+
+log = logging.getLogger(__name__)
 
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -23,18 +31,43 @@ MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".parquet": "application/vnd.apache.parquet",
 }
-SOON = "2"
+SOON = 2
 
 
 def _runtime(request: Request) -> Runtime:
     return request.app.state.runtime
 
 
+def _owner(request: Request) -> str:
+    """Name of the key that asks."""
+    return request.scope.get(KEY_NAME) or NOBODY
+
+
+def _not_stored(error: OSError | OutputError) -> ServiceError:
+    """What a client may know of a disk that takes no more."""
+    log.error("an upload could not be stored: %s", error)
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ServiceError(
+            "the service's disk has no room for what was sent, and nothing was kept; come back later, or tell whoever runs it",
+            status=507,
+            code="insufficient_storage",
+        )
+    return ServiceError(
+        "the service cannot store what was sent, and nothing was kept; whoever runs it finds the reason in its log",
+        status=503,
+        code="cannot_write",
+    )
+
+
 async def submit(request: Request) -> Response:
     """Submit a scoring job."""
     runtime = _runtime(request)
     settings, store = runtime.settings, runtime.jobs
-    job_id = await run_in_threadpool(store.reserve)
+    try:
+        job_id = await run_in_threadpool(store.reserve, _owner(request))
+    except (OSError, OutputError) as error:
+        raise _not_stored(error) from error
     try:
         body, files = await read_submission(request, store.path(job_id) / INPUTS, settings.data_dir)
         if "real" not in files and not runtime.model.card.has_evaluation_data:
@@ -50,12 +83,22 @@ async def submit(request: Request) -> Response:
             "data_dirs": [str(path) for path in settings.data_dir],
             "threads": settings.threads,
             "max_values": settings.max_score_values,
-            "max_memory": settings.max_job_bytes,
+            "recorded": runtime.model.recorded_files,
+            "limits": asdict(
+                Limits(
+                    memory=settings.max_job_bytes,
+                    seconds=round(settings.job_timeout) * num_cores(),
+                    file_bytes=settings.max_upload_bytes,
+                )
+            ),
         }
         job = await run_in_threadpool(store.submit, job_id, details)
     except InvalidBody as error:
         await run_in_threadpool(store.remove, job_id)
         return validation_answer(error.findings)
+    except (OSError, OutputError) as error:
+        await run_in_threadpool(store.remove, job_id)
+        raise _not_stored(error) from error
     except BaseException:
         store.remove(job_id)
         raise
@@ -104,16 +147,17 @@ def _cancel(store: JobStore, job: ScoreJob) -> ScoreJob:
 
 
 async def _job(request: Request) -> ScoreJob:
-    return await run_in_threadpool(_runtime(request).jobs.require, request.path_params["id"])
+    return await run_in_threadpool(_runtime(request).jobs.require, request.path_params["id"], _owner(request))
 
 
 async def _finished(request: Request) -> ScoreJob:
     job = await _job(request)
     if job.state != "done":
         raise ServiceError(
-            f"the job is {job.state}, so it has no result",
-            status=409 if job.state in ENDED else 425,
+            f"the job is {job.state}, so it has no result" + ("" if job.state in ENDED else " yet"),
+            status=409,
             code=f"job_{job.state}",
+            retry_after=None if job.state in ENDED else SOON,
         )
     return job
 
@@ -127,7 +171,7 @@ async def _send_file(store: JobStore, job: ScoreJob, name: str) -> Response:
 
 
 def _job_answer(job: ScoreJob, status: int = 200) -> JSONResponse:
-    headers = {} if job.state in ENDED else {"Retry-After": SOON}
+    headers = {} if job.state in ENDED else {"Retry-After": str(SOON)}
     if status == 202:
         headers["Location"] = f"/score/{job.id}"
     return JSONResponse(job.as_dict(), status_code=status, headers=headers)

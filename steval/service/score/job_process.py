@@ -5,13 +5,17 @@ Ends with exit code 0 and a score directory, or with 1 and `error.json`; with an
 
 import json
 import os
+import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from steval.errors import StevalError, UnknownPerturbationError
-from steval.service.score.jobs import INPUTS, SCORE
+from steval.service.http.answers import over_http
+from steval.service.score.confinement import Limits, confine, end_with_parent
+from steval.service.score.jobs import INPUTS, SCORE, TEMPORARY
 
 NICENESS = 10
 """Predictions go first."""
@@ -19,11 +23,17 @@ NICENESS = 10
 
 def main(arguments: list[str]) -> int:
     """Run the job of `arguments[0]`."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # whoever stops the service signals its children too; the worker ends this process, and puts the job back into the queue
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
     os.nice(NICENESS)
     directory = Path(arguments[0])
     request = json.loads((directory / "request.json").read_text(encoding="utf-8"))
-    _limit_memory(request["max_memory"])
+    _own_caches(directory)
+    for sentence in confine(directory, _readable(request), Limits(**request["limits"])):
+        sys.stderr.write(sentence + "\n")
+    threading.Thread(target=_end_with_pipe, daemon=True).start()
     try:
         _score(directory, request)
     except StevalError as error:
@@ -68,26 +78,39 @@ def _score(directory: Path, request: dict[str, Any]) -> None:
 
 
 def _described(error: StevalError, directory: Path) -> dict[str, Any]:
-    """The error without the server's own paths."""
+    """The error without the server's own paths and the command line's options."""
     inputs = f"{directory / INPUTS}{os.sep}"
-    lines = str(error).replace(inputs, "").replace(str(directory), "").split("\n")
+    lines = over_http(str(error)).replace(inputs, "").replace(str(directory), "").split("\n")
     details: dict[str, Any] = {"code": error.code, "message": lines[0] if error.problems else "\n".join(lines)}
     if error.problems:
-        details["problems"] = [problem.replace(inputs, "").replace(str(directory), "") for problem in error.problems]
+        details["problems"] = [
+            over_http(problem).replace(inputs, "").replace(str(directory), "") for problem in error.problems
+        ]
     if isinstance(error, UnknownPerturbationError):
         details["nearest"] = error.nearest
     return details
 
 
-def _limit_memory(num_bytes: int) -> None:
-    import resource
+def _own_caches(directory: Path) -> None:
+    """Let libraries keep what they cache in the job's directory; matplotlib's list of fonts, which takes seconds, is copied."""
+    temporary = directory / TEMPORARY
+    temporary.mkdir(exist_ok=True)
+    known = os.environ.get("MPLCONFIGDIR") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "matplotlib"
+    )
+    for fonts in Path(known).glob("fontlist-*.json"):
+        shutil.copy(fonts, temporary)
+    variables = ("TMPDIR", "HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "STEVAL_CACHE_DIR")
+    os.environ.update(dict.fromkeys(variables, str(temporary)))
 
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+def _readable(request: dict[str, Any]) -> list[Path]:
+    """What the job was given beside its own directory."""
+    given = [*request["files"].values(), *request["data_dirs"], *request["recorded"]]
+    return [Path(path) for path in (*given, request["checkpoint"]) if path]
 
 
-def _end_with_parent() -> None:
+def _end_with_pipe() -> None:
     """The parent holds the other end of standard input; when it is gone, so is the reason for this process."""
     while os.read(0, 1):
         pass

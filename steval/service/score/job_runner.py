@@ -6,10 +6,12 @@ standard input is a pipe from the worker: when the worker dies, the pipe closes 
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from steval.service.http.telemetry import ServiceMetrics
@@ -21,8 +23,10 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 CLEAN_SECONDS = 60.0
-TERM_SECONDS = 5.0
+END_SECONDS = 5.0
+"""From the end of its standard input, which tells a process to end."""
 LOG_TAIL = 2000
+MOST_STOPS = 3
 
 
 class JobRunner:
@@ -35,6 +39,7 @@ class JobRunner:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._cleaned = 0.0
+        self._times_stopped: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._loop, name="steval-jobs", daemon=True)
         self._thread.start()
 
@@ -81,13 +86,15 @@ class JobRunner:
         (directory / "error.json").unlink(missing_ok=True)
         command = [sys.executable, "-m", "steval.service.score.job_process", str(directory)]
         with (directory / LOG).open("wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            )
             try:
                 reason = self._wait(process, job)
             finally:
                 _end(process)
-        if reason == "stopping":
-            self._store.write(job.model_copy(update={"state": "queued", "started": None}))
+        if reason == "stopping" or self._stopped_from_outside(job, reason, process.returncode):
+            self._store.requeue(job)
         elif reason == "cancelled":
             self._ended(job, state="cancelled")
         elif reason == "timeout":
@@ -97,6 +104,13 @@ class JobRunner:
             self._ended(job, state="done", files=self._store.files(job.id))
         else:
             self._ended(job, state="failed", error=self._error(job, process.returncode))
+
+    def _stopped_from_outside(self, job: ScoreJob, reason: str, returncode: int) -> bool:
+        """Whether a process was asked to end before it could refuse to: it is not the job that failed. Believed three times."""
+        if reason != "ended" or returncode not in (-signal.SIGTERM, -signal.SIGINT):
+            return False
+        self._times_stopped[job.id] += 1
+        return self._times_stopped[job.id] <= MOST_STOPS
 
     def _wait(self, process: "subprocess.Popen[bytes]", job: ScoreJob) -> str:
         deadline = time.monotonic() + self._settings.job_timeout
@@ -136,10 +150,8 @@ class JobRunner:
 def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.stdin is not None:
         process.stdin.close()
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(TERM_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

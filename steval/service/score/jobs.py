@@ -1,8 +1,10 @@
 """Scoring jobs on disk, so that every worker can tell a job's state and a restart loses none.
 
 JOBS/ID/job.json      status (schemas.ScoreJob), replaced atomically
+        owner         name of the key that submitted it; empty where the service has no keys
         request.json  schemas.ScoreBody and where its files are
         inputs/       uploaded files under names of ours
+        tmp/          what the job's process keeps for itself
         score/        the score directory, once it is done
         lock          held (flock) by the worker that runs the job; the system lets go of it when that process dies
         cancel        present where cancelling was asked for
@@ -11,12 +13,13 @@ JOBS/ID/job.json      status (schemas.ScoreJob), replaced atomically
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,9 +29,15 @@ from steval.data.files import atomic_path
 from steval.errors import ServiceError
 from steval.service.schemas import ScoreJob
 
+log = logging.getLogger(__name__)
+
+NOBODY = ""
+"""Owner of jobs where the service has no keys."""
+OWNER = "owner"
 INPUTS = "inputs"
 SCORE = "score"
 LOG = "log.txt"
+TEMPORARY = "tmp"
 ENDED = frozenset({"done", "failed", "cancelled"})
 ABANDONED_SECONDS = 3600.0
 """After which an upload without a status, and without its request, is removed."""
@@ -39,24 +48,36 @@ class JobStore:
     """The jobs below one directory."""
 
     def __init__(self, directory: Path, *, max_jobs: int, ttl: float):
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # as root, jobs run under other users' ids: they may pass through to their own directory, and list nothing
+        directory.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
         self.directory = directory
         self._max_jobs = max_jobs
         self._ttl = ttl
 
-    def reserve(self) -> str:
-        """A new job's id and directory, to be filled and submitted; a full store is a `ServiceError` 503."""
-        waiting = sum(1 for job_id in self.ids() if (job := self.read(job_id)) is None or job.state == "queued")
-        if waiting >= self._max_jobs:
+    def reserve(self, owner: str = NOBODY) -> str:
+        """A new job's id and directory, to be filled and submitted; a full store is a `ServiceError` 503.
+
+        A key may hold half of the places, so that none fills the queue for the others.
+        """
+        waiting = [self.owner(job_id) for job_id in self.ids() if self._waits(job_id)]
+        own, share = waiting.count(owner), max(1, self._max_jobs // 2)
+        full = len(waiting) >= self._max_jobs
+        if full or (owner != NOBODY and own >= share):
+            which = f"{len(waiting)} scoring jobs wait" if full else f"{own} scoring jobs of this key wait"
             raise ServiceError(
-                f"{waiting} scoring jobs wait already, the most that are allowed; come back later",
-                status=503,
-                code="busy",
-                retry_after=30,
+                f"{which} already, the most that are allowed; come back later", status=503, code="busy", retry_after=30
             )
         job_id = secrets.token_hex(16)
         (self.directory / job_id / INPUTS).mkdir(parents=True, mode=0o700)
+        (self.path(job_id) / OWNER).write_text(owner, encoding="utf-8")
         return job_id
+
+    def owner(self, job_id: str) -> str:
+        """Name of the key that submitted a job; empty where there was none."""
+        try:
+            return (self.path(job_id) / OWNER).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return NOBODY
 
     def submit(self, job_id: str, request: dict[str, Any]) -> ScoreJob:
         """Put a filled job into the queue."""
@@ -74,15 +95,19 @@ class JobStore:
 
     def read(self, job_id: str) -> ScoreJob | None:
         """Status of a job; None where there is none (or not yet)."""
+        path = self.path(job_id) / "job.json"
         try:
-            return ScoreJob.model_validate_json((self.path(job_id) / "job.json").read_bytes())
+            return ScoreJob.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            log.warning("the status of scoring job %s cannot be read: %s", job_id, type(error).__name__)
+            return self._damaged(job_id)
 
-    def require(self, job_id: str) -> ScoreJob:
-        """Status of a job, or a `ServiceError` 404."""
+    def require(self, job_id: str, owner: str = NOBODY) -> ScoreJob:
+        """Status of a job of `owner`'s; one that there is not, or that is another's, is the same `ServiceError` 404."""
         job = self.read(job_id)
-        if job is None:
+        if job is None or self.owner(job_id) != owner:
             raise _unknown(job_id)
         return job
 
@@ -102,11 +127,25 @@ class JobStore:
         return [path.name for path in self.directory.iterdir() if _ID.fullmatch(path.name)]
 
     def runnable(self) -> list[ScoreJob]:
-        """Queued jobs, and running ones whose worker may have died, oldest first; a lock tells (see `claim`)."""
+        """Queued jobs, and running ones whose worker may have died; a lock tells (see `claim`).
+
+        Keys take turns, each with its oldest job.
+        """
         jobs = [job for job_id in self.ids() if (job := self.read(job_id)) is not None]
-        return sorted(
+        oldest_first = sorted(
             (job for job in jobs if job.state in ("queued", "running")), key=lambda job: (job.created, job.id)
         )
+        counts: Counter[str] = Counter()
+        turns = []
+        for job in oldest_first:
+            owner = self.owner(job.id)
+            turns.append((counts[owner], job))
+            counts[owner] += 1
+        return [job for _, job in sorted(turns, key=lambda turn: turn[0])]
+
+    def requeue(self, job: ScoreJob) -> None:
+        """Put a job that was stopped before its end back into the queue."""
+        self.write(job.model_copy(update={"state": "queued", "started": None}))
 
     @contextlib.contextmanager
     def claim(self, job_id: str) -> Generator[bool, None, None]:
@@ -138,7 +177,8 @@ class JobStore:
         expires = datetime.now(UTC) + timedelta(seconds=self._ttl)
         ended = job.model_copy(update={"finished": _now(), "expires": expires.isoformat(timespec="seconds"), **changes})
         self.write(ended)
-        shutil.rmtree(self.path(job.id) / INPUTS, ignore_errors=True)
+        for name in (INPUTS, TEMPORARY):
+            shutil.rmtree(self.path(job.id) / name, ignore_errors=True)
         return ended
 
     def remove(self, job_id: str) -> None:
@@ -160,6 +200,27 @@ class JobStore:
                 removed += 1
         return removed
 
+    def _waits(self, job_id: str) -> bool:
+        job = self.read(job_id)
+        return job is None or job.state == "queued"
+
+    def _damaged(self, job_id: str) -> ScoreJob | None:
+        """What stands for a job whose status cannot be read: one that failed then, and expires like the others."""
+        try:
+            at = datetime.fromtimestamp(self.path(job_id).stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return None
+        return ScoreJob(
+            id=job_id,
+            state="failed",
+            created=at.isoformat(timespec="milliseconds"),
+            expires=(at + timedelta(seconds=self._ttl)).isoformat(timespec="seconds"),
+            error={
+                "code": "damaged_record",
+                "message": "the service cannot read its record of this job; submit it again",
+            },
+        )
+
     def files(self, job_id: str) -> list[str]:
         """Names of the files of a score directory."""
         directory = self.path(job_id) / SCORE
@@ -169,20 +230,6 @@ class JobStore:
 def started(job: ScoreJob) -> ScoreJob:
     """The job as it begins to run."""
     return job.model_copy(update={"state": "running", "started": _now()})
-
-
-def default_job_dir() -> Path:
-    """A private directory that the workers of one supervisor share; those of supervisors that are gone are removed."""
-    prefix = f"steval-jobs-{os.getuid()}-"
-    parent = Path(tempfile.gettempdir())
-    for left in parent.glob(prefix + "*"):
-        if not Path(f"/proc/{left.name.removeprefix(prefix)}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    directory = parent / f"{prefix}{os.getppid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if directory.is_symlink() or directory.stat().st_uid != os.getuid():
-        raise ServiceError(f"{directory} belongs to another user", status=500, code="internal_error")
-    return directory
 
 
 def _unknown(job_id: str) -> ServiceError:

@@ -1,5 +1,6 @@
 """`POST /score` bodies: uploaded files under names of ours, or paths inside the service's data directories."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,16 +55,21 @@ def resolve_path(text: str, data_dirs: Sequence[Path], role: str) -> Path:
     """
     refused = ServiceError(
         f"{role}: there is no h5ad file {text[:200]!r} in the service's data directories"
-        + ("" if data_dirs else " (it has none; its operator names them with --data-dir)"),
+        + ("" if data_dirs else " (it has none; whoever runs it names them with --data-dir)"),
         status=422,
         code="no_such_data",
     )
-    if "\0" in text or not text.endswith(".h5ad"):
+    # what lies outside is told by the letters of the path alone: nothing outside is ever looked at
+    inside = os.path.normpath(text)
+    if "\0" in text or not text.endswith(".h5ad") or Path(inside).parts[:1] == (os.pardir,):
         raise refused
     for directory in data_dirs:
         root = Path(directory).resolve()
+        named = root / inside
         try:
-            candidate = (root / text).resolve(strict=True)
+            if not (named.is_relative_to(root) or named.is_relative_to(directory.absolute())):
+                continue
+            candidate = named.resolve(strict=True)
         except (OSError, ValueError, RuntimeError):
             continue
         if candidate.is_relative_to(root) and candidate.is_file():
