@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steval.batch.settings import Do, Scoring
+from steval.batch.settings import Do
 from steval.data.columns import ColumnOptions
+from steval.evaluator.settings import ScoreSettings
 from steval.predictor.requests import RequestItem
 from steval.settings import Settings
 
@@ -54,7 +55,7 @@ class Job(Settings):
     """Whether `items` are only some of the data set's perturbations."""
     seed: int
     output: Literal["cells", "mean"]
-    score: Scoring
+    score: ScoreSettings
     wants_de: bool
     """Whether DE is made in chunks and given to scoring."""
     chunk: int

@@ -75,7 +75,7 @@ class _Planner:
     def _wants_de(self) -> bool:
         scoring = self._manifest.score
         try:
-            metrics = resolve(scoring.metrics or scoring.profile)
+            metrics = resolve(scoring.chosen)
         except ConfigError as error:
             self._problems.append(f"score: {error}")
             return False

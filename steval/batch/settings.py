@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from steval.batch.places import plain_name
 from steval.data.columns import ColumnOptions
+from steval.evaluator.settings import ScoreSettings
 from steval.settings import Settings
 
 Do = Literal["predict", "score", "both"]
@@ -92,19 +93,6 @@ class RequestEntry(Settings):
         return self
 
 
-class Scoring(Settings):
-    """As the options of `steval score`."""
-
-    profile: str = "vcc"
-    metrics: tuple[str, ...] | None = None
-    metrics_only: bool = False
-    ceiling: bool = False
-    integrity: Literal["basic", "full"] = "basic"
-    by: Literal["cell_type"] | None = None
-    seed: int = 0
-    bootstrap: NonNegativeInt = 1000
-
-
 class Running(Settings):
     """How to run; nothing here changes a result."""
 
@@ -134,7 +122,8 @@ class BatchManifest(Settings):
     checkpoints: tuple[CheckpointEntry, ...]
     data: tuple[DataEntry, ...]
     requests: tuple[RequestEntry, ...] = (RequestEntry(),)
-    score: Scoring = Scoring()
+    score: ScoreSettings = ScoreSettings()
+    """As the options of `steval score`."""
     out: str | None = None
     """Output directory, relative to the manifest. None: the manifest's name with `.batch`."""
     data_dirs: tuple[str, ...] = ()

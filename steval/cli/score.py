@@ -14,7 +14,7 @@ from steval.cli.output import print_json, print_table
 if TYPE_CHECKING:
     import polars as pl
 
-    from steval.evaluator.scoring import Report
+    from steval.evaluator.report.report import ScoreReport
 
 SHOWN_PERTURBATIONS = 30
 BREAKDOWN_COLUMNS = (
@@ -84,6 +84,7 @@ def score(
     Example: `steval score best-val.safetensors preds.h5ad` or `steval score preds.h5ad --real real.h5ad --train train.h5ad`
     """
     with importing():
+        from steval.evaluator.settings import ScoreSettings
         from steval.workflows.score import ScoreRequest, data_directories, parse_metrics, score_predictions
 
     if len(paths) > 2:
@@ -101,14 +102,19 @@ def score(
             columns=options.column_options(pert_col, control, cell_type_col, batch_col),
             scale=options.scale_option(scale),
             data_dirs=data_directories(data_dir),
-            profile=profile,
-            metrics=parse_metrics(metrics),
-            metrics_only=metrics_only,
-            ceiling=ceiling,
-            integrity="full" if integrity == "full" else "basic",
-            by=by,
-            seed=seed,
-            bootstrap=bootstrap,
+            settings=ScoreSettings.parse(
+                {
+                    "profile": profile,
+                    "metrics": parse_metrics(metrics),
+                    "metrics_only": metrics_only,
+                    "ceiling": ceiling,
+                    "integrity": integrity,
+                    "by": by,
+                    "seed": seed,
+                    "bootstrap": bootstrap,
+                },
+                source="the set of scoring options",
+            ),
             threads=threads,
             cache_dir=cache_dir,
             device=device,
@@ -121,7 +127,7 @@ def score(
     typer.echo(f"Score directory: {directory}  (report: {directory / 'report.html'})")
 
 
-def print_report(report: "Report") -> None:
+def print_report(report: "ScoreReport") -> None:
     """The breakdown, the overall score, the perturbations and what the integrity checks found."""
     _print_frame("Metrics", report.breakdown, BREAKDOWN_COLUMNS)
     if report.baselines.height:

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Evaluation": "evaluation",
+    "Evaluation": "metrics.evaluation",
     "MetricsEvaluator": "dropin",
     "Pair": "cells.pair",
-    "Report": "report.report",
-    "evaluate": "evaluation",
-    "evaluate_by_cell_type": "evaluation",
+    "ScoreReport": "report.report",
+    "evaluate": "metrics.evaluation",
+    "evaluate_by_cell_type": "metrics.evaluation",
     "pack": "submission",
     "score": "scoring",
     "write_score_dir": "tables",
@@ -24,7 +24,7 @@ __all__ = [
     "Evaluation",
     "MetricsEvaluator",
     "Pair",
-    "Report",
+    "ScoreReport",
     "evaluate",
     "evaluate_by_cell_type",
     "pack",

@@ -1,4 +1,4 @@
-"""From computed pairs to the frames of a `Report`."""
+"""From computed pairs to the frames of a `ScoreReport`."""
 
 import platform
 from collections.abc import Mapping
@@ -11,9 +11,11 @@ import polars as pl
 
 from steval import __version__
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.evaluation import Evaluation
+from steval.evaluator.metrics.changes import de_counts, shown_changes
+from steval.evaluator.metrics.evaluation import Evaluation
+from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.reference.baselines import REFERENCE
 from steval.evaluator.reference.bootstrap import score_intervals
-from steval.evaluator.report.changes import de_counts, shown_changes
 from steval.evaluator.report.report import (
     BASELINES_SCHEMA,
     BREAKDOWN_SCHEMA,
@@ -24,9 +26,10 @@ from steval.evaluator.report.report import (
     INTERVALS_SCHEMA,
     OVERALL_SCHEMA,
     PREDICTION,
-    Report,
+    ScoreReport,
+    finite_or_none,
 )
-from steval.evaluator.stages import REFERENCE, PairScore, ScoreWork
+from steval.evaluator.stages import PairScore, ScoreWork
 
 PACKAGES = ("cell-eval", "pdex", "anndata", "numpy", "scipy", "polars", "numba", "scikit-learn")
 NO_TRAINING = (
@@ -36,11 +39,11 @@ NO_TRAINING = (
 Parts = Mapping[str | None, PairScore]
 
 
-def assemble(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None) -> Report:
+def assemble(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None) -> ScoreReport:
     """The report of the scored `parts` (cell type → pair; the single key None unless made by cell type)."""
     intervals = {name: _intervals(work, part) for name, part in parts.items()}
     overall = pl.concat([_overall(work, name, part, intervals[name]) for name, part in parts.items()])
-    return Report(
+    return ScoreReport(
         results=_tagged({name: _plain(part.evaluation.results) for name, part in parts.items()}),
         breakdown=pl.concat([_breakdown(work, name, part, intervals[name]) for name, part in parts.items()]),
         overall=_with_mean(overall) if None not in parts else overall,
@@ -58,35 +61,34 @@ def assemble(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, 
 
 
 def _intervals(work: ScoreWork, part: PairScore) -> pl.DataFrame:
-    columns = work.options.columns
+    columns = work.columns
     reference = part.baselines.get(REFERENCE)
     return score_intervals(
         part.evaluation.results,
         None if reference is None else reference.results,
         list(columns),
         list(work.best(part.evaluation).values()),
-        0 if work.options.metrics_only else work.options.bootstrap,
-        work.options.seed,
+        0 if work.settings.metrics_only else work.settings.bootstrap,
+        work.settings.seed,
     )
 
 
 def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:
     table, _ = work.overall(part.evaluation, part.baselines.get(REFERENCE))
-    columns = work.options.columns
+    columns = work.columns
     best, rows = work.best(part.evaluation), []
     for row in table.iter_rows(named=True):
         metric = row["metric"]
-        family, _ = columns[metric]
         ceiling = part.ceiling
         missing = _num_without_value(part.evaluation.results, metric)
         rows.append(
             {
                 **row,
                 "cell_type": name,
-                "family": family,
+                "family": columns[metric].family,
                 "best": best[metric],
-                "ceiling": _finite(ceiling.corrected[metric]) if ceiling else None,
-                "replicate": _finite(ceiling.replicate[metric]) if ceiling else None,
+                "ceiling": finite_or_none(ceiling.corrected[metric]) if ceiling else None,
+                "replicate": finite_or_none(ceiling.replicate[metric]) if ceiling else None,
                 "num_perturbations": part.evaluation.results.height,
                 "num_without_value": missing,
                 "note": _note(row, missing, part.evaluation),
@@ -137,9 +139,9 @@ def _overall(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.D
             {
                 "cell_type": name,
                 "predictor": predictor,
-                "overall": _finite(total.clipped),
-                "leaderboard": _finite(total.leaderboard),
-                "unclipped": _finite(total.unclipped),
+                "overall": finite_or_none(total.clipped),
+                "leaderboard": finite_or_none(total.leaderboard),
+                "unclipped": finite_or_none(total.unclipped),
                 "overall_low": bounds.get("normalised_low"),
                 "overall_high": bounds.get("normalised_high"),
                 "unclipped_low": bounds.get("unclipped_low"),
@@ -185,9 +187,9 @@ def _baseline_results(parts: Parts) -> pl.DataFrame:
 
 def _integrity(parts: Parts) -> pl.DataFrame:
     rows = [
-        (name, f.check, f.status, f.measurement, f.limit, f.sentence)
+        (name, check, found.status, found.measurement, found.limit, found.sentence)
         for name, part in parts.items()
-        for f in part.findings
+        for check, found in part.checks.items()
     ]
     return pl.DataFrame(rows, schema=INTEGRITY_SCHEMA, orient="row")
 
@@ -211,13 +213,9 @@ def _framed(frames: Mapping[str | None, pl.DataFrame], schema: dict[str, Any]) -
     return _tagged(frames).select([pl.col(name).cast(kind) for name, kind in schema.items()])
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
-
-
 def _record(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None) -> dict[str, Any]:
     warnings = [warning for part in parts.values() for warning in part.warnings]
-    if work.training is None and not work.options.metrics_only:
+    if work.training is None and not work.settings.metrics_only:
         warnings.insert(0, NO_TRAINING)
     notes = [
         *pair.notes,
@@ -227,8 +225,11 @@ def _record(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, A
         "steval": __version__,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "options": work.options.as_dict(),
-        "seed": work.options.seed,
+        "options": {
+            **work.settings.record([metric.name for metric in resolve(work.settings.chosen)]),
+            "threads": work.threads,
+        },
+        "seed": work.settings.seed,
         "columns": pair.columns.as_dict(),
         "inputs": _inputs(work, pair),
         "warnings": list(dict.fromkeys(warnings)),
@@ -241,9 +242,9 @@ def _record(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, A
 
 def _inputs(work: ScoreWork, pair: Pair) -> dict[str, Any]:
     described: dict[str, Any] = {}
-    for role, side, scale in (("pred", pair.pred, pair.scale_pred), ("real", pair.real, pair.scale_real)):
+    for role, side, scale in (("pred", pair.stored_pred, pair.scale_pred), ("real", pair.real, pair.scale_real)):
         described[role] = {
-            "name": side.cells.name,
+            "name": side.file.name,
             "sha256": side.digest(),
             "cells": side.num_cells,
             "genes": len(pair.genes),

@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 
 from steval.errors import EvaluationError
+from steval.evaluator.metrics.catalog import Best
+from steval.evaluator.reference.baselines import REFERENCE
 from steval.evaluator.reference.bootstrap import (
     FEWEST_PERTURBATIONS,
     aligned,
@@ -19,9 +21,8 @@ from steval.evaluator.reference.bootstrap import (
     interval,
     metric_rows,
 )
-from steval.evaluator.reference.members import Best, metric_means, overall_scores, unclipped_members
-from steval.evaluator.report.report import Report
-from steval.evaluator.stages import REFERENCE
+from steval.evaluator.reference.members import metric_means, overall_scores, unclipped_members
+from steval.evaluator.report.report import ScoreReport, finite_or_none, of_type
 from steval.evaluator.tables import read_score_dir
 
 SEED_NOISE = 0.05
@@ -42,7 +43,9 @@ SCHEMA = {
 }
 
 
-def compare_scores(a: Report | Path | str, b: Report | Path | str, *, draws: int = 2000, seed: int = 0) -> pl.DataFrame:
+def compare_scores(
+    a: ScoreReport | Path | str, b: ScoreReport | Path | str, *, draws: int = 2000, seed: int = 0
+) -> pl.DataFrame:
     """Paired bootstrap test of two scores (reports or score directories) of the same real data.
 
     One row per metric for its `value` and, where both have baselines, its `unclipped` member, and rows for the overall score
@@ -50,7 +53,7 @@ def compare_scores(a: Report | Path | str, b: Report | Path | str, *, draws: int
     the interval excludes 0 (null: cannot be tested); `better` names the better one then. Raises `EvaluationError` where the
     real data differ.
     """
-    reports = [report if isinstance(report, Report) else read_score_dir(report) for report in (a, b)]
+    reports = [report if isinstance(report, ScoreReport) else read_score_dir(report) for report in (a, b)]
     _require_same_real(reports)
     metrics = [m for m in _metrics(reports[0]) if m in set(_metrics(reports[1]))]
     if not metrics:
@@ -60,7 +63,7 @@ def compare_scores(a: Report | Path | str, b: Report | Path | str, *, draws: int
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def _require_same_real(reports: Sequence[Report]) -> None:
+def _require_same_real(reports: Sequence[ScoreReport]) -> None:
     digests = [report.record["inputs"]["real"]["sha256"] for report in reports]
     ways = [report.record["options"]["by"] for report in reports]
     problems = []
@@ -75,15 +78,15 @@ def _require_same_real(reports: Sequence[Report]) -> None:
         raise EvaluationError("the two scores cannot be compared perturbation by perturbation", problems)
 
 
-def _metrics(report: Report) -> list[str]:
+def _metrics(report: ScoreReport) -> list[str]:
     return report.breakdown["metric"].unique(maintain_order=True).to_list()
 
 
 def _compare_type(
-    reports: Sequence[Report], cell_type: str | None, metrics: list[str], draws: int, seed: int
+    reports: Sequence[ScoreReport], cell_type: str | None, metrics: list[str], draws: int, seed: int
 ) -> list[dict[str, object]]:
     best = _best(reports[0], metrics)
-    results = [_of_type(report.results, cell_type) for report in reports]
+    results = [of_type(report.results, cell_type) for report in reports]
     names = [name for name in results[0]["perturbation"] if name in set(results[1]["perturbation"])]
     weights = draw_weights(len(names), draws, seed) if len(names) >= FEWEST_PERTURBATIONS else None
     samples, points = _means(results, names, metrics, weights)
@@ -94,7 +97,7 @@ def _compare_type(
         for i, metric in enumerate(metrics)
     ]
     baselines = [
-        _of_type(report.baseline_results, cell_type).filter(pl.col("baseline") == REFERENCE) for report in reports
+        of_type(report.baseline_results, cell_type).filter(pl.col("baseline") == REFERENCE) for report in reports
     ]
     if any(frame.is_empty() for frame in baselines):
         return rows
@@ -128,13 +131,9 @@ def _pick(samples: np.ndarray | None, index: int) -> np.ndarray | None:
     return None if samples is None else samples[:, :, index]
 
 
-def _best(report: Report, metrics: Sequence[str]) -> list[Best]:
+def _best(report: ScoreReport, metrics: Sequence[str]) -> list[Best]:
     kinds = dict(report.breakdown.select("metric", "best").iter_rows())
     return [kinds[metric] for metric in metrics]
-
-
-def _of_type(frame: pl.DataFrame, cell_type: str | None) -> pl.DataFrame:
-    return frame.filter(pl.col("cell_type").eq_missing(pl.lit(cell_type, dtype=pl.String)))
 
 
 def _row(
@@ -151,9 +150,9 @@ def _row(
         "cell_type": cell_type,
         "quantity": quantity,
         "metric": metric,
-        "a": _finite(points[0]),
-        "b": _finite(points[1]),
-        "difference": _finite(difference),
+        "a": finite_or_none(points[0]),
+        "b": finite_or_none(points[1]),
+        "difference": finite_or_none(difference),
         "low": low,
         "high": high,
         "p_value": None if drawn is None or low is None else _p_value(drawn),
@@ -180,7 +179,3 @@ def _sentence(quantity: str, difference: float, exceeds: bool | None, better: st
             f"{verdict} on these perturbations, but by less than the {SEED_NOISE:g} that another training seed can make"
         )
     return f"{verdict}, beyond the choice of perturbations"
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -30,12 +30,12 @@ from steval.data.cells.scale import ScaleRecord
 from steval.data.columns import Columns
 from steval.errors import StevalError
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.cells.sides import CellSide, group_rows, open_cells
+from steval.evaluator.cells.sides import StoredCells, group_rows, open_cells
 from steval.evaluator.measure.de import DifferentialExpression
 from steval.evaluator.measure.de_tables import compare
 from steval.evaluator.measure.scan import Needs, SideTables, scan
 from steval.evaluator.metrics.catalog import CATALOG
-from steval.evaluator.metrics.values import METRIC_ERRORS, Inputs, compute
+from steval.evaluator.metrics.functions import METRIC_ERRORS, Inputs
 from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)
@@ -297,7 +297,7 @@ class _Pipeline(MetricPipeline):
         chosen = {**(metrics_registry.get_metric(name).kwargs or {}), **self._metric_configs.get(name, {})}
         if self._inputs is None:
             self._inputs = self._measured.inputs(energy="pearson_edistance" in self._metrics)
-        return compute(metric, metric.resolved(chosen), self._inputs)
+        return metric.function(metric.resolved(chosen), self._inputs)
 
 
 def _is_plain(pair: PerturbationAnndataPair) -> bool:
@@ -324,7 +324,7 @@ def _as_pair(pair: PerturbationAnndataPair) -> Pair:
     for which in ("pred", "real"):
         adata = getattr(pair, which)
         cells, dense = open_cells(adata, which)
-        sides[which] = CellSide(which, cells, group_rows(adata.obs[pair.pert_col]), identity, dense)
+        sides[which] = StoredCells(which, cells, group_rows(adata.obs[pair.pert_col]), identity, dense)
     scale = ScaleRecord("lognorm", None, False, "as cell_eval took it")
     return Pair(
         pred=sides["pred"],

@@ -26,7 +26,7 @@ from steval.evaluator.report.report import (
     INTERVALS_SCHEMA,
     OVERALL_SCHEMA,
     PREDICTION,
-    Report,
+    ScoreReport,
 )
 
 FORMAT = 1
@@ -44,7 +44,7 @@ CSV_TABLES: dict[str, dict[str, Any]] = {
 PARQUET_TABLES = ("results", "baseline_results", "changes")
 
 
-def write_score_dir(report: Report, directory: Path | str) -> Path:
+def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
     """Write all tables, `score.json` and `report.html` to `directory`; returns it.
 
     Everything is written to a directory beside it, which then takes its place: a killed run or a full disk leaves the old
@@ -77,7 +77,7 @@ def write_score_dir(report: Report, directory: Path | str) -> Path:
     return directory
 
 
-def read_score_dir(directory: Path | str) -> Report:
+def read_score_dir(directory: Path | str) -> ScoreReport:
     """The report that `write_score_dir` wrote; anything else is a `DataError`."""
     directory = Path(directory)
     if not (directory / SCORE_FILE).is_file():
@@ -88,12 +88,12 @@ def read_score_dir(directory: Path | str) -> Report:
             raise DataError(f"{directory} has format {summary['format']}; this version of steval reads format {FORMAT}")
         frames = {name: pl.read_parquet(directory / f"{name}.parquet") for name in PARQUET_TABLES}
         frames |= {name: pl.read_csv(directory / f"{name}.csv", schema=schema) for name, schema in CSV_TABLES.items()}
-        return Report(**frames, record=summary["record"])
+        return ScoreReport(**frames, record=summary["record"])
     except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{directory} is damaged and cannot be read: {error}") from error
 
 
-def score_summary(report: Report) -> dict[str, Any]:
+def score_summary(report: ScoreReport) -> dict[str, Any]:
     """What `score.json` holds: overall scores, members and the record, as plain JSON (NaN and infinity become null)."""
     overall = report.overall.filter(pl.col("predictor") == PREDICTION)
     headline = overall.row(0, named=True) if not overall.is_empty() else dict.fromkeys(OVERALL_SCHEMA)
@@ -112,14 +112,14 @@ def score_summary(report: Report) -> dict[str, Any]:
         "warnings": report.record["warnings"],
         "record": report.record,
     }
-    return _finite(summary)
+    return _json_numbers(summary)
 
 
-def _finite(value: Any) -> Any:
+def _json_numbers(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): _json_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_json_numbers(inner) for inner in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
@@ -155,4 +155,4 @@ def _take_place(partial: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-assert set(CSV_TABLES) | set(PARQUET_TABLES) | {"record"} == {item.name for item in fields(Report)}
+assert set(CSV_TABLES) | set(PARQUET_TABLES) | {"record"} == {item.name for item in fields(ScoreReport)}

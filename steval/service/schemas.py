@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
+from steval.evaluator.metrics.profiles import ProfileName
+from steval.evaluator.settings import ScoreChoice
 from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, PredictionRequest, require_unique
 from steval.settings import Settings
 
@@ -158,7 +160,7 @@ class ModelCard(Settings):
     limits: dict[str, int]
 
 
-class ScoreBody(Settings):
+class ScoreBody(ScoreChoice):
     """What `POST /score` takes: as JSON with paths on the server, or as form fields beside uploaded files."""
 
     predictions: str | None = Field(default=None, max_length=4096)
@@ -167,9 +169,7 @@ class ScoreBody(Settings):
     """Path of the real cells, likewise; none: uploaded, or the evaluation data that the checkpoint records."""
     train: str | None = Field(default=None, max_length=4096)
     """Path of the training cells for baselines, likewise; none: uploaded, or those that the checkpoint records."""
-    profile: Literal["vcc", "minimal", "full", "de", "anndata", "pds"] = "vcc"
-    metrics_only: bool = False
-    """No baselines and no integrity checks."""
+    profile: ProfileName = "vcc"
     perturbation_column: Name | None = None
     control: Name | None = None
     cell_type_column: Name | None = None

@@ -20,7 +20,7 @@ from steval.errors import ConfigError
 from steval.settings import apply_overrides, read_yaml
 
 if TYPE_CHECKING:
-    from steval.evaluator.report.report import Report
+    from steval.evaluator.report.report import ScoreReport
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class DemoResult:
     checkpoint: Path
     preds: Path
     score_dir: Path
-    report: "Report"
+    report: "ScoreReport"
     recovered: pd.DataFrame | None
     """Synthetic cells only: correlation of predicted with known log fold changes, by perturbation."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
@@ -17,11 +17,12 @@ from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
+from steval.evaluator.settings import ScoreSettings
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from steval.evaluator.scoring import Report
+    from steval.evaluator.report.report import ScoreReport
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,7 @@ class ScoreRequest:
     columns: ColumnOptions = field(default_factory=ColumnOptions)
     scale: Scale | None = None
     data_dirs: tuple[Path, ...] = ()
-    profile: str = "vcc"
-    metrics: tuple[str, ...] | None = None
-    metrics_only: bool = False
-    ceiling: bool = False
-    integrity: Literal["basic", "full"] = "basic"
-    by: str | None = None
-    seed: int = 0
-    bootstrap: int = 1000
+    settings: ScoreSettings = field(default_factory=ScoreSettings)
     threads: int | None = None
     cache_dir: Path | None = None
     device: str = "auto"
@@ -62,7 +56,7 @@ class ScoreRequest:
         return self.out or self.preds.with_name(self.preds.stem + ".score")
 
 
-def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
+def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
     """Score predicted cells, write the score directory, return the report and the directory.
 
     The real cells are `request.real`, else the evaluation data that the checkpoint records; baselines come from
@@ -92,10 +86,8 @@ def score_predictions(request: ScoreRequest) -> "tuple[Report, Path]":
         if train is not None:
             stack.enter_context(train)
         report = score(
-            request.preds, real, columns=columns, train=train, profile=request.profile, metrics=request.metrics,
-            metrics_only=request.metrics_only, ceiling=request.ceiling, integrity=request.integrity, by=request.by,
-            seed=request.seed, bootstrap=request.bootstrap, threads=request.threads, cache_dir=request.cache_dir,
-            scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
+            request.preds, real, columns=columns, train=train, settings=request.settings, threads=request.threads,
+            cache_dir=request.cache_dir, scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
             features=_features(request.checkpoint, manifest), model_record=_model_record(request.checkpoint, manifest),
         )  # fmt: skip
     return report, write_score_dir(report, request.out_dir)
@@ -131,7 +123,7 @@ def _open_real(request: ScoreRequest, manifest: Manifest | None) -> CellFile:
 
 
 def _open_train(request: ScoreRequest, manifest: Manifest | None) -> CellFile | None:
-    if request.metrics_only:
+    if request.settings.metrics_only:
         return None
     if request.train is not None:
         return CellFile.open(request.train)
@@ -149,7 +141,7 @@ def _predict(request: ScoreRequest, manifest: Manifest | None, real: CellFile, c
 
     if request.checkpoint is None or manifest is None:
         raise ConfigError("--predict needs the checkpoint that is to predict: steval score CKPT PREDS --predict")
-    predict_as_in(request.checkpoint, real, columns, request.preds, seed=request.seed, device=request.device)
+    predict_as_in(request.checkpoint, real, columns, request.preds, seed=request.settings.seed, device=request.device)
 
 
 def _features(path: Path | None, manifest: Manifest | None) -> dict[str, np.ndarray] | None:

@@ -18,6 +18,7 @@ from steval.checkpoints import store
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import sample_indices
 from steval.data.columns import Columns
+from steval.evaluator.settings import ScoreSettings
 from steval.workflows.predict import predict_as_in
 from steval.workflows.score import ScoreRequest, score_predictions
 from support.batch_cases import CONTROL, reference_to, write_checkpoint, write_manifest
@@ -47,7 +48,12 @@ def test_chunks_give_what_the_commands_give(ran: Path, case: Path, tmp_path: Pat
     np.testing.assert_allclose(ours.X.toarray(), theirs.X.toarray(), rtol=1e-4, atol=1e-6)
     score_predictions(
         ScoreRequest(
-            plan.layout.predictions(job), checkpoint, real, case / "train.h5ad", tmp_path / "score", bootstrap=50
+            plan.layout.predictions(job),
+            checkpoint,
+            real,
+            case / "train.h5ad",
+            tmp_path / "score",
+            settings=ScoreSettings(bootstrap=50),
         )
     )
     for name in ("results.csv", "breakdown.csv", "overall.csv", "baselines.csv", "integrity.csv", "de_counts.csv"):

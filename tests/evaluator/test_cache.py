@@ -9,7 +9,7 @@ import pytest
 
 from steval.data.columns import Columns
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.evaluation import evaluate
+from steval.evaluator.metrics.evaluation import evaluate
 from support.engine_screens import screen
 
 ALL = ["mae", "pearson_edistance", "overlap_at_N", "roc_auc"]

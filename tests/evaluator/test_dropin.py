@@ -293,7 +293,7 @@ def test_the_room_gives_functions_not_modules():
     from steval.evaluator.scoring import score
     from steval.evaluator.submission import pack
 
-    assert steval.evaluator.scoring is score
-    assert steval.evaluator.submission is pack
+    assert steval.evaluator.score is score
+    assert steval.evaluator.pack is pack
     with pytest.raises(AttributeError, match="no attribute 'scores'"):
         _ = steval.evaluator.scores

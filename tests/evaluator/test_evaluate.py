@@ -8,8 +8,8 @@ import pytest
 from steval.data.columns import Columns
 from steval.errors import ConfigError, EvaluationError
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.evaluation import evaluate
-from steval.evaluator.metrics.profiles import PROFILES
+from steval.evaluator.metrics.evaluation import evaluate
+from steval.evaluator.metrics.profiles import profile_metrics
 from support.engine_screens import assert_same_metrics, cell_eval_results, screen
 
 
@@ -25,7 +25,7 @@ def everything(pair):
     return evaluate(pair, "full")
 
 
-@pytest.mark.parametrize("metric", [name for name in PROFILES["full"] if name != "clustering_agreement"])
+@pytest.mark.parametrize("metric", [name for name in profile_metrics("full") if name != "clustering_agreement"])
 def test_a_metric_alone_is_the_metric_among_all(pair, everything, metric):
     alone = evaluate(pair, [metric]).results
     assert alone.equals(everything.results.select(alone.columns), null_equal=True)

@@ -6,10 +6,10 @@ import pytest
 import scipy.sparse as sp
 
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.evaluation import evaluate
 from steval.evaluator.integrity.checks import Scored, check_integrity
+from steval.evaluator.metrics.changes import de_counts
+from steval.evaluator.metrics.evaluation import evaluate
 from steval.evaluator.reference.training import read_training
-from steval.evaluator.report.changes import de_counts
 from steval.evaluator.scoring import score
 from support.score_screens import CONTROL, real_screen, synthetic_screen
 
@@ -28,7 +28,7 @@ def findings(screen, prediction):
     pair = Pair.build(prediction, screen.real, screen.columns)
     training = read_training(screen.train, pair.genes, pair.columns, pair.perturbations)
     scored = Scored(pair, evaluate(pair, "vcc"), None, training, full=False, rescore=None)
-    return {finding.check: finding for finding in check_integrity(scored)}
+    return check_integrity(scored)
 
 
 def raised(screen, prediction):

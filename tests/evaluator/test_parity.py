@@ -8,7 +8,7 @@ import pytest
 
 from steval.data.columns import Columns
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.evaluation import evaluate
+from steval.evaluator.metrics.evaluation import evaluate
 from support.engine_screens import CONTROL, assert_same_metrics, cell_eval_results, screen
 
 SCREENS = {

@@ -10,6 +10,7 @@ from steval.data.cells.record import KEY
 from steval.data.columns import Columns
 from steval.errors import ConfigError, DataError, EvaluationError
 from steval.evaluator.cells.pair import Pair
+from steval.evaluator.cells.sides import whole_group
 from steval.evaluator.metrics.profiles import resolve
 from steval.evaluator.reference.baselines import baseline_pair, ridge_effects
 from steval.evaluator.reference.training import read_training
@@ -118,12 +119,12 @@ def test_baselines_come_from_the_training_cells():
     np.testing.assert_allclose(training.mean_profile, means, atol=1e-5)
     for kind in ("mean", "control", "additive"):
         side = baseline_pair(pair, training, kind).pred
-        assert side.matrix(name).shape[0] == len(pair.real.groups[name])
-        np.testing.assert_array_equal(side.matrix(CONTROL).toarray(), train_controls)
-    control = baseline_pair(pair, training, "control").pred.matrix(name).toarray()
+        assert whole_group(side, name).shape[0] == len(pair.real.groups[name])
+        np.testing.assert_array_equal(whole_group(side, CONTROL).toarray(), train_controls)
+    control = whole_group(baseline_pair(pair, training, "control").pred, name).toarray()
     assert all((train_controls == cell).all(axis=1).any() for cell in control)
-    shifted = baseline_pair(pair, training, "additive", seed=1).pred.matrix(name).toarray()
-    drawn = baseline_pair(pair, training, "control", seed=1).pred.matrix(name).toarray()
+    shifted = whole_group(baseline_pair(pair, training, "additive", seed=1).pred, name).toarray()
+    drawn = whole_group(baseline_pair(pair, training, "control", seed=1).pred, name).toarray()
     assert not shifted[drawn == 0].any()
     common = (drawn > 0).mean(axis=0) > 0.5
     assert common.sum() > 50
@@ -150,8 +151,8 @@ def test_an_unseen_perturbation_gets_the_mean_effect_and_the_controls_of_its_con
     np.testing.assert_allclose(training.mean_effect, np.mean(list(training.effects.values()), axis=0), atol=1e-6)
     side = baseline_pair(pair, training, "control").pred
     own = dense(train[train.obs["cell_type"] == "H1"], CONTROL)
-    np.testing.assert_array_equal(side.matrix(CONTROL).toarray(), own)
-    assert all((own == cell).all(axis=1).any() for cell in side.matrix(unseen).toarray())
+    np.testing.assert_array_equal(whole_group(side, CONTROL).toarray(), own)
+    assert all((own == cell).all(axis=1).any() for cell in whole_group(side, unseen).toarray())
 
 
 def test_ridge_recovers_a_linear_effect_of_features():
@@ -256,7 +257,7 @@ def test_rows_of_the_training_file_can_be_chosen():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"by": "batch"}, ConfigError, "by 'cell_type', got 'batch'"),
+        ({"by": "batch"}, ConfigError, "by 'cell_type' .got 'batch'"),
         ({"integrity": "some"}, ConfigError, "'basic', 'full' or 'none'"),
         ({"bootstrap": -1}, ConfigError, "0 or more"),
         ({"splits": 0}, ConfigError, "at least 1 split"),
@@ -295,7 +296,7 @@ def test_an_induced_gene_that_no_control_expresses_is_scored_in_range(target_sum
             cells.uns[KEY] = {"scale": "lognorm", "target_sum": target_sum}
     pair = Pair.build(real, real, screen.columns)
     training = read_training(train, pair.genes, pair.columns, pair.perturbations)
-    predicted = baseline_pair(pair, training, "additive").pred.matrix(name)
+    predicted = whole_group(baseline_pair(pair, training, "additive").pred, name)
     assert predicted[:, [7]].mean() == pytest.approx(6.0, rel=1e-5)
     assert predicted.data.max() < np.log1p(10_000)
     report = score(real, real, columns=screen.columns, train=train, integrity="none", bootstrap=0)

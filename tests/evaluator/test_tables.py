@@ -17,7 +17,7 @@ import pytest
 from steval.cli.score import print_report
 from steval.errors import ConfigError, DataError
 from steval.evaluator.report.html import number, render_report
-from steval.evaluator.report.report import BREAKDOWN_SCHEMA, Report
+from steval.evaluator.report.report import BREAKDOWN_SCHEMA, ScoreReport
 from steval.evaluator.scoring import score
 from steval.evaluator.tables import CSV_TABLES, read_score_dir, write_score_dir
 from support.score_screens import real_screen, synthetic_screen
@@ -54,7 +54,7 @@ def page_text(report):
 
 
 def equal(first, second):
-    for field in dataclasses.fields(Report):
+    for field in dataclasses.fields(ScoreReport):
         one, other = getattr(first, field.name), getattr(second, field.name)
         assert one.equals(other) if isinstance(one, pl.DataFrame) else one == other, field.name
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steval.batch.jobs import Job, Kind
-from steval.batch.settings import Scoring
 from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.settings import ScoreSettings
 
 WORKER_BYTES = 700 * 2**20
 """A process with torch, AnnData and the compiled kernels loaded."""
@@ -26,7 +26,7 @@ READING = 0.5
 """Metrics of one side without its differential expression, beside one with it."""
 ENERGY = 2.7
 """Energy distances (profile `full`), in units per 10¹¹ (pairs of cells × genes)."""
-BASELINES, SPLITS, CHECKS = 4, 3, 3
+BASELINES, CHECKS = 4, 3
 """Sides that are scored anew: one for each baseline, for each split of the ceiling (two halves), for each check of `full`."""
 
 
@@ -52,7 +52,7 @@ class Sizes:
     checkpoint_bytes: int
     num_predicted: int
     data: DataSize
-    score: Scoring
+    score: ScoreSettings
 
     @classmethod
     def of(cls, job: Job, data: DataSize) -> "Sizes":
@@ -84,7 +84,7 @@ class Sizes:
     def _score_units(self) -> float:
         """Both sides once (with DE made before, unless by cell type), and each side that options have scored anew."""
         scoring, data = self.score, self.data
-        metrics = resolve(scoring.metrics or scoring.profile)
+        metrics = resolve(scoring.chosen)
         side = data.num_cells * data.num_genes / 1e8
         has_de = any(metric.family == "de" for metric in metrics)
         anew = side * (1.0 if has_de else READING)
@@ -96,7 +96,9 @@ class Sizes:
         first = 2 * ((anew if scoring.by else side * READING) + energy)
         if scoring.metrics_only:
             return first
-        times = BASELINES * data.has_training + SPLITS * scoring.ceiling + CHECKS * (scoring.integrity == "full")
+        times = (
+            BASELINES * data.has_training + scoring.splits * scoring.ceiling + CHECKS * (scoring.integrity == "full")
+        )
         return first + times * (anew + energy)
 
 

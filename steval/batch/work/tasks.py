@@ -85,7 +85,7 @@ def _assemble(task: Task, device: str) -> None:
 def _de(task: Task, device: str) -> None:
     from steval.data.files import atomic_path
     from steval.evaluator.cells.pair import Pair
-    from steval.evaluator.measure.de_chunk import de_chunk
+    from steval.evaluator.measure.scan import de_chunk
     from steval.workflows.score import only_perturbations
 
     job = task.job
@@ -98,7 +98,7 @@ def _de(task: Task, device: str) -> None:
         pair = Pair.build(pred, real, columns, scale=job.scale)
         frame = de_chunk(pair, task.side, job.perturbations[slice(*task.part)], task.threads)
         if task.side == "pred":
-            pair.pred.cells.close()
+            pair.stored_pred.file.close()
     with atomic_path(task.output) as partial:
         frame.write_parquet(partial)
 
@@ -107,7 +107,6 @@ def _score(task: Task, device: str) -> None:
     from steval.workflows.score import ScoreRequest, score_predictions
 
     job, layout = task.job, BatchLayout(task.root)
-    scoring = job.score
     request = ScoreRequest(
         preds=_file(job.predictions, task.root) if job.predictions else layout.predictions(job),
         checkpoint=_file(job.checkpoint, task.root, verify=False),
@@ -117,14 +116,7 @@ def _score(task: Task, device: str) -> None:
         columns=job.columns,
         scale=job.scale,
         data_dirs=tuple(Path(directory) for directory in job.data_dirs),
-        profile=scoring.profile,
-        metrics=scoring.metrics,
-        metrics_only=scoring.metrics_only,
-        ceiling=scoring.ceiling,
-        integrity=scoring.integrity,
-        by=scoring.by,
-        seed=scoring.seed,
-        bootstrap=scoring.bootstrap,
+        settings=job.score,
         threads=task.threads,
         cache_dir=layout.work / "cache",
         perturbations=job.perturbations if job.subset else (),

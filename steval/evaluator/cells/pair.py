@@ -3,14 +3,10 @@
     with Pair.build("pred.h5ad", "real.h5ad", Columns()) as pair:
         evaluation = evaluate(pair, "vcc")
 
-`Pair` is frozen. Offered to the rest of the room: `perturbations` (sorted, without control), `control`, `genes` (real's
-order), `columns`, `pred` and `real` (`CellSide`: `matrix(group) -> csr [n, G]`, `pieces(group)`, `groups` name → row
-numbers, `group_sizes`, `embedding(key, group)`, `digest()`, `cells` the `CellFile`), `side("pred" | "real")`, `scale_pred`
-and `scale_real` (`ScaleRecord`), `notes`, `by_cell_type()`, `replicates(first, second)`. Genes are matched by name, so
-shuffled genes work. Nothing else is promised.
+`Pair` is frozen. Genes are matched by name, so shuffled genes work.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -24,18 +20,20 @@ from steval.data.cells.genes import GeneAlignment, align
 from steval.data.cells.scale import Scale, ScaleRecord, resolve_scale
 from steval.data.columns import Columns
 from steval.errors import DataError, EvaluationError
-from steval.evaluator.cells.sides import CellSide, CellSource, few_cells, group_rows, open_cells
+from steval.evaluator.cells.sides import Cells, CellSource, StoredCells, few_cells, group_rows, open_cells
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Predicted and real cells with the same genes and perturbations, both lognorm."""
+    """Predicted and real cells with the same genes and perturbations, both on one scale."""
 
-    pred: CellSide
-    real: CellSide
+    pred: Cells
+    real: StoredCells
     columns: Columns
     genes: tuple[str, ...]
+    """In the real side's order."""
     perturbations: tuple[str, ...]
+    """Sorted, the control left out."""
     scale_pred: ScaleRecord
     scale_real: ScaleRecord
     cell_type: str | None = None
@@ -49,11 +47,13 @@ class Pair:
         columns: Columns | None = None,
         *,
         scale: Scale | None = None,
+        takes: Scale = "lognorm",
         names: tuple[str, str] = ("predicted cells", "real cells"),
     ) -> Self:
         """Open and validate both sides.
 
-        `pred`, `real`: path to an h5ad, `AnnData` or `CellFile`; `columns` hold for both; `scale` settles an undeclared scale.
+        `pred`, `real`: path to an h5ad, `AnnData` or `CellFile`; `columns` hold for both; `scale` settles an undeclared scale;
+        `takes` is the scale that both must have.
         Raises one `EvaluationError` that lists every problem (columns, controls, genes, perturbations, scale).
         """
         columns = columns or Columns()
@@ -62,7 +62,7 @@ class Pair:
             for source, name in zip((pred, real), names, strict=True):
                 opened.append(open_cells(source, name, columns.perturbation))
                 on_error.callback(opened[-1][0].close)
-            built = cls._validated(opened[0], opened[1], columns, scale, names)
+            built = cls._validated(opened[0], opened[1], columns, (scale, takes), names)
             on_error.pop_all()
         return built
 
@@ -72,7 +72,7 @@ class Pair:
         pred: tuple[CellFile, bool],
         real: tuple[CellFile, bool],
         columns: Columns,
-        scale: Scale | None,
+        scales: tuple[Scale | None, Scale],
         names: tuple[str, str],
     ) -> Self:
         both = list(zip((pred[0], real[0]), names, strict=True))
@@ -80,19 +80,19 @@ class Pair:
         groups = [{} if problems else group_rows(_labels(cells, columns)) for cells, _ in both]
         problems += _group_problems(groups[0], groups[1], columns, names) if not problems else []
         alignment = _collect(problems, lambda: _same_genes(pred[0], real[0], names))
-        scales = [_collect(problems, lambda cells=cells: _lognorm(cells, scale)) for cells, _ in both]
+        records = [_collect(problems, lambda cells=cells: _scale(cells, *scales)) for cells, _ in both]
         if problems:
             raise EvaluationError(f"{names[0]} and {names[1]} cannot be scored together", problems)
         identity = align(real[0].genes, real[0].genes)
         return cls(
-            pred=CellSide("predicted", pred[0], groups[0], alignment, pred[1]),
-            real=CellSide("real", real[0], groups[1], identity, real[1]),
+            pred=StoredCells("predicted", pred[0], groups[0], alignment, pred[1]),
+            real=StoredCells("real", real[0], groups[1], identity, real[1]),
             columns=columns,
             genes=tuple(real[0].genes),
             perturbations=tuple(name for name in groups[1] if name != columns.control),
-            scale_pred=scales[0],
-            scale_real=scales[1],
-            notes=tuple(_notes(alignment, scales, names)),
+            scale_pred=records[0],
+            scale_real=records[1],
+            notes=tuple(_notes(alignment, records, names)),
         )
 
     @property
@@ -100,27 +100,34 @@ class Pair:
         """Label of the control cells."""
         return self.columns.control
 
-    def side(self, which: Literal["pred", "real"]) -> CellSide:
+    def side(self, which: Literal["pred", "real"]) -> Cells:
         """One side by name."""
         return self.pred if which == "pred" else self.real
+
+    @property
+    def stored_pred(self) -> StoredCells:
+        """The predicted side as it was opened; a pair whose prediction is made while it is read has none."""
+        assert isinstance(self.pred, StoredCells)
+        return self.pred
 
     def by_cell_type(self) -> "dict[str, Pair]":
         """A pair for each cell type, sorted by name; each must have controls and the same perturbations on both sides."""
         column = self.columns.cell_type
-        missing = [side.name for side in (self.pred, self.real) if column is None or column not in side.cells.obs]
+        sides = (self.stored_pred, self.real)
+        missing = [side.name for side in sides if column is None or column not in side.file.obs]
         if column is None or missing:
             raise EvaluationError(
                 f"there is no cell type column {column!r} in the {' and '.join(missing)} cells; name it with --cell-type-col"
             )
-        types = [side.cells.obs[column].astype(str).to_numpy() for side in (self.pred, self.real)]
+        types = [side.file.obs[column].astype(str).to_numpy() for side in sides]
         names = [
             sorted(set(values[np.concatenate(list(side.groups.values()))]))
-            for values, side in zip(types, (self.pred, self.real), strict=True)
+            for values, side in zip(types, sides, strict=True)
         ]
         problems = _difference_problems(names[0], names[1], "cell types", ("predicted cells", "real cells"))
         pairs = {}
         for name in names[1] if not problems else []:
-            pred, real = self.pred.restricted(types[0] == name, name), self.real.restricted(types[1] == name, name)
+            pred, real = (side.restricted(kinds == name, name) for side, kinds in zip(sides, types, strict=True))
             labels = (f"predicted cells of type {name}", f"real cells of type {name}")
             problems += _group_problems(pred.groups, real.groups, self.columns, labels)
             perturbations = tuple(group for group in real.groups if group != self.control)
@@ -129,32 +136,10 @@ class Pair:
             raise EvaluationError("the cell types cannot be scored one by one", problems)
         return pairs
 
-    def replicates(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], tag: str) -> "Pair":
-        """Real cells against real cells: rows `first` as the prediction of rows `second` (name → row numbers of the real file).
-
-        Both hold the control and the same perturbations; `tag` says which split (it is part of the cache key).
-        """
-        pred, real = (
-            self.real.regrouped(dict(first), f"{tag}/first"),
-            self.real.regrouped(dict(second), f"{tag}/second"),
-        )
-        problems = _group_problems(pred.groups, real.groups, self.columns, ("the first half", "the second half"))
-        if problems:
-            raise EvaluationError("the halves cannot be scored against each other", problems)
-        perturbations = tuple(sorted(group for group in real.groups if group != self.control))
-        return replace(
-            self,
-            pred=pred,
-            real=real,
-            scale_pred=self.scale_real,
-            perturbations=perturbations,
-            notes=(f"replicates: {tag}",),
-        )
-
     def close(self) -> None:
         """Close both files."""
-        self.pred.cells.close()
-        self.real.cells.close()
+        self.stored_pred.file.close()
+        self.real.file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -216,13 +201,12 @@ def _same_genes(pred: CellFile, real: CellFile, names: tuple[str, str]) -> GeneA
     return alignment
 
 
-def _lognorm(cells: CellFile, option: Scale | None) -> ScaleRecord:
+def _scale(cells: CellFile, option: Scale | None, takes: Scale) -> ScaleRecord:
     """Scale by declaration or by a few evenly spaced cells; every value is checked again when it is read for good."""
     record = resolve_scale(few_cells(cells), option)
-    if record.scale != "lognorm":
-        raise DataError(
-            f"{cells.name} holds {record.describe()}; lognorm is scored (steval prepare makes it of counts)"
-        )
+    if record.scale != takes:
+        how = " (steval prepare makes it of counts)" if takes == "lognorm" else ""
+        raise DataError(f"{cells.name} holds {record.describe()}; {takes} is scored{how}")
     return record
 
 

@@ -1,10 +1,9 @@
-"""One side of a pair: the cells of a file or an AnnData by perturbation, read a group at a time, genes in the pair's order."""
+"""One side of a pair, read a perturbation at a time: what any cells offer (`Cells`), and those of a file or an AnnData."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -56,22 +55,77 @@ def few_cells(cells: CellFile) -> CellFile:
     return CellFile.wrap(sample, cells.name)
 
 
-@dataclass(frozen=True)
-class CellSide:
-    """Cells of one side. `groups` maps each perturbation (control included) to its row numbers in file order."""
+class Cells(Protocol):
+    """Cells of one side by perturbation: what metrics, checks and reports read, whether stored or made while they are read."""
 
-    name: str
-    """`predicted` or `real`, for messages."""
-    cells: CellFile
-    groups: dict[str, np.ndarray]
-    alignment: GeneAlignment
-    dense: bool
-    """Whether X is stored as a dense matrix."""
-    subset: str = ""
-    """What the rows were restricted to (a cell type); part of the cache key."""
-    _digest: list[str] = field(default_factory=list, repr=False, compare=False)
-    computed: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What was computed of this side already, by what was needed: scoring several predictions reads the real side once."""
+    @property
+    def name(self) -> str:
+        """`predicted`, `real` or what made them, for messages."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, np.ndarray]:
+        """Each perturbation, control included and in sorted order, with a number for each of its cells."""
+        ...
+
+    @property
+    def num_genes(self) -> int: ...
+
+    @property
+    def dense(self) -> bool:
+        """Whether X is stored as a dense matrix, whose means pdex rounds differently."""
+        ...
+
+    @property
+    def is_read_twice(self) -> bool:
+        """Whether reading a group piece by piece, and then again, is cheaper than keeping it in memory."""
+        ...
+
+    @property
+    def tables(self) -> dict[Any, Any]:
+        """What was computed of these cells already, by what was needed: several predictions read the real side once."""
+        ...
+
+    def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
+        """The cells of `group` in order, about `size` at a time: CSR `[n, G]` float32 or float64, genes in the pair's order."""
+        ...
+
+    def embedding(self, key: str, group: str) -> np.ndarray:
+        """`obsm[key]` of the cells of `group`, `[n, D]`; an `EvaluationError` or `DataError` where there is none."""
+        ...
+
+
+def whole_group(cells: Cells, group: str) -> sp.csr_matrix:
+    """All cells of `group`, CSR `[n, G]`, genes in the pair's order; float32, or float64 where the file holds that."""
+    pieces = list(cells.pieces(group))
+    return pieces[0] if len(pieces) == 1 else sp.csr_matrix(sp.vstack(pieces, format="csr"))
+
+
+class StoredCells:
+    """Cells of a file or an AnnData; `groups` maps each perturbation (control included) to its row numbers in file order."""
+
+    is_read_twice = True
+
+    def __init__(
+        self,
+        name: str,
+        file: CellFile,
+        groups: Mapping[str, np.ndarray],
+        alignment: GeneAlignment,
+        dense: bool,
+        subset: str = "",
+        whole: "StoredCells | None" = None,
+    ):
+        self.name = name
+        self.file = file
+        self.groups = dict(groups)
+        self.alignment = alignment
+        self.dense = dense
+        self.subset = subset
+        """What the rows were restricted to (a cell type); part of the cache key."""
+        self.tables: dict[Any, Any] = {}
+        self._whole = whole
+        self._digest: str | None = None
 
     @property
     def num_cells(self) -> int:
@@ -79,51 +133,47 @@ class CellSide:
         return sum(len(rows) for rows in self.groups.values())
 
     @property
-    def group_sizes(self) -> dict[str, int]:
-        """Cells of each perturbation."""
-        return {name: len(rows) for name, rows in self.groups.items()}
+    def num_genes(self) -> int:
+        return len(self.alignment.target)
 
     def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
-        """The cells of `group` in file order, at most `size` at a time: CSR `[n, G]` float32 or float64, lognorm."""
+        """The cells of `group` in file order; see `Cells`."""
         rows = self.groups[group]
         for start in range(0, len(rows), size):
-            yield _float(self.alignment.apply(self.cells.rows(rows[start : start + size], dtype=None)))
-
-    def matrix(self, group: str) -> sp.csr_matrix:
-        """All cells of `group`, CSR `[n, G]`, genes in the pair's order; float32, or float64 where the file holds that."""
-        pieces = list(self.pieces(group))
-        return pieces[0] if len(pieces) == 1 else sp.csr_matrix(sp.vstack(pieces, format="csr"))
+            yield _float(self.alignment.apply(self.file.rows(rows[start : start + size], dtype=None)))
 
     def embedding(self, key: str, group: str) -> np.ndarray:
         """`obsm[key]` of the cells of `group`, `[n, D]`."""
-        return self.cells.obsm(key, self.groups[group])
+        return self.file.obsm(key, self.groups[group])
 
-    def restricted(self, keep: np.ndarray, subset: str) -> "CellSide":
-        """The same side with only the rows where the mask `keep [num rows of the file]` holds."""
+    def restricted(self, keep: np.ndarray, subset: str) -> "StoredCells":
+        """The same cells with only the rows where the mask `keep [num rows of the file]` holds."""
         groups = {name: rows[keep[rows]] for name, rows in self.groups.items()}
-        present = {name: rows for name, rows in groups.items() if len(rows)}
-        return replace(self, groups=present, subset=subset, _digest=self._digest, computed={})
+        return self.regrouped({name: rows for name, rows in groups.items() if len(rows)}, subset)
 
-    def regrouped(self, groups: dict[str, np.ndarray], subset: str) -> "CellSide":
+    def regrouped(self, groups: Mapping[str, np.ndarray], subset: str) -> "StoredCells":
         """The same file with other row numbers for each group; `subset` must name the choice of rows uniquely."""
-        return replace(self, groups=dict(sorted(groups.items())), subset=subset, _digest=self._digest, computed={})
+        ordered = dict(sorted(groups.items()))
+        return StoredCells(self.name, self.file, ordered, self.alignment, self.dense, subset, self._whole or self)
 
     def digest(self) -> str:
         """sha256 of the content: the file's bytes, or X, labels and genes of cells in memory."""
-        if not self._digest:
-            path = Path(self.cells.name)
-            self._digest.append(sha256_file(path) if path.is_file() else _memory_digest(self))
-        return self._digest[0]
+        if self._whole is not None:
+            return self._whole.digest()
+        if self._digest is None:
+            path = Path(self.file.name)
+            self._digest = sha256_file(path) if path.is_file() else _memory_digest(self)
+        return self._digest
 
 
-def _memory_digest(side: CellSide) -> str:
-    digest = hashlib.sha256("\0".join(side.cells.genes).encode())
-    for _, block in side.cells.blocks(dtype=None):
+def _memory_digest(cells: StoredCells) -> str:
+    digest = hashlib.sha256("\0".join(cells.file.genes).encode())
+    for _, block in cells.file.blocks(dtype=None):
         for part in (block.data, block.indices, block.indptr):
             digest.update(_bytes(part))
-    for key in side.cells.obsm_keys:
-        digest.update(_bytes(side.cells.obsm(key, np.arange(side.cells.num_cells))))
-    for group, rows in side.groups.items():
+    for key in cells.file.obsm_keys:
+        digest.update(_bytes(cells.file.obsm(key, np.arange(cells.file.num_cells))))
+    for group, rows in cells.groups.items():
         digest.update(group.encode())
         digest.update(_bytes(rows.astype(np.int64)))
     return digest.hexdigest()

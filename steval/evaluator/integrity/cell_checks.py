@@ -6,8 +6,8 @@ import numpy as np
 
 from steval.evaluator.cells.digests import nearest_distances
 from steval.evaluator.integrity.evidence import SideEvidence
-from steval.evaluator.integrity.findings import Finding, Status, graded, skipped
-from steval.evaluator.reference.training import TrainingCells
+from steval.evaluator.integrity.verdict import Status, Verdict, graded, skipped
+from steval.evaluator.reference.training import TrainingSummary
 
 COPIES_WARN, COPIES_FAIL = 0.01, 0.05
 """Share of predicted cells."""
@@ -33,35 +33,33 @@ PERMUTATIONS = 20_000
 FEWEST_FOR_RANKS = 5
 
 
-def check_copies(pred: SideEvidence, real: SideEvidence, training: TrainingCells | None) -> list[Finding]:
-    """Predicted cells that are evaluated or training cells, exactly or with small noise."""
-    digests, typical = pred.gather("digests"), _neighbour_distance(real)
-    exact = float(np.isin(digests, real.gather("digests")).mean())
+def check_real_copies(pred: SideEvidence, real: SideEvidence, typical: float) -> Verdict:
+    """Predicted cells that are evaluated cells, exactly or with small noise; `typical` is the `neighbour_distance`."""
+    exact = float(np.isin(pred.gather("digests"), real.gather("digests")).mean())
     near = _near_copies(pred, {name: real.groups[name].sketch for name in real.perturbations}, typical)
-    why = "the answers are in the prediction"
-    found = [_copies("copies of real cells", max(exact, near), "evaluated real cells", why)]
-    if training is None:
-        return [*found, skipped("copies of training cells", "no training cells were given")]
-    exact = float(np.isin(digests, training.digests).mean())
+    return _copies(max(exact, near), "evaluated real cells", "the answers are in the prediction")
+
+
+def check_training_copies(pred: SideEvidence, training: TrainingSummary, typical: float) -> Verdict:
+    """Predicted cells that are training cells, exactly or with small noise."""
+    exact = float(np.isin(pred.gather("digests"), training.digests).mean())
     near = _near_copies(pred, training.sketches, typical)
-    why = "it repeats training data and predicts nothing"
-    found.append(_copies("copies of training cells", max(exact, near), "perturbed training cells", why))
-    shared = np.isin(real.gather("digests"), training.digests)
-    share = float(shared.mean())
-    found.append(
-        Finding(
-            "evaluated cells in training",
-            graded(share, COPIES_WARN / 10, COPIES_FAIL),
-            share,
-            COPIES_WARN / 10,
-            f"{share:.1%} of the evaluated perturbed cells are also among the training cells"
-            + ("; baselines and the model have seen the answers." if share >= COPIES_WARN / 10 else "."),
-        )
+    return _copies(max(exact, near), "perturbed training cells", "it repeats training data and predicts nothing")
+
+
+def check_shared_cells(real: SideEvidence, training: TrainingSummary) -> Verdict:
+    """Evaluated cells that are also training cells."""
+    share = float(np.isin(real.gather("digests"), training.digests).mean())
+    return Verdict(
+        graded(share, COPIES_WARN / 10, COPIES_FAIL),
+        share,
+        COPIES_WARN / 10,
+        f"{share:.1%} of the evaluated perturbed cells are also among the training cells"
+        + ("; baselines and the model have seen the answers." if share >= COPIES_WARN / 10 else "."),
     )
-    return found
 
 
-def check_pasted_controls(pred: SideEvidence, real: SideEvidence, training: TrainingCells | None) -> Finding:
+def check_pasted_controls(pred: SideEvidence, real: SideEvidence, training: TrainingSummary | None) -> Verdict:
     """Perturbed cells that are unchanged control cells."""
     sources = [pred.groups[pred.control].digests, real.groups[real.control].digests]
     if training is not None:
@@ -69,8 +67,7 @@ def check_pasted_controls(pred: SideEvidence, real: SideEvidence, training: Trai
     share = float(np.isin(pred.gather("digests"), np.concatenate(sources)).mean())
     status = graded(share, COPIES_WARN, COPIES_FAIL)
     effect = "." if status == "ok" else "; no effect is predicted for them."
-    return Finding(
-        "control cells pasted",
+    return Verdict(
         status,
         share,
         COPIES_WARN,
@@ -78,7 +75,7 @@ def check_pasted_controls(pred: SideEvidence, real: SideEvidence, training: Trai
     )
 
 
-def check_variance(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_variance(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """Variance over cells within a perturbation, predicted against real."""
     predicted = sum(
         group.variance.astype(np.float64).sum() for name, group in pred.groups.items() if name != pred.control
@@ -87,11 +84,10 @@ def check_variance(pred: SideEvidence, real: SideEvidence) -> Finding:
         group.variance.astype(np.float64).sum() for name, group in real.groups.items() if name != real.control
     )
     if measured <= 0:
-        return skipped("variance over cells", "the real cells of a perturbation do not vary")
+        return skipped("the real cells of a perturbation do not vary")
     ratio = float(predicted / measured)
     if ratio < COLLAPSE_WARN:
-        return Finding(
-            "variance over cells",
+        return Verdict(
             "warn",
             ratio,
             COLLAPSE_WARN,
@@ -100,8 +96,7 @@ def check_variance(pred: SideEvidence, real: SideEvidence) -> Finding:
         )
     status = graded(ratio, VARIANCE_WARN, VARIANCE_FAIL)
     effect = "." if status == "ok" else "; inflated variance thins out significant genes where that pays."
-    return Finding(
-        "variance over cells",
+    return Verdict(
         status,
         ratio,
         VARIANCE_WARN,
@@ -109,15 +104,14 @@ def check_variance(pred: SideEvidence, real: SideEvidence) -> Finding:
     )
 
 
-def check_scatter(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_scatter(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """Cells far from their mean whose errors cancel in it."""
     limits = {name: np.quantile(real.groups[name].spread, TAIL) for name in real.perturbations}
     outside = np.concatenate([pred.groups[name].spread > limit for name, limit in limits.items()])
     share = float(outside.mean())
     status = graded(share, SCATTER_WARN, SCATTER_FAIL)
     effect = "." if status == "ok" else "; their errors cancel in the mean, so the mean hides them."
-    return Finding(
-        "scattered cells",
+    return Verdict(
         status,
         share,
         SCATTER_WARN,
@@ -125,15 +119,14 @@ def check_scatter(pred: SideEvidence, real: SideEvidence) -> Finding:
     )
 
 
-def check_scale(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_scale(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """Total expression of a cell, predicted against real."""
     medians = [np.median(side.gather("totals")) for side in (pred, real)]
     ratio = float(medians[0] / medians[1]) if medians[1] > 0 else float("inf")
     distance = max(ratio, 1 / ratio) if ratio > 0 else float("inf")
     status = graded(distance, SCALE_WARN, SCALE_FAIL)
     effect = "." if status == "ok" else "; the two files were not normalised alike (target_sum, or counts)."
-    return Finding(
-        "scale",
+    return Verdict(
         status,
         ratio,
         SCALE_WARN,
@@ -141,7 +134,7 @@ def check_scale(pred: SideEvidence, real: SideEvidence) -> Finding:
     )
 
 
-def check_totals_leak(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_totals_leak(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """Do the cells' totals differ between perturbations where real ones do not?"""
     spreads = []
     for side in (pred, real):
@@ -151,8 +144,7 @@ def check_totals_leak(pred: SideEvidence, real: SideEvidence) -> Finding:
     excess = float(spreads[0] - spreads[1])
     status = graded(excess, TOTAL_SPREAD_WARN, TOTAL_SPREAD_FAIL)
     effect = "." if status == "ok" else "; totals that differ so may carry the strength of an effect into the metrics."
-    return Finding(
-        "total counts",
+    return Verdict(
         status,
         excess,
         TOTAL_SPREAD_WARN,
@@ -160,7 +152,7 @@ def check_totals_leak(pred: SideEvidence, real: SideEvidence) -> Finding:
     )
 
 
-def check_numbers_leak(pred: SideEvidence, real: SideEvidence, num_significant: np.ndarray, seed: int) -> Finding:
+def check_numbers_leak(pred: SideEvidence, real: SideEvidence, num_significant: np.ndarray, seed: int) -> Verdict:
     """Do predicted cell numbers follow the number of significant genes?
 
     `num_significant`: of the real data, one for each perturbation in sorted order.
@@ -171,7 +163,7 @@ def check_numbers_leak(pred: SideEvidence, real: SideEvidence, num_significant: 
     if changed < NUMBERS_CHANGED or len(names) < FEWEST_FOR_RANKS:
         why = "too few to compare" if len(names) < FEWEST_FOR_RANKS else "in proportion to the real ones"
         sentence = f"Predicted cell numbers are {why} ({changed:.1%} spread of their ratio)."
-        return Finding("cell numbers", "ok", changed, NUMBERS_CHANGED, sentence)
+        return Verdict("ok", changed, NUMBERS_CHANGED, sentence)
     correlation, chance = _rank_test(numbers[0] / numbers[1], num_significant, seed)
     leaks = chance < LEAK_P
     sentence = (
@@ -179,7 +171,7 @@ def check_numbers_leak(pred: SideEvidence, real: SideEvidence, num_significant: 
         f"significant genes (p = {chance:.2g})" + ("; cell numbers set the power of the test." if leaks else ".")
     )
     status: Status = "ok" if not leaks else "fail" if abs(correlation) >= LEAK_CERTAIN else "warn"
-    return Finding("cell numbers", status, correlation, None, sentence)
+    return Verdict(status, correlation, None, sentence)
 
 
 def _rank_test(values: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float]:
@@ -201,7 +193,7 @@ def _centred_ranks(values: np.ndarray) -> np.ndarray:
     return ranks - ranks.mean()
 
 
-def _neighbour_distance(real: SideEvidence) -> float:
+def neighbour_distance(real: SideEvidence) -> float:
     """Typical distance of a real cell to the nearest other one of its perturbation, by sketch."""
     sketches = [real.groups[name].sketch for name in real.perturbations]
     nearest = [nearest_distances(cells, cells, same=True) for cells in sketches if len(cells) > 1]
@@ -218,11 +210,10 @@ def _near_copies(pred: SideEvidence, sources: Mapping[str, np.ndarray], typical:
     return float(np.concatenate(near).mean()) if near else 0.0
 
 
-def _copies(check: str, share: float, source: str, why: str) -> Finding:
+def _copies(share: float, source: str, why: str) -> Verdict:
     status = graded(share, COPIES_WARN, COPIES_FAIL)
     effect = "." if status == "ok" else f", exact or with little noise; {why}."
-    return Finding(
-        check,
+    return Verdict(
         status,
         share,
         COPIES_WARN,

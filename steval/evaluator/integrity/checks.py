@@ -1,93 +1,94 @@
 """Integrity checks: is the score a gain in prediction, or the work of something broken or gamed?
 
-Each check gives a measurement, the limit it was held against, a status (ok, warn, fail, skipped) and one plain sentence;
-`docs/scoring.md` says what each one looks for. Checks that score again are made under the full level only.
+Each check gives a measurement, the limit it was held against, a status (ok, warn, fail, skipped) and one plain sentence.
+`CHECKS` is the table of them; a new check is a function and an entry there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from steval.evaluator.cells.digests import sketch_genes
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.evaluation import Evaluation
-from steval.evaluator.integrity.cell_checks import (
-    check_copies,
-    check_numbers_leak,
-    check_pasted_controls,
-    check_scale,
-    check_scatter,
-    check_totals_leak,
-    check_variance,
-)
-from steval.evaluator.integrity.effect_checks import (
-    check_control_variance,
-    check_controls,
-    check_effect_size,
-    check_low_genes,
-    check_low_significant,
-    check_one_profile,
-    check_target_spike,
-    effect_size,
-)
+from steval.evaluator.cells.sides import StoredCells
+from steval.evaluator.integrity import cell_checks as cells
+from steval.evaluator.integrity import effect_checks as effects
+from steval.evaluator.integrity import score_checks as scores
 from steval.evaluator.integrity.evidence import SideEvidence, gather_evidence
-from steval.evaluator.integrity.findings import Finding, skipped
-from steval.evaluator.integrity.score_checks import (
-    Rescore,
-    check_control_gain,
-    check_hidden_error,
-    check_impossible_error,
-    check_scaling,
-)
+from steval.evaluator.integrity.verdict import Verdict, skipped
+from steval.evaluator.metrics.changes import de_counts
+from steval.evaluator.metrics.evaluation import Evaluation
 from steval.evaluator.reference.members import Overall
-from steval.evaluator.reference.training import TrainingCells
-from steval.evaluator.report.changes import de_counts
+from steval.evaluator.reference.training import TrainingSummary
+
+NO_TRAINING = "no training cells were given"
+NO_DE = "no metric needed differential expression"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the checks look at."""
+    """What was scored, and how."""
 
     pair: Pair
     evaluation: Evaluation
     overall: Overall | None
     """None without a baseline."""
-    training: TrainingCells | None
+    training: TrainingSummary | None
     full: bool
-    rescore: Rescore
+    rescore: scores.Rescore
     """Scores a changed prediction."""
     seed: int = 0
     threads: int = 1
 
 
-def check_integrity(scored: Scored) -> list[Finding]:
-    """All checks, in the order of the table."""
-    pair = scored.pair
-    training = scored.training
+@dataclass(frozen=True)
+class Facts:
+    """What the checks look at."""
+
+    scored: Scored
+    pred: SideEvidence
+    real: SideEvidence
+
+    @property
+    def training(self) -> TrainingSummary | None:
+        return self.scored.training
+
+    @cached_property
+    def neighbour_distance(self) -> float:
+        """Typical distance of a real cell to the nearest other one of its perturbation."""
+        return cells.neighbour_distance(self.real)
+
+    @cached_property
+    def num_significant(self) -> np.ndarray | None:
+        """Significant genes of each perturbation in sorted order, real and predicted `[P, 2]`; None without DE."""
+        counts = de_counts(self.scored.evaluation)
+        if counts.is_empty():
+            return None
+        found = {name: numbers for name, *numbers in counts.select("perturbation", "num_real", "num_pred").iter_rows()}
+        return np.array([found.get(name, (0, 0)) for name in self.real.perturbations])
+
+
+@dataclass(frozen=True)
+class Check:
+    """All that is known of a check."""
+
+    name: str
+    sentence: str
+    """For readers: what it looks for."""
+    measure: Callable[[Facts], Verdict]
+    full: bool = False
+    """Made under the full level only, because it scores again."""
+
+
+def check_integrity(scored: Scored) -> dict[str, Verdict]:
+    """What each check found, by name, in the order of the table."""
+    pair, training = scored.pair, scored.training
     sketched = _control_sketch(pair) if training is None else training.sketched
     pred, real = (gather_evidence(side, pair.control, sketched, scored.threads) for side in (pair.pred, pair.real))
-    profile = None if training is None else training.mean_profile
-    controls, control_variance = check_controls(pred, real), check_control_variance(pred, real)
-    return [
-        _check_contract(pair),
-        check_scale(pred, real),
-        controls,
-        control_variance,
-        check_hidden_error(pred, real, profile),
-        check_impossible_error(pred, real),
-        check_one_profile(pred, real),
-        check_effect_size(pred, real),
-        check_target_spike(pred, real, pair.genes),
-        check_low_genes(pred, real),
-        _check_low_significant(scored, real),
-        check_variance(pred, real),
-        check_scatter(pred, real),
-        *check_copies(pred, real, training),
-        check_pasted_controls(pred, real, training),
-        check_totals_leak(pred, real),
-        _check_numbers(scored, pred, real),
-        *(_score_again(scored, pred, real) if scored.full else []),
-    ]
+    facts = Facts(scored, pred, real)
+    return {check.name: check.measure(facts) for check in CHECKS if scored.full or not check.full}
 
 
 def _control_sketch(pair: Pair) -> np.ndarray:
@@ -98,11 +99,12 @@ def _control_sketch(pair: Pair) -> np.ndarray:
     return sketch_genes(total)
 
 
-def _check_contract(pair: Pair) -> Finding:
+def _contract(facts: Facts) -> Verdict:
     """Genes and perturbations; a pair that lacks some, or has others, is refused before any check."""
-    reordered = " (genes in another order, matched by name)" if pair.pred.alignment.reordered else ""
-    return Finding(
-        "genes and perturbations",
+    pair = facts.scored.pair
+    is_reordered = isinstance(pair.pred, StoredCells) and pair.pred.alignment.reordered
+    reordered = " (genes in another order, matched by name)" if is_reordered else ""
+    return Verdict(
         "ok",
         0.0,
         0.0,
@@ -110,29 +112,138 @@ def _check_contract(pair: Pair) -> Finding:
     )
 
 
-def _check_low_significant(scored: Scored, real: SideEvidence) -> Finding:
-    evaluation = scored.evaluation
+def _hidden_error(facts: Facts) -> Verdict:
+    profile = None if facts.training is None else facts.training.mean_profile
+    return scores.check_hidden_error(facts.pred, facts.real, profile)
+
+
+def _low_significant(facts: Facts) -> Verdict:
+    evaluation = facts.scored.evaluation
     if evaluation.de_pred is None or evaluation.de_real is None:
-        return skipped("low genes significant", "no metric needed differential expression")
-    return check_low_significant(evaluation.de_pred, evaluation.de_real, real, scored.pair.genes)
+        return skipped(NO_DE)
+    return effects.check_low_significant(evaluation.de_pred, evaluation.de_real, facts.real, facts.scored.pair.genes)
 
 
-def _check_numbers(scored: Scored, pred: SideEvidence, real: SideEvidence) -> Finding:
-    counts = de_counts(scored.evaluation)
-    if counts.is_empty():
-        return skipped("cell numbers", "no metric needed differential expression")
-    found = dict(counts.select("perturbation", "num_real").iter_rows())
-    return check_numbers_leak(pred, real, np.array([found.get(name, 0) for name in real.perturbations]), scored.seed)
+def _training_copies(facts: Facts) -> Verdict:
+    if facts.training is None:
+        return skipped(NO_TRAINING)
+    return cells.check_training_copies(facts.pred, facts.training, facts.neighbour_distance)
 
 
-def _score_again(scored: Scored, pred: SideEvidence, real: SideEvidence) -> list[Finding]:
+def _numbers(facts: Facts) -> Verdict:
+    if facts.num_significant is None:
+        return skipped(NO_DE)
+    return cells.check_numbers_leak(facts.pred, facts.real, facts.num_significant[:, 0], facts.scored.seed)
+
+
+def _control_gain(facts: Facts) -> Verdict:
+    scored = facts.scored
     if scored.overall is None:
-        why = "no training cells were given, so there is no overall score to compare"
-        return [skipped(name, why) for name in ("score by predicted controls", "effects × 0.5", "effects × 2")]
-    size = effect_size(pred, real)
-    ours, theirs = pred.groups[pred.control], real.groups[real.control]
-    same = np.array_equal(np.sort(ours.digests), np.sort(theirs.digests))
-    return [
-        check_control_gain(scored.pair, scored.overall, same, scored.rescore),
-        *(check_scaling(scored.pair, pred, scored.overall, size, factor, scored.rescore) for factor in (0.5, 2.0)),
-    ]
+        return skipped(scores.NO_OVERALL)
+    ours, theirs = (np.sort(side.groups[side.control].digests) for side in (facts.pred, facts.real))
+    return scores.check_control_gain(scored.pair, scored.overall, np.array_equal(ours, theirs), scored.rescore)
+
+
+def _scaling(factor: float) -> Callable[[Facts], Verdict]:
+    def measure(facts: Facts) -> Verdict:
+        scored = facts.scored
+        if scored.overall is None:
+            return skipped(scores.NO_OVERALL)
+        size = effects.effect_size(facts.pred, facts.real)
+        return scores.check_scaling(scored.pair, facts.pred, scored.overall, size, factor, scored.rescore)
+
+    return measure
+
+
+CHECKS = (
+    Check(
+        "genes and perturbations",
+        "genes or perturbations missing or added (such a pair is refused before it is scored)",
+        _contract,
+    ),
+    Check("scale", "cells normalised to another total than the real ones", lambda f: cells.check_scale(f.pred, f.real)),
+    Check(
+        "predicted controls",
+        "control cells that are not the measured ones, from which every effect is measured",
+        lambda f: effects.check_controls(f.pred, f.real),
+    ),
+    Check(
+        "variance of controls",
+        "control cells that vary far less or more than the measured ones",
+        lambda f: effects.check_control_variance(f.pred, f.real),
+    ),
+    Check(
+        "error hidden by clipping",
+        "a mean absolute error worse than the baseline's, which clipping counts as 0",
+        _hidden_error,
+    ),
+    Check(
+        "error below noise",
+        "an error smaller than the sampling noise of the real cells: only knowledge of these very cells explains it",
+        lambda f: scores.check_impossible_error(f.pred, f.real),
+    ),
+    Check(
+        "one profile for all",
+        "perturbations that hardly differ from each other where the real ones do",
+        lambda f: effects.check_one_profile(f.pred, f.real),
+    ),
+    Check(
+        "effect size",
+        "effects much larger or smaller than the real ones",
+        lambda f: effects.check_effect_size(f.pred, f.real),
+    ),
+    Check(
+        "target gene spiked",
+        "the perturbed gene itself pushed far beyond its real change, or far the other way",
+        lambda f: effects.check_target_spike(f.pred, f.real, f.scored.pair.genes),
+    ),
+    Check("low genes boosted", "weakly expressed genes raised", lambda f: effects.check_low_genes(f.pred, f.real)),
+    Check("low genes significant", "weakly expressed genes made to look significant", _low_significant),
+    Check(
+        "variance over cells",
+        "cells that vary far more than real ones, or not at all",
+        lambda f: cells.check_variance(f.pred, f.real),
+    ),
+    Check(
+        "scattered cells",
+        "cells far from their mean whose errors cancel in it",
+        lambda f: cells.check_scatter(f.pred, f.real),
+    ),
+    Check(
+        "copies of real cells",
+        "predicted cells that are evaluated cells, exactly or with little noise",
+        lambda f: cells.check_real_copies(f.pred, f.real, f.neighbour_distance),
+    ),
+    Check(
+        "copies of training cells",
+        "predicted cells that are training cells, exactly or with little noise",
+        _training_copies,
+    ),
+    Check(
+        "evaluated cells in training",
+        "real cells that are also among the training cells",
+        lambda f: skipped(NO_TRAINING) if f.training is None else cells.check_shared_cells(f.real, f.training),
+    ),
+    Check(
+        "control cells pasted",
+        "perturbed cells that are unchanged control cells",
+        lambda f: cells.check_pasted_controls(f.pred, f.real, f.training),
+    ),
+    Check(
+        "total counts",
+        "totals that differ between perturbations where real ones do not",
+        lambda f: cells.check_totals_leak(f.pred, f.real),
+    ),
+    Check("cell numbers", "numbers of cells that follow the number of significant genes", _numbers),
+    Check(
+        "score by predicted controls",
+        "both scores: with the prediction's own controls and with the measured ones",
+        _control_gain,
+        full=True,
+    ),
+    *(
+        Check(f"effects × {factor:g}", "a score that rises when all effects are scaled", _scaling(factor), full=True)
+        for factor in (0.5, 2.0)
+    ),
+)
+"""Every check, in the order of tables and reports."""

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from steval.evaluator.integrity.evidence import SideEvidence
-from steval.evaluator.integrity.findings import Finding, graded, skipped
-from steval.evaluator.report.changes import SIGNIFICANT_FDR
+from steval.evaluator.integrity.verdict import Verdict, graded, skipped
+from steval.evaluator.metrics.changes import SIGNIFICANT_FDR
 
 SPREAD_WARN, SPREAD_FAIL = 0.15, 0.03
 """Spread between perturbations as a share of the real one; bad when low."""
@@ -33,11 +33,10 @@ SIZE_LOW, SIZE_HIGH = 0.25, 2.0
 """Predicted effect size over the real one, beyond noise."""
 
 
-def check_one_profile(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_one_profile(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """Spread between perturbations beyond sampling noise, predicted against real."""
-    check = "one profile for all"
     if len(real.perturbations) < 2:
-        return skipped(check, "there is one perturbation only")
+        return skipped("there is one perturbation only")
     between = [between_spread(side) for side in (pred, real)]
     total, noise = between[1]
     if total < DETECTABLE * noise:
@@ -48,12 +47,11 @@ def check_one_profile(pred: SideEvidence, real: SideEvidence) -> Finding:
             if identical
             else "The real perturbations differ no more than sampling noise, so shared profiles cannot be told."
         )
-        return Finding(check, status, between[0][0] / total if total > 0 else None, SPREAD_WARN, sentence)
+        return Verdict(status, between[0][0] / total if total > 0 else None, SPREAD_WARN, sentence)
     share = max(between[0][0] - between[0][1], 0.0) / (total - noise)
     status = "fail" if share < SPREAD_FAIL else "warn" if share < SPREAD_WARN else "ok"
     effect = "." if status == "ok" else "; all perturbations get nearly one and the same profile."
-    return Finding(
-        check,
+    return Verdict(
         status,
         share,
         SPREAD_WARN,
@@ -72,13 +70,12 @@ def between_spread(side: SideEvidence) -> tuple[float, float]:
     return float(means.var(axis=0, ddof=1).sum()), float(np.mean(noise))
 
 
-def check_target_spike(pred: SideEvidence, real: SideEvidence, genes: Sequence[str]) -> Finding:
+def check_target_spike(pred: SideEvidence, real: SideEvidence, genes: Sequence[str]) -> Verdict:
     """The perturbed gene itself pushed far beyond its real change, or far the other way."""
-    check = "target gene spiked"
     position = {gene: index for index, gene in enumerate(genes)}
     targets = [(row, position[name]) for row, name in enumerate(real.perturbations) if name in position]
     if not targets:
-        return skipped(check, "no perturbation is named after a measured gene")
+        return skipped("no perturbation is named after a measured gene")
     predicted, measured = pred.effects(), real.effects()
     noise = np.hypot(_effect_noise(pred), _effect_noise(real))
     beyond = predicted - np.clip(predicted, np.minimum(measured, 0), np.maximum(measured, 0))
@@ -91,8 +88,7 @@ def check_target_spike(pred: SideEvidence, real: SideEvidence, genes: Sequence[s
     effect = (
         "." if status == "ok" else "; the target's own change marks the perturbation instead of predicting its effect."
     )
-    return Finding(
-        check,
+    return Verdict(
         status,
         share,
         SPIKED_WARN,
@@ -102,23 +98,21 @@ def check_target_spike(pred: SideEvidence, real: SideEvidence, genes: Sequence[s
     )
 
 
-def check_low_genes(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_low_genes(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """Expression of weakly expressed genes in perturbed cells, predicted against real."""
-    check = "low genes boosted"
     base = real.groups[real.control].mean.astype(np.float64)
     means = {name: [side.groups[name].mean.astype(np.float64) for side in (pred, real)] for name in real.perturbations}
     pooled = np.mean([measured for _, measured in means.values()], axis=0) + base
     expressed = np.flatnonzero(pooled > 0)
     if not len(expressed):
-        return skipped(check, "no gene is expressed")
+        return skipped("no gene is expressed")
     low = expressed[pooled[expressed] <= np.quantile(pooled[expressed], LOW_QUANTILE)]
     least = base[low].sum()  # too small an effect leaves weak genes where they were, which boosts nothing
     ratios = np.array([(p[low].sum() + 1e-9) / (max(m[low].sum(), least) + 1e-9) for p, m in means.values()])
     ratio = float(np.quantile(ratios, 0.9))
     status = graded(ratio, LOW_WARN, LOW_FAIL)
     effect = "." if status == "ok" else "; small values on weak genes give large fold changes."
-    return Finding(
-        check,
+    return Verdict(
         status,
         ratio,
         LOW_WARN,
@@ -129,9 +123,8 @@ def check_low_genes(pred: SideEvidence, real: SideEvidence) -> Finding:
 
 def check_low_significant(
     de_pred: pl.DataFrame, de_real: pl.DataFrame, real: SideEvidence, genes: Sequence[str]
-) -> Finding:
+) -> Verdict:
     """Weakly expressed genes among those called significant, predicted against real."""
-    check = "low genes significant"
     base = real.groups[real.control].mean
     low = {gene for gene, is_low in zip(genes, base <= np.quantile(base, LOW_QUANTILE), strict=True) if is_low}
     shares, numbers = [], []
@@ -143,12 +136,11 @@ def check_low_significant(
         sentence = (
             f"The prediction calls {numbers[0]} genes significant in all; too few to look for weak genes among them."
         )
-        return Finding(check, "ok", None, LOW_SHARE_WARN, sentence)
+        return Verdict("ok", None, LOW_SHARE_WARN, sentence)
     excess = shares[0] - (shares[1] if numbers[1] >= FEWEST_SIGNIFICANT else LOW_QUANTILE)
     status = graded(excess, LOW_SHARE_WARN, LOW_SHARE_FAIL)
     effect = "." if status == "ok" else "; weak genes give large fold changes that look like effects."
-    return Finding(
-        check,
+    return Verdict(
         status,
         excess,
         LOW_SHARE_WARN,
@@ -157,7 +149,7 @@ def check_low_significant(
     )
 
 
-def check_controls(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_controls(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """The control cells of the prediction against the measured ones."""
     ours, theirs = pred.groups[pred.control], real.groups[real.control]
     gap = float(np.abs(ours.mean - theirs.mean).mean())
@@ -172,15 +164,14 @@ def check_controls(pred: SideEvidence, real: SideEvidence) -> Finding:
             f"The prediction's control cells differ from the measured ones by {gap:.3g} per gene, {ratio:.2g} × sampling noise"
             + ("." if status == "ok" else "; every effect is measured from them (--integrity full gives both scores).")
         )
-    return Finding("predicted controls", status, ratio, CONTROL_WARN, sentence)
+    return Verdict(status, ratio, CONTROL_WARN, sentence)
 
 
-def check_control_variance(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_control_variance(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """How much the control cells of the prediction vary beside the measured ones."""
-    check = "variance of controls"
     ours, theirs = (float(side.groups[side.control].variance.astype(np.float64).sum()) for side in (pred, real))
     if theirs <= 0:
-        return skipped(check, "the real control cells do not vary")
+        return skipped("the real control cells do not vary")
     ratio = ours / theirs
     distance = max(ratio, 1 / ratio) if ratio > 0 else float("inf")
     status = graded(distance, CONTROL_VARIANCE_WARN, CONTROL_VARIANCE_FAIL)
@@ -188,7 +179,7 @@ def check_control_variance(pred: SideEvidence, real: SideEvidence) -> Finding:
         "." if status == "ok" else "; differential expression is tested against them, so their variance sets its power."
     )
     sentence = f"The prediction's control cells vary {ratio:.2g} × as much as the measured ones{effect}"
-    return Finding(check, status, ratio, CONTROL_VARIANCE_WARN, sentence)
+    return Verdict(status, ratio, CONTROL_VARIANCE_WARN, sentence)
 
 
 def effect_size(pred: SideEvidence, real: SideEvidence) -> float | None:
@@ -204,15 +195,15 @@ def effect_size(pred: SideEvidence, real: SideEvidence) -> float | None:
     return float(np.sqrt(max(predicted - predicted_noise, 0.0) / (measured - measured_noise)))
 
 
-def check_effect_size(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_effect_size(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """How large predicted effects are beside real ones."""
     ratio = effect_size(pred, real)
     if ratio is None:
-        return skipped("effect size", "the real effects are no larger than sampling noise")
+        return skipped("the real effects are no larger than sampling noise")
     off = not SIZE_LOW <= ratio <= SIZE_HIGH
     effect = "; their size is off, whatever their direction." if off else "."
     sentence = f"Predicted effects are {ratio:.2g} × as large as real ones, noise removed{effect}"
-    return Finding("effect size", "warn" if off else "ok", ratio, SIZE_HIGH, sentence)
+    return Verdict("warn" if off else "ok", ratio, SIZE_HIGH, sentence)
 
 
 def _effect_noise(side: SideEvidence) -> np.ndarray:

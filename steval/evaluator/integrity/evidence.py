@@ -10,7 +10,7 @@ import numpy as np
 
 from steval.evaluator.cells.digests import SKETCH_CELLS, gene_keys, sketch, value_bits
 from steval.evaluator.cells.kernels import measure_cells
-from steval.evaluator.cells.sides import CellSide
+from steval.evaluator.cells.sides import Cells
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -61,12 +61,12 @@ class SideEvidence:
         return np.concatenate([np.atleast_1d(getattr(self.groups[name], field)) for name in self.perturbations])
 
 
-def gather_evidence(side: CellSide, control: str, sketched: np.ndarray, threads: int = 1) -> SideEvidence:
+def gather_evidence(side: Cells, control: str, sketched: np.ndarray, threads: int = 1) -> SideEvidence:
     """Read every group of `side` once; the control in pieces, so that memory holds one perturbation for each thread.
 
     `sketched`: the columns kept of each perturbed cell, see `digests`.
     """
-    keys, lock = gene_keys(len(side.alignment.target)), Lock()
+    keys, lock = gene_keys(side.num_genes), Lock()
 
     def measure(name: str) -> GroupEvidence:
         return _of_group(side, name, keys, None if name == control else sketched, lock)
@@ -76,7 +76,7 @@ def gather_evidence(side: CellSide, control: str, sketched: np.ndarray, threads:
 
 
 def _of_group(
-    side: CellSide, name: str, keys: np.ndarray, sketched: np.ndarray | None, lock: "AbstractContextManager[Any]"
+    side: Cells, name: str, keys: np.ndarray, sketched: np.ndarray | None, lock: "AbstractContextManager[Any]"
 ) -> GroupEvidence:
     num, num_genes = len(side.groups[name]), len(keys)
     total, squares = np.zeros(num_genes), np.zeros(num_genes)

@@ -1,16 +1,17 @@
 """Integrity checks on the score itself: errors hidden by clipping; under the full level, what another prediction would score."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from steval.data.cells.scale import LARGEST_LOGNORM
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.cells.sides import PIECE_CELLS, CellSide
+from steval.evaluator.cells.sides import PIECE_CELLS, Cells
 from steval.evaluator.integrity.evidence import SideEvidence
-from steval.evaluator.integrity.findings import Finding, skipped
+from steval.evaluator.integrity.verdict import Verdict, skipped
 from steval.evaluator.reference.members import Overall
 
 LARGEST_KEPT = LARGEST_LOGNORM - 1e-3
@@ -25,37 +26,62 @@ SCALE_GAIN_WARN = 0.05
 SIZE_TOO_SMALL, SIZE_TOO_LARGE = 0.7, 1.4
 SIZE_FAR_TOO_SMALL, SIZE_FAR_TOO_LARGE = 0.5, 2.0
 """Effect sizes over the real ones; honest models shrink effects, so a little too small is for calibration, no flag."""
+NO_OVERALL = "no training cells were given, so there is no overall score to compare"
 Rescore = Callable[[Pair], Overall]
 
 
-@dataclass(frozen=True)
-class ChangedSide(CellSide):
-    """A predicted side whose cells are changed as they are read."""
+Change = Callable[[str, sp.csr_matrix], sp.csr_matrix]
 
-    change: Callable[[str, sp.csr_matrix], sp.csr_matrix] = field(
-        default=lambda _, cells: cells, repr=False, compare=False
-    )
+
+class ChangedCells:
+    """Predicted cells that are changed as they are read (see `Cells`): `change(group, cells)`."""
+
+    is_read_twice = False
+
+    def __init__(self, cells: Cells, change: Change):
+        self._cells = cells
+        self._change = change
+        self.name, self.groups = cells.name, cells.groups
+        self.num_genes, self.dense = cells.num_genes, cells.dense
+        self.tables: dict[Any, Any] = {}
 
     def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
         """The changed cells, at most `size` at a time."""
-        for piece in super().pieces(group, size):
-            yield self.change(group, piece)
+        for piece in self._cells.pieces(group, size):
+            yield self._change(group, piece)
+
+    def embedding(self, key: str, group: str) -> np.ndarray:
+        """As predicted: expression alone is changed."""
+        return self._cells.embedding(key, group)
 
 
-def changed_pair(pair: Pair, change: Callable[[str, sp.csr_matrix], sp.csr_matrix]) -> Pair:
-    """`pair` with `change(group, cells)` applied to the predicted cells."""
-    side = pair.pred
-    return replace(
-        pair,
-        pred=ChangedSide(side.name, side.cells, side.groups, side.alignment, side.dense, side.subset, change=change),
-    )
+class MeasuredControls:
+    """Predicted cells with the measured control cells in place of their own (see `Cells`)."""
+
+    is_read_twice = False
+
+    def __init__(self, cells: Cells, real: Cells, control: str):
+        self._cells, self._real, self._control = cells, real, control
+        self.name, self.num_genes, self.dense = cells.name, cells.num_genes, cells.dense
+        self.groups = {**cells.groups, control: real.groups[control]}
+        self.tables: dict[Any, Any] = {}
+
+    def _source(self, group: str) -> Cells:
+        return self._real if group == self._control else self._cells
+
+    def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
+        """Control cells come from the real side, all others from the prediction."""
+        return self._source(group).pieces(group, size)
+
+    def embedding(self, key: str, group: str) -> np.ndarray:
+        """Likewise."""
+        return self._source(group).embedding(key, group)
 
 
-def check_hidden_error(pred: SideEvidence, real: SideEvidence, mean_profile: np.ndarray | None) -> Finding:
+def check_hidden_error(pred: SideEvidence, real: SideEvidence, mean_profile: np.ndarray | None) -> Verdict:
     """Mean absolute error worse than the baseline's, which the score counts as 0: a flag where noise does not explain it."""
-    check = "error hidden by clipping"
     if mean_profile is None:
-        return skipped(check, "no training cells were given, so there is no baseline")
+        return skipped("no training cells were given, so there is no baseline")
     errors, baseline, noise = [], [], []
     for name in real.perturbations:
         ours, theirs = pred.groups[name], real.groups[name]
@@ -67,17 +93,15 @@ def check_hidden_error(pred: SideEvidence, real: SideEvidence, mean_profile: np.
     unclipped = 1 - error / base if base > 0 else float("-inf")
     sentence = f"The mean absolute error is {error:.3g}, the mean baseline's {base:.3g}"
     if error <= base:
-        return Finding(check, "ok", unclipped, 0.0, f"{sentence}; nothing is clipped.")
+        return Verdict("ok", unclipped, 0.0, f"{sentence}; nothing is clipped.")
     sentence += f": the member is {unclipped:.2f}, which the score hides by counting 0"
     if error > HIDDEN_FACTOR * floor:
-        return Finding(
-            check, "warn", unclipped, 0.0, f"{sentence}. Sampling noise explains an error of {floor:.3g} only."
-        )
+        return Verdict("warn", unclipped, 0.0, f"{sentence}. Sampling noise explains an error of {floor:.3g} only.")
     reason = f"Sampling noise of so few cells alone gives {floor:.3g}, so a true prediction can look like this"
-    return Finding(check, "note", unclipped, 0.0, f"{sentence}. {reason}; more cells would tell.")
+    return Verdict("note", unclipped, 0.0, f"{sentence}. {reason}; more cells would tell.")
 
 
-def check_impossible_error(pred: SideEvidence, real: SideEvidence) -> Finding:
+def check_impossible_error(pred: SideEvidence, real: SideEvidence) -> Verdict:
     """Error below the sampling noise of the real cells themselves, which no prediction can know."""
     ratios = []
     for name in real.perturbations:
@@ -87,8 +111,7 @@ def check_impossible_error(pred: SideEvidence, real: SideEvidence) -> Finding:
     ratio = float(np.median(ratios))
     status = "fail" if ratio < IMPOSSIBLE_FAIL else "warn" if ratio < IMPOSSIBLE_WARN else "ok"
     effect = "." if status == "ok" else "; only knowledge of these very cells explains it."
-    return Finding(
-        "error below noise",
+    return Verdict(
         status,
         ratio,
         IMPOSSIBLE_WARN,
@@ -96,29 +119,18 @@ def check_impossible_error(pred: SideEvidence, real: SideEvidence) -> Finding:
     )
 
 
-def check_control_gain(pair: Pair, overall: Overall, same: bool, rescore: Rescore) -> Finding:
+def check_control_gain(pair: Pair, overall: Overall, same: bool, rescore: Rescore) -> Verdict:
     """The score with measured controls in the place of the prediction's own, unless they are the `same`."""
-    check = "score by predicted controls"
     if same:
-        return Finding(
-            check, "ok", 0.0, GAIN_WARN, "The prediction's control cells are the measured ones, so nothing changes."
+        return Verdict(
+            "ok", 0.0, GAIN_WARN, "The prediction's control cells are the measured ones, so nothing changes."
         )
-    groups = {**pair.pred.groups, pair.control: pair.real.groups[pair.control]}
-    side = MeasuredControls(
-        pair.pred.name,
-        pair.pred.cells,
-        groups,
-        pair.pred.alignment,
-        pair.pred.dense,
-        control=pair.control,
-        real=pair.real,
-    )
+    side = MeasuredControls(pair.pred, pair.real, pair.control)
     measured = rescore(replace(pair, pred=side))
     gain = overall.clipped - measured.clipped
     status = "fail" if gain > GAIN_WARN else "ok"
     effect = "; the score comes in part from the controls." if status == "fail" else "."
-    return Finding(
-        check,
+    return Verdict(
         status,
         gain,
         GAIN_WARN,
@@ -127,25 +139,10 @@ def check_control_gain(pair: Pair, overall: Overall, same: bool, rescore: Rescor
     )
 
 
-@dataclass(frozen=True)
-class MeasuredControls(CellSide):
-    """A predicted side with the measured control cells."""
-
-    control: str = ""
-    real: CellSide | None = None
-
-    def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
-        """Control cells come from the real side, all others from the prediction."""
-        if group == self.control and self.real is not None:
-            return self.real.pieces(group, size)
-        return super().pieces(group, size)
-
-
 def check_scaling(
     pair: Pair, pred: SideEvidence, overall: Overall, size: float | None, factor: float, rescore: Rescore
-) -> Finding:
+) -> Verdict:
     """The score with all predicted effects multiplied by `factor`."""
-    check = f"effects × {factor:g}"
     base = pred.groups[pred.control].mean.astype(np.float64)
     shifts = {name: (factor - 1) * (pred.groups[name].mean - base) for name in pred.perturbations}
 
@@ -157,20 +154,20 @@ def check_scaling(
         np.clip(dense, 0.0, LARGEST_KEPT, out=dense)
         return sp.csr_matrix(dense)
 
-    scaled = rescore(changed_pair(pair, change))
+    scaled = rescore(replace(pair, pred=ChangedCells(pair.pred, change)))
     gain = scaled.clipped - overall.clipped
     sentence = (
         f"With all effects × {factor:g} the overall score is {scaled.clipped:.3f} instead of {overall.clipped:.3f}"
     )
     if gain <= SCALE_GAIN_WARN:
-        return Finding(check, "ok", gain, SCALE_GAIN_WARN, f"{sentence}.")
+        return Verdict("ok", gain, SCALE_GAIN_WARN, f"{sentence}.")
     if factor < 1 and (size is None or size <= SIZE_TOO_LARGE):
         reason = "smaller effects carry less noise, their size itself agrees with the real one"
-        return Finding(check, "ok", gain, SCALE_GAIN_WARN, f"{sentence}; {reason}.")
+        return Verdict("ok", gain, SCALE_GAIN_WARN, f"{sentence}; {reason}.")
     if size is not None and (
         SIZE_FAR_TOO_SMALL <= size < SIZE_TOO_SMALL or SIZE_TOO_LARGE < size <= SIZE_FAR_TOO_LARGE
     ):
         reason = f"predicted effects are {size:.2g} × as large as real ones, so their size wants calibration"
-        return Finding(check, "note", gain, SCALE_GAIN_WARN, f"{sentence}; {reason}.")
+        return Verdict("note", gain, SCALE_GAIN_WARN, f"{sentence}; {reason}.")
     reason = "scaling alone raises the score, so it does not measure the effects' size"
-    return Finding(check, "warn", gain, SCALE_GAIN_WARN, f"{sentence}; {reason}.")
+    return Verdict("warn", gain, SCALE_GAIN_WARN, f"{sentence}; {reason}.")

@@ -16,7 +16,7 @@ import numpy as np
 from steval import __version__
 from steval.data.files import atomic_path
 from steval.errors import StevalError
-from steval.evaluator.cells.sides import CellSide
+from steval.evaluator.cells.sides import Cells, StoredCells
 from steval.evaluator.measure.de import DifferentialExpression
 from steval.evaluator.measure.scan import Needs, SideTables, scan
 from steval.settings import json_digest
@@ -28,7 +28,7 @@ FORMAT = 1
 
 def cached_scan(
     directory: Path | None,
-    side: CellSide,
+    side: Cells,
     column: str,
     control: str,
     genes: tuple[str, ...],
@@ -37,23 +37,23 @@ def cached_scan(
 ) -> tuple[SideTables, bool]:
     """`scan` through what `side` has computed already and the cache: the tables, and whether they came from `directory`."""
     for wanted in _sufficient(needs):
-        if (control, genes, wanted) in side.computed:
-            return side.computed[control, genes, wanted], False
+        if (control, genes, wanted) in side.tables:
+            return side.tables[control, genes, wanted], False
     tables, found = _read(directory, side, column, control, genes, needs, threads)
-    side.computed[control, genes, needs] = tables
+    side.tables[control, genes, needs] = tables
     return tables, found
 
 
 def _read(
     directory: Path | None,
-    side: CellSide,
+    side: Cells,
     column: str,
     control: str,
     genes: tuple[str, ...],
     needs: Needs,
     threads: int,
 ) -> tuple[SideTables, bool]:
-    if directory is None:
+    if directory is None or not isinstance(side, StoredCells):
         return scan(side, control, genes, needs, threads), False
     content = {"content": side.digest(), "subset": side.subset, "column": column, "control": control}
     for wanted in _sufficient(needs):

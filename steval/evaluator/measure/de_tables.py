@@ -9,7 +9,6 @@ import polars as pl
 from steval.errors import EvaluationError
 from steval.evaluator.measure.de import DifferentialExpression
 
-SORT_COLUMNS = ("log2_fold_change", "abs_log2_fold_change", "p_value", "fdr")
 REQUIRED = ("target", "feature", "log2_fold_change", "p_value", "fdr")
 
 
@@ -28,7 +27,7 @@ class DETable:
     """Row numbers of a table from elsewhere, which settle ties; None: genes in order."""
 
     def column(self, name: str) -> np.ndarray:
-        """One of `SORT_COLUMNS`, `[P, G]`."""
+        """`log2_fold_change`, `abs_log2_fold_change`, `p_value` or `fdr`, `[P, G]`."""
         if name == "abs_log2_fold_change":
             return np.abs(self.log2_fold_change) if self.absolute is None else self.absolute
         return {"log2_fold_change": self.log2_fold_change, "p_value": self.p_value, "fdr": self.fdr}[name]

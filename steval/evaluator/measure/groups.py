@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from steval.data.cells.scale import LARGEST_LOGNORM
 from steval.errors import EvaluationError
-from steval.evaluator.cells.sides import CellSide
+from steval.evaluator.cells.sides import Cells
 from steval.evaluator.measure.rank_kernels import add_cells, back_transform, count_values
 
 
@@ -34,10 +34,10 @@ STREAMED_CELLS = 4096
 """Groups of more cells are read twice, piece by piece, so that their CSR form is never in memory as a whole."""
 
 
-def read_group(side: CellSide, name: str, lock: Lock, keep_matrix: bool = False) -> Group:
+def read_group(side: Cells, name: str, lock: Lock, keep_matrix: bool = False) -> Group:
     """Read the cells of `name` and turn them; values that cannot be lognorm are an `EvaluationError`."""
     num_cells = len(side.groups[name])
-    if type(side) is CellSide and num_cells > STREAMED_CELLS and not keep_matrix:
+    if side.is_read_twice and num_cells > STREAMED_CELLS and not keep_matrix:
         return _turned(side, name, lambda: _locked(side.pieces(name), lock), None)
     with lock:
         pieces = list(side.pieces(name))
@@ -45,9 +45,7 @@ def read_group(side: CellSide, name: str, lock: Lock, keep_matrix: bool = False)
     return _turned(side, name, lambda: pieces, matrix)
 
 
-def _turned(
-    side: CellSide, name: str, read: Callable[[], Iterable[sp.csr_matrix]], matrix: sp.csr_matrix | None
-) -> Group:
+def _turned(side: Cells, name: str, read: Callable[[], Iterable[sp.csr_matrix]], matrix: sp.csr_matrix | None) -> Group:
     """The group gene-major; `read` gives the same pieces each time it is called."""
     num_cells = len(side.groups[name])
     counts, dtype = np.zeros(0, dtype=np.int64), np.dtype(np.float32)

@@ -7,12 +7,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
+from typing import Literal
 
 import numpy as np
+import polars as pl
 from threadpoolctl import threadpool_limits
 
-from steval.evaluator.cells.sides import CellSide
+from steval.errors import EvaluationError
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.cells.sides import Cells
 from steval.evaluator.measure.de import DifferentialExpression, rank_group, sort_controls
+from steval.evaluator.measure.de_tables import REQUIRED
 from steval.evaluator.measure.distances import ControlDistances
 from steval.evaluator.measure.groups import read_group
 from steval.logs import progress_bar
@@ -49,7 +54,7 @@ class SideTables:
         return self.means.astype(np.float32) if self.single else self.means
 
 
-def scan(side: CellSide, control: str, genes: Sequence[str], needs: Needs, threads: int) -> SideTables:
+def scan(side: Cells, control: str, genes: Sequence[str], needs: Needs, threads: int) -> SideTables:
     """Read every group of `side` once and compute what `needs` says."""
     names = tuple(side.groups)
     perturbed = [name for name in names if name != control]
@@ -92,6 +97,25 @@ def scan(side: CellSide, control: str, genes: Sequence[str], needs: Needs, threa
         )
     single = reference.values.dtype == np.float32
     return SideTables(names, means, single, de, energy if needs.energy else None)
+
+
+def de_chunk(
+    pair: Pair, which: Literal["pred", "real"], perturbations: Sequence[str], threads: int = 1
+) -> pl.DataFrame:
+    """pdex's table, the columns that scoring reads, of `perturbations` against the controls of one side.
+
+    For work that is divided over processes or machines: the false discovery rate is corrected within each perturbation,
+    so tables of chunks put together equal the table of the whole; hand them to `score(de_pred=..., de_real=...)`.
+    """
+    side = pair.real if which == "real" else pair.stored_pred
+    unknown = sorted(set(perturbations) - set(pair.perturbations))
+    if unknown:
+        raise EvaluationError(f"the {side.name} cells hold no perturbation {', '.join(unknown[:10])}")
+    groups = {name: side.groups[name] for name in (*perturbations, pair.control)}
+    part = side.regrouped(groups, f"{side.subset}/{','.join(sorted(perturbations))}")
+    de = scan(part, pair.control, pair.genes, Needs(de=True), threads).de
+    assert de is not None
+    return de.frame().select(REQUIRED)
 
 
 def run_all(pool: ThreadPoolExecutor, work: Callable[[int], None], count: int, description: str) -> None:

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+BulkFunction = Callable[[np.ndarray, np.ndarray], float]
+"""Of (predicted, real) `[G]`."""
+
 
 def squared_error(predicted: np.ndarray, real: np.ndarray) -> float:
     """Mean over genes of (predicted − real)²; from 0, best 0."""
@@ -28,13 +31,3 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
             values / (top * np.linalg.norm(values / top, axis=-1)) for values, top in zip(centred, largest, strict=True)
         ]
     return float(np.clip(np.vecdot(units[0], units[1]), -1.0, 1.0))
-
-
-BULK_METRICS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], bool]] = {
-    "pearson_delta": (pearson, True),
-    "mse": (squared_error, False),
-    "mae": (absolute_error, False),
-    "mse_delta": (squared_error, True),
-    "mae_delta": (absolute_error, True),
-}
-"""Function of (predicted, real) `[G]`, and whether it takes changes from control."""

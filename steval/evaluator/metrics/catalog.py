@@ -1,152 +1,268 @@
-"""The metrics of cell-eval 0.8.2: name, family, description, best value and options; the frozen catalog.
+"""The catalog: all that is known of each metric, in one frozen entry. A new metric is a function and an entry here.
 
-Values follow cell-eval 0.8.2 (MIT licence, Arc Research Institute), which stays the authority: tests hold every metric
-against it.
+Names, options, best values and order are those of cell-eval 0.8.2 (MIT licence, Arc Research Institute), which stays the
+authority for values: tests hold every metric against it.
 """
 
-from typing import Any, Literal
-
-from pydantic import Field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from steval.errors import ConfigError, nearest_names
-from steval.settings import Settings
+from steval.evaluator.metrics import bulk, de, functions
+
+if TYPE_CHECKING:
+    from steval.evaluator.metrics.functions import Inputs, Value
 
 Family = Literal["de", "anndata"]
 Best = Literal["high", "low", "none"]
 Kind = Literal["bulk", "discrimination", "edistance", "clustering", "overlap", "significant", "auc"]
+Range = tuple[float | None, float | None]
 
 DEPTHS: tuple[int | None, ...] = (None, 50, 100, 200, 500)
+SHARE: Range = (0.0, 1.0)
+CORRELATION: Range = (-1.0, 1.0)
+POSITIVE: Range = (0.0, None)
 
 
-class Metric(Settings):
+@dataclass(frozen=True)
+class Metric:
     """One entry of the catalog."""
 
     name: str
-    """Column name in the results (`de_nsig_counts` gives two: `_real` and `_pred`)."""
+    function: "Callable[[dict[str, Any], Inputs], Value]"
+    """Its value for each perturbation, or one over all, of its options and what was measured."""
     family: Family
     """`de`: computed from differential expression tables; `anndata`: from the cells."""
     kind: Kind
+    """Metrics of a kind read the same and cost the same."""
     description: str
     best: Best
     """Whether high or low values are good; `none` has no best value and is no member of a score."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    bounds: Range
+    """Smallest and largest value it can have; None: no bound."""
+    undefined: str = "the value is not defined"
+    """Why a perturbation may have no value."""
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Options with their defaults, named as in cell-eval."""
+    free_options: bool = False
+    """Whether it takes further options, which go to the distance."""
     over_all: bool = False
-    """Whether one value is computed over all perturbations and repeated for each."""
+    """One value is computed over all perturbations and repeated for each, so their rows cannot be resampled."""
+    corrected: bool = False
+    """Whether cell-eval's ceiling carries it from half to full depth by Spearman–Brown (its `SB_METRICS`)."""
+    shown: int | None = None
+    """Its place among the metrics that get a panel in the report before others; None: after them."""
+    parts: tuple[str, ...] = ()
+    """Where it gives several numbers: their names, which are appended to its own in the results."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of its columns in the results."""
-        return (f"{self.name}_real", f"{self.name}_pred") if self.name == "de_nsig_counts" else (self.name,)
+        return tuple(f"{self.name}_{part}" for part in self.parts) or (self.name,)
 
-    def resolved(self, options: dict[str, Any] | None) -> dict[str, Any]:
+    @property
+    def sentence(self) -> str:
+        """For readers: what it is, which values it can have, which are good."""
+        low, high = self.bounds
+        limits = f"from {low:g}" + (f" to {high:g}" if high is not None else " up") if low is not None else "any number"
+        good = {"high": "high is good", "low": "low is good", "none": "neither high nor low is good in itself"}
+        return f"{self.description}; {limits}, {good[self.best]}."
+
+    def resolved(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
         """Its options with `options` put over the defaults; an unknown one is a `ConfigError`."""
         unknown = sorted(set(options or {}) - set(self.options))
-        if unknown and self.kind != "edistance":
+        if unknown and not self.free_options:
             allowed = ", ".join(self.options) or "(none)"
             raise ConfigError(f"metric {self.name} has no option {', '.join(unknown)}; its options are: {allowed}")
         return {**self.options, **(options or {})}
 
 
 _BULK = {"embed_key": None}
-_DISCRIMINATION = {"embed_key": None, "exclude_target_gene": True}
 _FDR = {"fdr_threshold": 0.05}
-_CLUSTERING = {
-    "embed_key": None,
-    "real_resolution": 1.0,
-    "pred_resolutions": (0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0),
-    "metric": "ami",
-    "n_neighbors": 15,
-}
+_NO_SIGNIFICANT = "no gene is significant in the real data"
+_ALL_OR_NONE = "all or none of the genes are significant in the real data"
 
 
-def _bulk(name: str, best: Best, description: str) -> Metric:
-    return Metric(name=name, family="anndata", kind="bulk", description=description, best=best, options=_BULK)
+def _error(name: str, measure: str, function: bulk.BulkFunction, of_change: bool, shown: int | None = None) -> Metric:
+    what = "mean change from control" if of_change else "mean expression"
+    return Metric(
+        name=name,
+        function=functions.of_means(function, of_change),
+        family="anndata",
+        kind="bulk",
+        description=f"{measure} of the {what}, over genes",
+        best="low",
+        bounds=POSITIVE,
+        options=_BULK,
+        shown=shown,
+    )
 
 
-def _discrimination(distance: str) -> Metric:
+def _discrimination(distance: str, shown: int | None = None) -> Metric:
     return Metric(
         name=f"discrimination_score_{distance}",
+        function=functions.discrimination,
         family="anndata",
         kind="discrimination",
         description=f"1 − rank/P of the right perturbation among real effects, nearest first by {distance}, target gene left out",
         best="high",
-        options={"metric": distance, **_DISCRIMINATION},
+        bounds=SHARE,
+        options={"metric": distance, "embed_key": None, "exclude_target_gene": True},
+        corrected=True,
+        shown=shown,
     )
 
 
-def _overlap(kind: str, depth: int | None) -> Metric:
+def _overlap(kind: str, depth: int | None, shown: int | None = None) -> Metric:
     side = "real" if kind == "overlap" else "predicted"
     top = "all" if depth is None else f"the top {depth}"
     return Metric(
         name=f"{kind}_at_{depth or 'N'}",
+        function=functions.of_de(de.overlap),
         family="de",
         kind="overlap",
         description=f"Share of {top} significant {side} genes (by |log2 fold change|) that the other side's top list holds too",
         best="high",
+        bounds=SHARE,
         options={"k": depth, "metric": kind, "sort_by": "abs_log2_fold_change", **_FDR},
+        corrected=True,
+        shown=shown,
     )
 
 
-def _significant(name: str, best: Best, description: str, over_all: bool = False) -> Metric:
+def _significant(name: str, function: Callable[..., Any], description: str, bounds: Range, **facts: Any) -> Metric:
+    given: dict[str, Any] = {"best": "high", "options": _FDR, "corrected": True, **facts}
     return Metric(
         name=name,
+        function=functions.of_de(function),
         family="de",
         kind="significant",
         description=description,
-        best=best,
-        options=_FDR,
-        over_all=over_all,
+        bounds=bounds,
+        **given,
     )
 
 
-def _auc(name: str, description: str) -> Metric:
-    return Metric(name=name, family="de", kind="auc", description=description, best="high")
+def _area(name: str, method: Literal["pr", "roc"], description: str, shown: int | None = None) -> Metric:
+    return Metric(
+        name=name,
+        function=functions.of_de(de.area_under_curve, method=method),
+        family="de",
+        kind="auc",
+        description=description,
+        best="high",
+        bounds=SHARE,
+        undefined=_ALL_OR_NONE,
+        corrected=True,
+        shown=shown,
+    )
 
 
 _ALL = (
-    _bulk("pearson_delta", "high", "Pearson correlation of predicted and real mean change from control, over genes"),
-    _bulk("mse", "low", "Mean squared error of the mean expression, over genes"),
-    _bulk("mae", "low", "Mean absolute error of the mean expression, over genes"),
-    _bulk("mse_delta", "low", "Mean squared error of the mean change from control, over genes"),
-    _bulk("mae_delta", "low", "Mean absolute error of the mean change from control, over genes"),
-    *(_discrimination(distance) for distance in ("l1", "l2", "cosine")),
+    Metric(
+        name="pearson_delta",
+        function=functions.of_means(bulk.pearson, True),
+        family="anndata",
+        kind="bulk",
+        description="Pearson correlation of predicted and real mean change from control, over genes",
+        best="high",
+        bounds=CORRELATION,
+        undefined="the predicted or the real change from control is the same for all genes",
+        options=_BULK,
+        corrected=True,
+        shown=3,
+    ),
+    _error("mse", "Mean squared error", bulk.squared_error, False, shown=8),
+    _error("mae", "Mean absolute error", bulk.absolute_error, False, shown=0),
+    _error("mse_delta", "Mean squared error", bulk.squared_error, True),
+    _error("mae_delta", "Mean absolute error", bulk.absolute_error, True),
+    _discrimination("l1", shown=1),
+    _discrimination("l2"),
+    _discrimination("cosine"),
     Metric(
         name="pearson_edistance",
+        function=functions.energy_distances,
         family="anndata",
         kind="edistance",
         description="Pearson correlation over perturbations of predicted and real energy distance to control",
         best="high",
+        bounds=CORRELATION,
+        undefined="the predicted or the real energy distances are all equal",
         options={"embed_key": None, "metric": "euclidean"},
+        free_options=True,
         over_all=True,
     ),
-    *(_overlap(kind, depth) for kind in ("overlap", "precision") for depth in DEPTHS),
-    _significant("de_spearman_sig", "high", "Spearman correlation of the numbers of significant genes", over_all=True),
+    _overlap("overlap", None, shown=2),
+    *(_overlap("overlap", depth) for depth in DEPTHS[1:]),
+    _overlap("precision", None, shown=4),
+    *(_overlap("precision", depth) for depth in DEPTHS[1:]),
     _significant(
-        "de_direction_match", "high", "Share of real significant genes whose predicted change has the same sign"
+        "de_spearman_sig",
+        de.spearman_of_counts,
+        "Spearman correlation of the numbers of significant genes",
+        CORRELATION,
+        undefined="fewer than two perturbations have significant genes, or the numbers are all equal",
+        over_all=True,
     ),
     _significant(
-        "de_spearman_lfc_sig", "high", "Spearman correlation of log2 fold changes over real significant genes"
+        "de_direction_match",
+        de.direction_match,
+        "Share of real significant genes whose predicted change has the same sign",
+        SHARE,
+        undefined=f"{_NO_SIGNIFICANT}, or none of them is in the predicted DE table",
+        shown=5,
     ),
     _significant(
-        "de_sig_genes_recall", "high", "Share of real significant genes that are significant in the prediction"
+        "de_spearman_lfc_sig",
+        de.spearman_of_changes,
+        "Spearman correlation of log2 fold changes over real significant genes",
+        CORRELATION,
+        undefined="fewer than two genes are significant in the real data, or their fold changes are all equal",
+        shown=6,
     ),
-    _significant("de_nsig_counts", "none", "Number of significant genes, real and predicted"),
-    _auc("pr_auc", "Average precision of predicted FDR for real significance"),
-    _auc("roc_auc", "Area under the ROC curve of predicted FDR for real significance"),
+    _significant(
+        "de_sig_genes_recall",
+        de.recall,
+        "Share of real significant genes that are significant in the prediction",
+        SHARE,
+        undefined=_NO_SIGNIFICANT,
+    ),
+    _significant(
+        "de_nsig_counts",
+        de.significant_counts,
+        "Number of significant genes, real and predicted",
+        POSITIVE,
+        best="none",
+        corrected=False,
+        parts=("real", "pred"),
+    ),
+    _area("pr_auc", "pr", "Average precision of predicted FDR for real significance", shown=7),
+    _area("roc_auc", "roc", "Area under the ROC curve of predicted FDR for real significance"),
     Metric(
         name="clustering_agreement",
+        function=functions.clusters,
         family="anndata",
         kind="clustering",
         description="Best agreement (adjusted mutual information) of Leiden clusters of real and predicted mean profiles",
         best="high",
-        options=_CLUSTERING,
+        bounds=SHARE,
+        options={
+            "embed_key": None,
+            "real_resolution": 1.0,
+            "pred_resolutions": (0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0),
+            "metric": "ami",
+            "n_neighbors": 15,
+        },
         over_all=True,
     ),
 )
 
-CATALOG: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+CATALOG: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
 """Every metric by name, in cell-eval's order of registration."""
+BY_COLUMN: Mapping[str, Metric] = MappingProxyType({column: metric for metric in _ALL for column in metric.columns})
+"""The metric that a column of the results belongs to."""
 
 
 def find_metric(name: str) -> Metric:

@@ -4,18 +4,21 @@ Significant: FDR under the threshold (float32, as cell-eval compares). Best valu
 A perturbation that a metric leaves out (cell-eval does where nothing is significant) is missing from its dictionary.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
 
 from steval.errors import ConfigError
-from steval.evaluator.measure.de_tables import SORT_COLUMNS, DEComparison, DETable
+
+if TYPE_CHECKING:
+    from steval.evaluator.measure.de_tables import DEComparison, DETable
 
 PerPerturbation = dict[str, float]
+SORT_COLUMNS = ("log2_fold_change", "abs_log2_fold_change", "p_value", "fdr")
 
 
-def overlap(data: DEComparison, k: int | None, metric: str, sort_by: str, fdr_threshold: float) -> PerPerturbation:
+def overlap(data: "DEComparison", k: int | None, metric: str, sort_by: str, fdr_threshold: float) -> PerPerturbation:
     """|top real ∩ top predicted| / depth, both lists cut at that depth; 0 where there is none; 0 to 1.
 
     Depth is k, at most the number of significant real (overlap) or predicted (precision) genes; without k, all of them.
@@ -38,7 +41,7 @@ def overlap(data: DEComparison, k: int | None, metric: str, sort_by: str, fdr_th
     return result
 
 
-def _ranked(table: DETable, mask: np.ndarray, row: int, sort_by: str) -> np.ndarray:
+def _ranked(table: "DETable", mask: np.ndarray, row: int, sort_by: str) -> np.ndarray:
     """Significant genes of one perturbation, best first; ties in the table's order, NaN counts as largest."""
     genes = np.flatnonzero(mask[row])
     if table.order is not None:
@@ -49,14 +52,14 @@ def _ranked(table: DETable, mask: np.ndarray, row: int, sort_by: str) -> np.ndar
     return genes[np.argsort(values, kind="stable")]
 
 
-def spearman_of_counts(data: DEComparison, fdr_threshold: float) -> float:
+def spearman_of_counts(data: "DEComparison", fdr_threshold: float) -> float:
     """Spearman correlation of the numbers of significant genes, over perturbations with any real one; 1 where there are none."""
     real, pred = (table.significant(fdr_threshold).sum(axis=1) for table in (data.real, data.pred))
     some = real > 0
     return _spearman(real[some], pred[some]) if some.any() else 1.0
 
 
-def direction_match(data: DEComparison, fdr_threshold: float) -> PerPerturbation:
+def direction_match(data: "DEComparison", fdr_threshold: float) -> PerPerturbation:
     """Share of the real significant genes, present in the prediction, whose fold changes have the same sign; 0 to 1."""
     mask = data.real.significant(fdr_threshold)
     if data.pred.present is not None:
@@ -66,7 +69,7 @@ def direction_match(data: DEComparison, fdr_threshold: float) -> PerPerturbation
     return {name: float(same[row, mask[row]].mean()) for row, name in enumerate(data.perturbations) if mask[row].any()}
 
 
-def spearman_of_changes(data: DEComparison, fdr_threshold: float) -> PerPerturbation:
+def spearman_of_changes(data: "DEComparison", fdr_threshold: float) -> PerPerturbation:
     """Spearman correlation of log2 fold changes over the real significant genes, −1 to 1; 0 stands for absent genes."""
     mask = data.real.significant(fdr_threshold)
     predicted = data.pred.log2_fold_change
@@ -79,20 +82,20 @@ def spearman_of_changes(data: DEComparison, fdr_threshold: float) -> PerPerturba
     }
 
 
-def recall(data: DEComparison, fdr_threshold: float) -> PerPerturbation:
+def recall(data: "DEComparison", fdr_threshold: float) -> PerPerturbation:
     """Share of the real significant genes that are significant in the prediction; 0 to 1."""
     real, pred = (table.significant(fdr_threshold) for table in (data.real, data.pred))
     expected, found = real.sum(axis=1), (real & pred).sum(axis=1)
     return {name: float(found[row] / expected[row]) for row, name in enumerate(data.perturbations) if expected[row]}
 
 
-def significant_counts(data: DEComparison, fdr_threshold: float) -> dict[str, dict[str, int]]:
+def significant_counts(data: "DEComparison", fdr_threshold: float) -> dict[str, dict[str, int]]:
     """Numbers of significant genes, real and predicted."""
     real, pred = (table.significant(fdr_threshold).sum(axis=1) for table in (data.real, data.pred))
     return {name: {"real": int(real[row]), "pred": int(pred[row])} for row, name in enumerate(data.perturbations)}
 
 
-def area_under_curve(data: DEComparison, method: Literal["pr", "roc"]) -> PerPerturbation:
+def area_under_curve(data: "DEComparison", method: Literal["pr", "roc"]) -> PerPerturbation:
     """Average precision or ROC area of −log10 predicted FDR for real significance (FDR < 0.05); 0 to 1.
 
     NaN where all or none of the genes are significant.
@@ -115,7 +118,7 @@ def area_under_curve(data: DEComparison, method: Literal["pr", "roc"]) -> PerPer
     return result
 
 
-def _evidence(table: DETable, row: int) -> np.ndarray:
+def _evidence(table: "DETable", row: int) -> np.ndarray:
     """−log10 of the FDR, kept from 1e-10 to 1, in polars' float32 (whose ties decide the area); absent genes have FDR 1."""
     fdr = pl.Series(table.fdr[row])
     if table.present is not None:

@@ -12,7 +12,8 @@ Perturbed cells are as many as the real ones of each perturbation and context.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,30 +21,32 @@ import scipy.sparse as sp
 from steval.data.effects.carry import carry, mean_of_cells
 from steval.errors import EvaluationError
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.cells.sides import PIECE_CELLS, CellSide
-from steval.evaluator.reference.training import ALL, TrainingCells
+from steval.evaluator.cells.sides import PIECE_CELLS
+from steval.evaluator.reference.training import ALL, TrainingSummary
 
-BaselineKind = Literal["mean", "control", "additive", "ridge"]
-KINDS: tuple[BaselineKind, ...] = ("mean", "control", "additive", "ridge")
 POOL_CELLS = 4096
 """Control cells of a context kept in memory to draw from."""
 PENALTIES = np.logspace(-3, 6, 28)
 
 
-@dataclass(frozen=True)
-class BaselineSide(CellSide):
-    """A predicted side whose cells are made when they are read; nothing is stored."""
+@dataclass(eq=False)
+class MadeCells:
+    """Predicted cells that are made when they are read (see `Cells`); nothing is stored."""
 
-    read: Callable[[np.ndarray], sp.csr_matrix] | None = field(default=None, repr=False, compare=False)
-    """Training cells by row."""
-    make: Callable[[str], sp.csr_matrix] | None = field(default=None, repr=False, compare=False)
+    name: str
+    groups: Mapping[str, np.ndarray]
+    num_genes: int
+    control: str
+    read: Callable[[np.ndarray], sp.csr_matrix]
+    """Training cells by row, `[n, G]`; the control cells are among them."""
+    make: Callable[[str], sp.csr_matrix]
     """The perturbed cells of a group."""
-    control: str = ""
+    dense: bool = False
+    is_read_twice: bool = False
+    tables: dict[Any, Any] = field(default_factory=dict)
 
     def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
         """Control cells by `size`; the cells of a perturbation in one piece."""
-        assert self.read is not None
-        assert self.make is not None
         if group != self.control:
             yield self.make(group)
             return
@@ -55,40 +58,62 @@ class BaselineSide(CellSide):
         """Baselines live in gene space."""
         raise EvaluationError(f"the {self.name} has no embedding {key!r}: baselines are made of gene expression alone")
 
-    def digest(self) -> str:
-        """Baselines are cheap to make and are not cached."""
-        raise EvaluationError(f"the {self.name} has no file to take a digest of")
+
+@dataclass(frozen=True)
+class Materials:
+    """All that a baseline may be made of."""
+
+    pair: Pair
+    training: TrainingSummary
+    seed: int = 0
+    features: Mapping[str, np.ndarray] | None = None
+    """Perturbation → vector."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """All that is known of a kind of baseline; a new one is a function and an entry in `BASELINES`."""
+
+    kind: str
+    sentence: str
+    """For readers: what its perturbed cells are."""
+    make: Callable[[Materials], MadeCells]
+    colours: tuple[str, str]
+    """In figures, on a light and on a dark page."""
+    fewest_features: int = 0
+    """Training perturbations that must have features."""
+
+    @property
+    def label(self) -> str:
+        """Its name for readers."""
+        return f"{self.kind} baseline"
 
 
 def baseline_pair(
     pair: Pair,
-    training: TrainingCells,
-    kind: BaselineKind,
+    training: TrainingSummary,
+    kind: str,
     *,
     seed: int = 0,
     features: Mapping[str, np.ndarray] | None = None,
 ) -> Pair:
     """`pair` with its prediction replaced by the baseline `kind`; the real side is the same object."""
-    contexts = real_contexts(pair)
-    side = (
-        _mean_side(pair, training) if kind == "mean" else _shifted_side(pair, training, kind, contexts, seed, features)
-    )
-    return replace(pair, pred=side)
+    return replace(pair, pred=BASELINES[kind].make(Materials(pair, training, seed, features)))
 
 
-def available_kinds(training: TrainingCells, features: Mapping[str, np.ndarray] | None) -> tuple[BaselineKind, ...]:
-    """The baselines that can be made; ridge needs features of at least 3 training perturbations."""
+def available_kinds(training: TrainingSummary, features: Mapping[str, np.ndarray] | None) -> tuple[str, ...]:
+    """The baselines that can be made."""
     known = sum(name in (features or {}) for name in training.effects)
-    return KINDS if known >= 3 else KINDS[:-1]
+    return tuple(kind for kind, baseline in BASELINES.items() if known >= baseline.fewest_features)
 
 
 def real_contexts(pair: Pair) -> dict[str, dict[str, int]]:
     """Cells of each context (cell type) in each real group: group → context → number."""
     column = pair.columns.cell_type
-    if pair.cell_type is not None or column is None or column not in pair.real.cells.obs.columns:
+    if pair.cell_type is not None or column is None or column not in pair.real.file.obs.columns:
         single = pair.cell_type or ALL
         return {group: {single: len(rows)} for group, rows in pair.real.groups.items()}
-    types = pair.real.cells.obs[column].astype(str).to_numpy(dtype=object)
+    types = pair.real.file.obs[column].astype(str).to_numpy(dtype=object)
     counted = {}
     for group, rows in pair.real.groups.items():
         names, numbers = np.unique(types[rows].astype(str), return_counts=True)
@@ -96,7 +121,7 @@ def real_contexts(pair: Pair) -> dict[str, dict[str, int]]:
     return counted
 
 
-def missing_contexts(pair: Pair, training: TrainingCells) -> list[str]:
+def missing_contexts(pair: Pair, training: TrainingSummary) -> list[str]:
     """Contexts of the real cells whose controls the training cells lack; their baselines start from other contexts."""
     wanted = {context for counts in real_contexts(pair).values() for context in counts}
     return [] if set(training.control_rows) == {ALL} else sorted(wanted - set(training.control_rows) - {ALL})
@@ -105,88 +130,93 @@ def missing_contexts(pair: Pair, training: TrainingCells) -> list[str]:
 def ridge_effects(
     effects: Mapping[str, np.ndarray], features: Mapping[str, np.ndarray], wanted: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Effects `[G]` of the `wanted` perturbations that have features, by ridge regression on the training effects."""
-    names = [name for name in effects if name in features]
-    inputs = np.stack([np.asarray(features[name], dtype=np.float64).ravel() for name in names])
-    targets = np.stack([effects[name] for name in names])
-    centre, spread = inputs.mean(axis=0), inputs.std(axis=0)
-    spread[spread == 0] = 1.0
-    scaled, offset = (inputs - centre) / spread, targets.mean(axis=0)
-    left, singular, right = np.linalg.svd(scaled, full_matrices=False)
-    projected = left.T @ (targets - offset)
-    errors = [_leave_one_out(left, singular, projected, targets - offset, penalty) for penalty in PENALTIES]
-    penalty = PENALTIES[int(np.argmin(errors))]
-    weights = right.T @ (projected * (singular / (singular**2 + penalty))[:, None])
+    """Effects `[G]` of the `wanted` perturbations that have features, by ridge regression on the training effects.
+
+    Features are standardised; the penalty is the one of `PENALTIES` with the least squared leave-one-out error over all genes.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     present = [name for name in wanted if name in features]
-    rows = [(np.asarray(features[name], dtype=np.float64).ravel() - centre) / spread for name in present]
-    return {name: row @ weights + offset for name, row in zip(present, rows, strict=True)}
+    if not present:
+        return {}
+    known = [name for name in effects if name in features]
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=PENALTIES))
+    model.fit(_stacked(features, known), np.stack([effects[name] for name in known]))
+    return dict(zip(present, model.predict(_stacked(features, present)), strict=True))
 
 
-def _leave_one_out(
-    left: np.ndarray, singular: np.ndarray, projected: np.ndarray, targets: np.ndarray, penalty: float
-) -> float:
-    """Sum of squared leave-one-out errors of ridge with an intercept, from the singular value decomposition."""
-    shrink = singular**2 / (singular**2 + penalty)
-    leverage = (left**2) @ shrink + 1.0 / len(left)
-    residual = targets - left @ (projected * shrink[:, None])
-    return float(((residual / np.maximum(1.0 - leverage, 1e-6)[:, None]) ** 2).sum())
+def _stacked(features: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    return np.stack([np.asarray(features[name], dtype=np.float64).ravel() for name in names])
 
 
-def _mean_side(pair: Pair, training: TrainingCells) -> BaselineSide:
+def _mean(given: Materials) -> MadeCells:
+    training, groups = given.training, given.pair.real.groups
     profile = sp.csr_matrix(training.mean_profile[None, :].astype(training.dtype))
     controls = np.concatenate(list(training.control_rows.values()))
-    return _side(
-        pair, training, "mean baseline", controls, lambda group: _repeated(profile, len(pair.real.groups[group]))
-    )
+    return _made(given, "mean", controls, lambda group: _repeated(profile, len(groups[group])))
 
 
-def _shifted_side(
-    pair: Pair,
-    training: TrainingCells,
-    kind: BaselineKind,
-    contexts: Mapping[str, Mapping[str, int]],
-    seed: int,
-    features: Mapping[str, np.ndarray] | None,
-) -> BaselineSide:
+def _control(given: Materials) -> MadeCells:
+    draw, controls = _control_draws(given)
+    return _made(given, "control", controls, lambda group: draw(group)[0])
+
+
+def _additive(given: Materials) -> MadeCells:
+    return _shifted(given, "additive", given.training.effects)
+
+
+def _ridge(given: Materials) -> MadeCells:
+    effects = given.training.effects
+    predicted = ridge_effects(effects, given.features or {}, given.pair.perturbations)
+    return _shifted(given, "ridge", {**effects, **predicted})
+
+
+def _shifted(given: Materials, kind: str, effects: Mapping[str, np.ndarray]) -> MadeCells:
+    draw, controls = _control_draws(given)
+    training = given.training
+
+    def make(group: str) -> sp.csr_matrix:
+        cells, generator = draw(group)
+        wanted = mean_of_cells(cells) + effects.get(group, training.mean_effect)
+        return carry(cells, wanted, generator, target_sum=training.target_sum).cells
+
+    return _made(given, kind, controls, make)
+
+
+def _control_draws(
+    given: Materials,
+) -> tuple[Callable[[str], tuple[sp.csr_matrix, np.random.Generator]], np.ndarray]:
+    """Draws training control cells for a group, as many of each context as it really has; and the rows of all there are.
+
+    A draw comes with its generator, from which all further chance of that group is taken.
+    """
+    training, pair = given.training, given.pair
+    contexts = real_contexts(pair)
     wanted = sorted({context for counts in contexts.values() for context in counts})
     own = {context: training.control_rows[context] for context in wanted if context in training.control_rows}
     pooled = np.concatenate(list((own or training.control_rows).values()))
     rest = [] if len(own) == len(wanted) else [(None, pooled)]
-    pools = {context: _pool(training, rows, seed) for context, rows in [*own.items(), *rest]}
-    predicted = dict(training.effects)
-    if kind == "ridge":
-        predicted |= ridge_effects(training.effects, features or {}, pair.perturbations)
+    pools = {context: _pool(training, rows, given.seed) for context, rows in [*own.items(), *rest]}
 
-    def make(group: str) -> sp.csr_matrix:
-        generator = np.random.default_rng([seed, pair.perturbations.index(group)])
+    def draw(group: str) -> tuple[sp.csr_matrix, np.random.Generator]:
+        generator = np.random.default_rng([given.seed, pair.perturbations.index(group)])
         drawn = [_draw(generator, pools[c if c in pools else None], n) for c, n in contexts[group].items()]
         cells = drawn[0] if len(drawn) == 1 else sp.csr_matrix(sp.vstack(drawn, format="csr"))
-        if kind == "control":
-            return cells
-        wanted = mean_of_cells(cells) + predicted.get(group, training.mean_effect)
-        return carry(cells, wanted, generator, target_sum=training.target_sum).cells
+        return cells, generator
 
-    return _side(pair, training, f"{kind} baseline", pooled, make)
+    return draw, pooled
 
 
-def _side(
-    pair: Pair, training: TrainingCells, name: str, controls: np.ndarray, make: Callable[[str], sp.csr_matrix]
-) -> BaselineSide:
+def _made(given: Materials, kind: str, controls: np.ndarray, make: Callable[[str], sp.csr_matrix]) -> MadeCells:
+    pair, training = given.pair, given.training
     groups = {group: np.arange(len(rows)) for group, rows in pair.real.groups.items()}
     groups[pair.control] = np.sort(controls)
-    return BaselineSide(
-        name,
-        training.cells,
-        groups,
-        training.alignment,
-        dense=False,
-        read=training.matrix,
-        make=make,
-        control=pair.control,
-    )
+    return MadeCells(BASELINES[kind].label, groups, len(pair.genes), pair.control, training.matrix, make)
 
 
-def _pool(training: TrainingCells, rows: np.ndarray, seed: int) -> sp.csr_matrix:
+def _pool(training: TrainingSummary, rows: np.ndarray, seed: int) -> sp.csr_matrix:
     """Control cells to draw from: all of them, or a sample of `POOL_CELLS`."""
     if len(rows) > POOL_CELLS:
         rows = np.random.default_rng(seed).choice(rows, POOL_CELLS, replace=False)
@@ -203,3 +233,34 @@ def _repeated(profile: sp.csr_matrix, num: int) -> sp.csr_matrix:
     return sp.csr_matrix(
         (np.tile(profile.data, num), np.tile(profile.indices, num), starts), shape=(num, profile.shape[1])
     )
+
+
+_ALL = (
+    Baseline(
+        "mean",
+        "Every cell is the mean over the training perturbations' mean profiles, the control's among them, as in cell-eval; "
+        "members are normalised by this one.",
+        _mean,
+        ("#8a929c", "#8d97a3"),
+    ),
+    Baseline("control", "No effect: training control cells of the same cell type.", _control, ("#b9a36b", "#cdb779")),
+    Baseline(
+        "additive",
+        "Training control cells of the same cell type plus the perturbation's mean effect over the training cell types that "
+        "have it, carried by the cells that express a gene; where it is unseen, plus the mean effect of all.",
+        _additive,
+        ("#d9822b", "#f0a04b"),
+    ),
+    Baseline(
+        "ridge",
+        "As additive, with the effect predicted from perturbation features by ridge regression.",
+        _ridge,
+        ("#7a56b0", "#b795ea"),
+        fewest_features=3,
+    ),
+)
+
+BASELINES: Mapping[str, Baseline] = MappingProxyType({baseline.kind: baseline for baseline in _ALL})
+"""Every baseline by kind, in the order of tables and figures."""
+REFERENCE = "mean"
+"""The baseline that members are normalised by: cell-eval's."""

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from steval.evaluator.reference.members import Best, clipped_members, metric_means, overall_scores, unclipped_members
+from steval.evaluator.metrics.catalog import BY_COLUMN, Best
+from steval.evaluator.reference.members import clipped_members, metric_means, overall_scores, unclipped_members
 
 LEVEL = 0.95
 FEWEST_PERTURBATIONS = 3
 """With fewer there is nothing to resample, and intervals are left empty."""
-GLOBAL_METRICS = frozenset({"pearson_edistance", "de_spearman_sig", "clustering_agreement"})
-"""One number for all perturbations together: no interval by resampling their rows."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class MetricRows:
     metrics: tuple[str, ...]
     values: np.ndarray
     resampled: np.ndarray
-    """bool `[M]`: False for global metrics and for those whose mean is NaN."""
+    """bool `[M]`: False for metrics that are one number for all perturbations, and for those whose mean is NaN."""
 
 
 def metric_rows(results: pl.DataFrame, metrics: Sequence[str]) -> MetricRows:
@@ -41,10 +40,14 @@ def metric_rows(results: pl.DataFrame, metrics: Sequence[str]) -> MetricRows:
         series = results[metric].cast(pl.Float64)
         has_nan = bool(series.is_nan().any())
         columns.append(series.fill_null(np.nan).to_numpy())
-        usable.append(metric not in GLOBAL_METRICS and not has_nan and series.null_count() < series.len())
+        usable.append(not _is_over_all(metric) and not has_nan and series.null_count() < series.len())
     values = np.column_stack(columns) if columns else np.empty((results.height, 0))
     names = tuple(results["perturbation"].cast(pl.String).to_list())
     return MetricRows(names, tuple(metrics), values, np.array(usable, dtype=bool))
+
+
+def _is_over_all(column: str) -> bool:
+    return column in BY_COLUMN and BY_COLUMN[column].over_all
 
 
 def draw_weights(num_perturbations: int, draws: int, seed: int) -> np.ndarray:

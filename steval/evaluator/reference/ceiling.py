@@ -18,17 +18,10 @@ import pandas as pd
 
 from steval.errors import EvaluationError
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.cells.sides import CellSide
-from steval.evaluator.evaluation import evaluate
+from steval.evaluator.cells.sides import StoredCells
+from steval.evaluator.metrics.catalog import BY_COLUMN
+from steval.evaluator.metrics.evaluation import evaluate
 from steval.evaluator.reference.members import metric_means
-
-CORRECTED_METRICS = frozenset(
-    ["pearson_delta", "de_spearman_sig", "de_spearman_lfc_sig", "de_direction_match", "de_sig_genes_recall"]
-    + ["pr_auc", "roc_auc"]
-    + [f"discrimination_score_{distance}" for distance in ("l1", "l2", "cosine")]
-    + [f"{kind}_at_{k}" for kind in ("overlap", "precision") for k in ("N", 50, 100, 200, 500)]
-)
-"""Metrics that cell-eval corrects to full depth (its `SB_METRICS`)."""
 
 
 def disjoint_halves(
@@ -64,8 +57,8 @@ def disjoint_halves(
 
 
 def spearman_brown(metric: str, half_depth: float | None) -> float:
-    """cell-eval's ceiling of a metric from its mean at half depth; NaN where it has none (see `CORRECTED_METRICS`)."""
-    if metric not in CORRECTED_METRICS or half_depth is None or not half_depth > 0:
+    """cell-eval's ceiling of a metric from its mean at half depth; NaN where it has none (`Metric.corrected`)."""
+    if not BY_COLUMN[metric].corrected or half_depth is None or not half_depth > 0:
         return float("nan")
     return 2.0 * half_depth / (1.0 + half_depth)
 
@@ -113,15 +106,15 @@ def estimate_ceiling(
 def split_pair(pair: Pair, seed: int) -> tuple[Pair, list[str]]:
     """Real cells against real cells: a pair of disjoint halves, and the perturbations that could not be split."""
     rows = np.sort(np.concatenate(list(pair.real.groups.values())))
-    labels = pair.real.cells.obs[pair.columns.perturbation].iloc[rows]
+    labels = pair.real.file.obs[pair.columns.perturbation].iloc[rows]
     first, second, dropped = disjoint_halves(labels, pair.control, seed)
     sides = [_half(pair.real, rows[half], f"half {part} of split {seed}") for part, half in ((1, first), (2, second))]
     perturbations = tuple(name for name in sides[0].groups if name != pair.control)
     return replace(pair, real=sides[0], pred=sides[1], perturbations=perturbations, notes=()), dropped
 
 
-def _half(side: CellSide, rows: np.ndarray, name: str) -> CellSide:
-    keep = np.zeros(side.cells.num_cells, dtype=bool)
+def _half(side: StoredCells, rows: np.ndarray, name: str) -> StoredCells:
+    keep = np.zeros(side.file.num_cells, dtype=bool)
     keep[rows] = True
     return side.restricted(keep, f"{side.subset} {name}".strip())
 

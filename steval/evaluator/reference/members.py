@@ -10,12 +10,12 @@ members show what clipping hides. A metric without a best value (counts of signi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-Best = Literal["high", "low", "none"]
+from steval.evaluator.metrics.catalog import Best
 
 LEADERBOARD_FACTOR = 100.0
 

@@ -30,8 +30,8 @@ ALL = "all cells"
 
 
 @dataclass(frozen=True)
-class TrainingCells:
-    """Training cells summarised; every profile is a mean of lognorm expression over the pair's genes `[G]`."""
+class TrainingSummary:
+    """What training cells say; every profile is a mean of lognorm expression over the pair's genes `[G]`."""
 
     cells: CellFile
     alignment: GeneAlignment
@@ -73,7 +73,7 @@ def read_training(
     rows: np.ndarray | None = None,
     scale: Scale | None = None,
     name: str = "training cells",
-) -> TrainingCells:
+) -> TrainingSummary:
     """Summarise the training cells of `source` (its `rows` only, where given) for scoring `perturbations`.
 
     Raises `EvaluationError` where columns, control or genes do not fit the evaluation data, `DataError` where the scale does not.
@@ -96,7 +96,7 @@ def read_training(
     }
     is_control = labels == columns.control
     sketched = sketch_genes(sums[perturbation == columns.control].sum(axis=0))
-    return TrainingCells(
+    return TrainingSummary(
         cells=cells,
         alignment=alignment,
         mean_profile=_mean_of_means(sums, counts, perturbation),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import polars as pl
 
-from steval.evaluator.integrity.findings import REMARKS, Status
-from steval.evaluator.metrics.catalog import CATALOG
-from steval.evaluator.report.figures import draw, draw_changes, draw_distributions, draw_members, draw_overlap
-from steval.evaluator.report.report import PREDICTION, Report
+from steval.evaluator.integrity.verdict import REMARKS, Status
+from steval.evaluator.metrics.catalog import BY_COLUMN
+from steval.evaluator.report.drawing import COLOURS, draw
+from steval.evaluator.report.figures import draw_changes, draw_distributions, draw_members, draw_overlap
+from steval.evaluator.report.report import PREDICTION, ScoreReport, of_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ class Section:
     num_perturbations: int
 
 
-def render_report(report: Report) -> str:
+def render_report(report: ScoreReport) -> str:
     """HTML text of `report`."""
     import jinja2
 
@@ -62,6 +63,7 @@ def render_report(report: Report) -> str:
     mean = report.overall.filter(pl.col("cell_type").is_null() & (pl.col("predictor") == PREDICTION))
     return environment.get_template("report.html.j2").render(
         record=report.record,
+        colours=COLOURS,
         inputs=report.record["inputs"],
         sections=sections,
         headline=None if mean.is_empty() else mean.row(0, named=True),
@@ -81,9 +83,9 @@ def number(value: Any, digits: int = 3, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def _section(report: Report, cell_type: str | None, position: int) -> Section:
+def _section(report: ScoreReport, cell_type: str | None, position: int) -> Section:
     frames = {
-        name: _of_type(getattr(report, name), cell_type) for name in ("breakdown", "results", "integrity", "overall")
+        name: of_type(getattr(report, name), cell_type) for name in ("breakdown", "results", "integrity", "overall")
     }
     breakdown = [_with_description(row) for row in frames["breakdown"].iter_rows(named=True)]
     headline = frames["overall"].filter(pl.col("predictor") == PREDICTION)
@@ -106,7 +108,7 @@ def _rank(status: str) -> int:
     return REMARKS.index(status) if status in REMARKS else len(REMARKS)
 
 
-def _figures(report: Report, cell_type: str | None, position: int) -> dict[str, FigureView]:
+def _figures(report: ScoreReport, cell_type: str | None, position: int) -> dict[str, FigureView]:
     drawn = {
         "members": (
             draw_members(report, cell_type),
@@ -146,15 +148,10 @@ def _view(figure: "Figure", name: str, caption: str, index: int) -> FigureView:
 
 
 def _with_description(row: dict[str, Any]) -> dict[str, Any]:
-    name = row["metric"].removesuffix("_real").removesuffix("_pred")
-    metric = CATALOG.get(row["metric"]) or CATALOG.get(name)
+    metric = BY_COLUMN.get(row["metric"])
     return {**row, "description": metric.description if metric else ""}
 
 
-def _baseline_rows(report: Report, cell_type: str | None) -> list[dict[str, Any]]:
-    rows = _of_type(report.overall, cell_type).filter(pl.col("predictor") != PREDICTION)
+def _baseline_rows(report: ScoreReport, cell_type: str | None) -> list[dict[str, Any]]:
+    rows = of_type(report.overall, cell_type).filter(pl.col("predictor") != PREDICTION)
     return rows.to_dicts()
-
-
-def _of_type(frame: pl.DataFrame, cell_type: str | None) -> pl.DataFrame:
-    return frame.filter(pl.col("cell_type").eq_missing(pl.lit(cell_type, dtype=pl.String)))

@@ -1,11 +1,12 @@
 """What a scoring run found, as frozen Polars frames; `tables` writes it to a directory, `html_report` shows it."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import polars as pl
 
-from steval.evaluator.integrity.findings import FLAGS, REMARKS
+from steval.evaluator.integrity.verdict import FLAGS, REMARKS
 
 BREAKDOWN_SCHEMA: dict[str, Any] = {
     "cell_type": pl.String,
@@ -89,8 +90,18 @@ PREDICTION = "prediction"
 """Name of the scored cells in the column `predictor`; the others are baselines."""
 
 
+def of_type(frame: pl.DataFrame, cell_type: str | None) -> pl.DataFrame:
+    """The rows of one cell type; None: of all cells together."""
+    return frame.filter(pl.col("cell_type").eq_missing(pl.lit(cell_type, dtype=pl.String)))
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """None where a table has no number to show."""
+    return None if value is None or not isfinite(value) else float(value)
+
+
 @dataclass(frozen=True)
-class Report:
+class ScoreReport:
     """Everything a scoring run found. `cell_type` is null in every frame unless the run was made by cell type."""
 
     results: pl.DataFrame

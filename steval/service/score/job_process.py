@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
 
 def _score(directory: Path, request: dict[str, Any]) -> None:
     from steval.data.columns import ColumnOptions
+    from steval.evaluator.settings import ScoreChoice, ScoreSettings
     from steval.service.score.hdf5_check import require_harmless
     from steval.workflows.score import ScoreRequest, score_predictions
 
@@ -69,9 +70,7 @@ def _score(directory: Path, request: dict[str, Any]) -> None:
             columns=columns,
             scale=body["scale"],
             data_dirs=tuple(Path(path) for path in request["data_dirs"]),
-            profile=body["profile"],
-            metrics_only=body["metrics_only"],
-            seed=body["seed"],
+            settings=ScoreSettings(**{name: body[name] for name in ScoreChoice.model_fields}),
             threads=request["threads"],
         )
     )

@@ -1,4 +1,4 @@
-"""The outcome of an integrity check, and how a measurement becomes a status."""
+"""What an integrity check found, and how a measurement becomes a status."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,10 +11,9 @@ REMARKS = (*FLAGS, "note")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The outcome of one check."""
+class Verdict:
+    """What one check found."""
 
-    check: str
     status: Status
     measurement: float | None
     """What was measured; the sentence says in which unit."""
@@ -30,6 +29,6 @@ def graded(value: float, warn: float, fail: float) -> Status:
     return "warn" if value >= warn else "ok"
 
 
-def skipped(check: str, why: str) -> Finding:
+def skipped(why: str) -> Verdict:
     """A check that could not be made, and why."""
-    return Finding(check, "skipped", None, None, why)
+    return Verdict("skipped", None, None, why)

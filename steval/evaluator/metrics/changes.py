@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.evaluation import Evaluation
+from steval.evaluator.metrics.evaluation import Evaluation
 
 SIGNIFICANT_FDR = 0.05
 SHOWN_PERTURBATIONS = 6

@@ -12,10 +12,8 @@ Metrics are pure: a subset gives the same values as all of them. Nothing else is
 """
 
 import logging
-import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +24,14 @@ import polars as pl
 
 from steval.errors import EvaluationError
 from steval.evaluator.cells.pair import Pair
+from steval.evaluator.clock import Clock
 from steval.evaluator.measure.cache import cached_scan
 from steval.evaluator.measure.de import DifferentialExpression
 from steval.evaluator.measure.de_tables import DEComparison, compare
 from steval.evaluator.measure.scan import Needs, SideTables
 from steval.evaluator.metrics.catalog import Metric, find_metric
+from steval.evaluator.metrics.functions import METRIC_ERRORS, Inputs, Value
 from steval.evaluator.metrics.profiles import resolve
-from steval.evaluator.metrics.values import METRIC_ERRORS, Inputs, Value, compute
 from steval.machine import num_cores
 
 logger = logging.getLogger(__name__)
@@ -96,16 +95,16 @@ def evaluate(
     """
     chosen = resolve(metrics)
     settings = resolve_options(chosen, options or {})
-    timings: dict[str, float] = {}
+    clock = Clock()
     inputs, from_cache = read_inputs(
-        pair, chosen, settings, de_real, de_pred, cache, threads or num_cores(), epsilon, timings
+        pair, chosen, settings, de_real, de_pred, cache, threads or num_cores(), epsilon, clock
     )
     values: dict[str, Value] = {}
     failures: list[dict[str, str | None]] = []
     for metric in chosen:
-        with _timed(timings, f"metric {metric.name}"):
+        with clock.stage(f"metric {metric.name}"):
             try:
-                values[metric.name] = compute(metric, settings[metric.name], inputs)
+                values[metric.name] = metric.function(settings[metric.name], inputs)
             except METRIC_ERRORS as error:
                 logger.warning("metric %s failed: %s", metric.name, error)
                 failures.append({"perturbation": None, "metric": metric.name, "reason": str(error) or repr(error)})
@@ -116,7 +115,7 @@ def evaluate(
         failures=pl.DataFrame(failures, schema=FAILURE_SCHEMA),
         pseudobulk_real=Pseudobulk(inputs.real.names, inputs.real.pseudobulk),
         pseudobulk_pred=Pseudobulk(inputs.pred.names, inputs.pred.pseudobulk),
-        timings=timings,
+        timings=clock.seconds,
         notes=(*pair.notes, *(["the real side came from the cache"] if from_cache else [])),
         failed=tuple(metric.name for metric in chosen if metric.name not in values),
         _real=inputs.real.de if de_real is None else de_real,
@@ -145,7 +144,7 @@ def read_inputs(
     cache: Path | None,
     threads: int,
     epsilon: float,
-    timings: dict[str, float],
+    clock: Clock,
 ) -> tuple[Inputs, bool]:
     """Read both sides once for what the chosen metrics need; says whether the real side came from the cache."""
     wants_de = any(metric.family == "de" for metric in chosen)
@@ -161,14 +160,14 @@ def read_inputs(
             needs = Needs(de=wants_de and given is None, epsilon=epsilon, energy=energy)
             directory = cache if which == "real" else None
             side = pair.side(which)
-            with _timed(timings, f"reading {which}"):
+            with clock.stage(f"reading {which}"):
                 tables[which], hit = cached_scan(
                     directory, side, pair.columns.perturbation, pair.control, pair.genes, needs, threads
                 )
             from_cache = from_cache or hit
     comparison = None
     if wants_de:
-        with _timed(timings, "comparing DE"):
+        with clock.stage("comparing DE"):
             comparison = _comparison(pair, tables, de_real, de_pred)
     return Inputs(pair, tables["pred"], tables["real"], comparison), from_cache
 
@@ -197,21 +196,11 @@ def _is_plain_energy(metric: Metric, options: Mapping[str, Any]) -> bool:
     )
 
 
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Generator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings[stage] = time.perf_counter() - start
-
-
 def _table(chosen: Sequence[Metric], values: Mapping[str, Value], perturbations: Sequence[str]) -> pl.DataFrame:
     columns: dict[str, Any] = {"perturbation": list(perturbations)}
     for metric in chosen:
-        for column in metric.columns:
+        for column, part in zip(metric.columns, metric.parts or ("",), strict=True):
             value = values.get(metric.name, float("nan"))
-            part = column.removeprefix(f"{metric.name}_")
             columns[column] = [_cell(value, name, part) for name in perturbations]
     schema = {column: pl.Float64 for column in columns if column != "perturbation"}
     return pl.DataFrame(columns, schema={"perturbation": pl.String, **schema})
@@ -226,18 +215,6 @@ def _cell(value: Value, name: str, part: str) -> float | None:
     return None if found is None else float(found)
 
 
-_REASONS = {
-    "de_direction_match": "no gene is significant in the real data, or none of them is in the predicted DE table",
-    "de_spearman_lfc_sig": "fewer than two genes are significant in the real data, or their fold changes are all equal",
-    "de_sig_genes_recall": "no gene is significant in the real data",
-    "de_spearman_sig": "fewer than two perturbations have significant genes, or the numbers are all equal",
-    "pr_auc": "all or none of the genes are significant in the real data",
-    "roc_auc": "all or none of the genes are significant in the real data",
-    "pearson_delta": "the predicted or the real change from control is the same for all genes",
-    "pearson_edistance": "the predicted or the real energy distances are all equal",
-}
-
-
 def _undefined(
     chosen: Sequence[Metric], values: Mapping[str, Value], results: pl.DataFrame
 ) -> list[dict[str, str | None]]:
@@ -246,10 +223,9 @@ def _undefined(
     for metric in chosen:
         if metric.name not in values:
             continue
-        reason = _REASONS.get(metric.name, "the value is not defined")
         for column in metric.columns:
             absent = results.filter(pl.col(column).is_null() | pl.col(column).is_nan())["perturbation"].to_list()
             if metric.over_all and absent:
                 absent = [None]
-            rows += [{"perturbation": name, "metric": column, "reason": reason} for name in absent]
+            rows += [{"perturbation": name, "metric": column, "reason": metric.undefined} for name in absent]
     return rows

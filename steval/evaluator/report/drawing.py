@@ -1,0 +1,125 @@
+"""How figures are drawn: SVG text of matplotlib's object interface (no global state, no backend), in the report's colours.
+
+Colours are placeholders that `Drawing` turns into CSS variables, so that one drawing suits a light and a dark page.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from steval.evaluator.reference.baselines import BASELINES
+from steval.evaluator.report.report import PREDICTION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "ink": ("#1b1f24", "#e8ebef"),
+        "muted": ("#6b7480", "#9aa4b0"),
+        "grid": ("#d9dee4", "#2d343c"),
+        PREDICTION: ("#1f5fbf", "#6fa8ff"),
+        "ceiling": ("#2a8a57", "#58c08a"),
+        **{kind: baseline.colours for kind, baseline in BASELINES.items()},
+    }
+)
+"""Name → colour on a light and on a dark page."""
+_PLACEHOLDERS = {name: f"#{number:02x}{number:02x}{number:02x}" for number, name in enumerate(COLOURS, start=1)}
+"""Colours that no figure has otherwise."""
+WIDTH = 7.2
+MOST_TICKS = 5
+"""Steps of an axis; ticks take more time to draw than anything else."""
+_LONG_NUMBER = re.compile(r"(?<![\d.])([1-9]\d*\.\d\d)\d+")
+"""Coordinates to a hundredth of a point are enough; scale factors below 1 keep their digits."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as SVG text with placeholder colours."""
+
+    svg: str
+
+    def themed(self) -> str:
+        """With CSS variables, for a page that defines them."""
+        return self._coloured(lambda name, light: f"var(--{name}, {light})")
+
+    def plain(self) -> str:
+        """With the colours of a light page, for use elsewhere."""
+        return self._coloured(lambda _, light: light)
+
+    def _coloured(self, choose: Callable[[str, str], str]) -> str:
+        text = self.svg
+        for name, (light, _) in COLOURS.items():
+            text = text.replace(_PLACEHOLDERS[name], choose(name, light))
+        return text
+
+
+def draw(figure: "Figure", number: int, title: str) -> Drawing:
+    """SVG of a figure without XML head; identifiers start with the figure's number, so that several fit on one page."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = StringIO()
+    FigureCanvasSVG(figure)
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    identifiers = dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))
+    renamed = {name: f"f{number}-{index}" for index, name in enumerate(identifiers)}
+    text = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{renamed[m[1]]}"', text)
+    text = re.sub(r'(url\(#|href="#)([^")]+)', lambda m: m[1] + renamed.get(m[2], m[2]), text)
+    text = _LONG_NUMBER.sub(r"\1", text)
+    text = re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(title)}" ', text, count=1)
+    return Drawing(text.strip())
+
+
+def colour(name: str) -> str:
+    """Placeholder colour of a predictor or part; one that is not known (of another version of steval) is muted."""
+    return _PLACEHOLDERS.get(name, _PLACEHOLDERS["muted"])
+
+
+def new_figure(
+    height: float,
+    lines: int = 1,
+    columns: int = 1,
+    *,
+    left: float = 0.55,
+    top: float = 0.25,
+    bottom: float = 0.45,
+    gap: float = 0.35,
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of `lines` × `columns` axes; height and margins in inches, `gap` between columns.
+
+    Margins are set by hand: matplotlib's layout engine would draw everything twice.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height))
+    width_each = (WIDTH - left - 0.1 - gap * (columns - 1)) / columns
+    height_each = (height - top - bottom - 0.5 * (lines - 1)) / lines
+    figure.subplots_adjust(
+        left=left / WIDTH,
+        right=1 - 0.1 / WIDTH,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=gap / width_each,
+        hspace=0.5 / height_each,
+    )
+    axes = [figure.add_subplot(lines, columns, index + 1) for index in range(lines * columns)]
+    for each in axes:
+        each.set_facecolor("none")
+        each.locator_params(nbins=MOST_TICKS)
+        each.tick_params(colors=colour("ink"), labelsize=7.5, length=2.5, width=0.6)
+        each.xaxis.label.set(color=colour("ink"), fontsize=8)
+        each.yaxis.label.set(color=colour("ink"), fontsize=8)
+        each.title.set(color=colour("ink"), fontsize=8.5)
+        each.grid(axis="x", color=colour("grid"), lw=0.6)
+        each.set_axisbelow(True)
+        for name, spine in each.spines.items():
+            spine.set(visible=name in ("left", "bottom"), color=colour("muted"), lw=0.7)
+    return figure, axes

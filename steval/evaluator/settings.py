@@ -1,0 +1,82 @@
+"""How predictions are scored: one set of options for the command line, Python, batches and the service."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from steval.settings import Settings
+
+IntegrityLevel = Literal["none", "basic", "full"]
+
+
+class ScoreChoice(Settings):
+    """What is scored; the part of the options that a service lets its clients choose."""
+
+    profile: str = "vcc"
+    """A named list of metrics; or the name of one metric."""
+    metrics_only: bool = False
+    """No baselines, no intervals and no integrity checks."""
+    seed: int = Field(default=0, ge=0)
+
+
+class ScoreSettings(ScoreChoice):
+    """Every option of scoring that changes a result."""
+
+    metrics: tuple[str, ...] | None = None
+    """Names of metrics in place of a profile."""
+    metric_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of single metrics, named as in cell-eval."""
+    ceiling: bool = False
+    """Add the replicate ceiling."""
+    integrity: IntegrityLevel = "basic"
+    """`full`: also the checks that score again."""
+    by: Literal["cell_type"] | None = None
+    """Score each cell type apart; the headline is their mean."""
+    bootstrap: int = 1000
+    """Resamples of the perturbations for intervals; 0: no intervals."""
+    splits: int = 3
+    """Splits of the replicate ceiling."""
+
+    @property
+    def chosen(self) -> str | tuple[str, ...]:
+        """The profile, or the metrics in its place."""
+        return self.metrics or self.profile
+
+    def record(self, metrics: Sequence[str]) -> dict[str, Any]:
+        """Plain JSON types of what is done after all: `metrics` by name, and nothing beside them where `metrics_only`.
+
+        The seed is on record elsewhere.
+        """
+        nothing = {"integrity": "none", "bootstrap": 0} if self.metrics_only else {}
+        profile = None if self.metrics else self.profile
+        values = self.model_dump(mode="json", exclude={"seed"})
+        return {**values, "profile": profile, "metrics": list(metrics), **nothing}
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _known_grouping(cls, value: Any) -> Any:
+        if value not in (None, "cell_type"):
+            raise ValueError("cells are scored together (None) or by 'cell_type'")
+        return value
+
+    @field_validator("integrity", mode="before")
+    @classmethod
+    def _known_level(cls, value: Any) -> Any:
+        if value not in get_args(IntegrityLevel):
+            raise ValueError("'basic', 'full' or 'none'")
+        return value
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _not_negative(cls, value: int) -> int:
+        if value < 0:
+            raise ValueError("a number of resamples, 0 or more")
+        return value
+
+    @field_validator("splits")
+    @classmethod
+    def _one_or_more(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("at least 1 split of the real cells")
+        return value
