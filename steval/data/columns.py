@@ -1,10 +1,12 @@
 """Which `obs` columns hold the perturbation, the cell type and the batch, and which label is the control."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
+from steval.data.labels import unique_labels
 from steval.errors import DataError, nearest_names
 from steval.settings import Settings
 
@@ -25,6 +27,8 @@ class Columns(Settings):
     """`obs` column with the cell type; none: all cells are of one type."""
     batch: str | None = DEFAULT_BATCH
     """`obs` column with the batch; none: one batch."""
+    drop_unlabelled: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether cells without a label in a column that is used are left out; otherwise they are an error."""
 
 
 class ColumnOptions(Settings):
@@ -34,6 +38,8 @@ class ColumnOptions(Settings):
     control: str | None = None
     cell_type: str | None = None
     batch: str | None = None
+    drop_unlabelled: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Leave out cells without a label in a column that is used, in place of refusing them."""
 
 
 def resolve_columns(
@@ -73,7 +79,7 @@ def resolve_columns(
     if require_control:
         _require_label(obs[perturbation], control, perturbation, source)
     present = {field: name if name in obs.columns else None for field, name in optional.items()}
-    return Columns(perturbation=perturbation, control=control, **present)
+    return Columns(perturbation=perturbation, control=control, drop_unlabelled=options.drop_unlabelled, **present)
 
 
 _OPTIONAL_DEFAULTS = (("cell_type", DEFAULT_CELL_TYPE), ("batch", DEFAULT_BATCH))
@@ -90,15 +96,3 @@ def _require_label(labels: pd.Series, control: str, column: str, source: str) ->
         f"{source} has no control cells: label {control!r} does not occur in column {column!r} (it holds {shown}{hint}). "
         "Name the control with --control"
     )
-
-
-def unique_labels(labels: Iterable[Any]) -> list[str]:
-    """The distinct labels as text, sorted."""
-    return sorted({str(label) for label in pd.unique(pd.Series(labels)) if not pd.isna(label)})
-
-
-def column_or_single(obs: pd.DataFrame, column: str | None, single: str) -> pd.Series:
-    """`obs[column]` as text, or the constant `single` where there is no such column."""
-    if column is None:
-        return pd.Series(single, index=obs.index, dtype=str)
-    return obs[column].astype(str)

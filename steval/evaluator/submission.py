@@ -20,6 +20,7 @@ from steval.data.cells.genes import require_unique
 from steval.data.cells.scale import Scale, lognorm, resolve_scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import atomic_path, require_file
+from steval.data.labels import labels_of
 from steval.errors import ConfigError, DataError, EvaluationError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def pack(
     with CellFile.open(Path(pred)) as cells:
         options = _options(columns, with_cell_type)
         named = resolve_columns(cells.obs, cells.record, options, source=str(pred))
+        cells = cells.labelled(named, "perturbation", *(("cell_type",) if with_cell_type else ()))
         if max_cells is not None and cells.num_cells > max_cells:
             raise EvaluationError(
                 f"{pred} holds {cells.num_cells} cells; a submission holds at most {max_cells}. "
@@ -82,7 +84,7 @@ def pack(
         if reordered:
             matrix = sp.csr_matrix(matrix[:, order])
         matrix = _median_lognorm(matrix) if is_counts else matrix
-        obs = {output_perturbation: _labels(cells.obs[named.perturbation])}
+        obs = {output_perturbation: pd.Categorical(labels_of(cells.obs, named.perturbation, str(pred)))}
         if with_cell_type:
             obs[output_cell_type] = _cell_types(cells.obs, named, str(pred))
         minimal = _minimal(matrix, obs, [cells.genes[i] for i in order])
@@ -95,7 +97,12 @@ def _options(columns: Columns | None, with_cell_type: bool) -> ColumnOptions | N
     if columns is None:
         return None
     cell_type = columns.cell_type if with_cell_type else None
-    return ColumnOptions(perturbation=columns.perturbation, control=columns.control, cell_type=cell_type)
+    return ColumnOptions(
+        perturbation=columns.perturbation,
+        control=columns.control,
+        cell_type=cell_type,
+        drop_unlabelled=columns.drop_unlabelled,
+    )
 
 
 def _gene_order(present: list[str], genes: Sequence[str] | Path | None, name: str) -> tuple[np.ndarray, bool]:
@@ -133,14 +140,10 @@ def _median_lognorm(counts: sp.csr_matrix) -> sp.csr_matrix:
     return lognorm(counts, float(np.median(totals[totals > 0]))).astype(counts.dtype)
 
 
-def _labels(values: pd.Series) -> pd.Categorical:
-    return pd.Categorical(values.astype(str))
-
-
 def _cell_types(obs: pd.DataFrame, named: Columns, name: str) -> pd.Categorical:
     if named.cell_type is None:
         raise DataError(f"{name} has no cell type column to pack; its columns are: {', '.join(map(str, obs.columns))}")
-    return _labels(obs[named.cell_type])
+    return pd.Categorical(labels_of(obs, named.cell_type, name))
 
 
 def _minimal(matrix: sp.csr_matrix, obs: dict[str, pd.Categorical], genes: list[str]) -> "ad.AnnData":

@@ -17,7 +17,8 @@ from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import FillMissing, align
 from steval.data.cells.scale import Scale, require_scale, sample_indices
-from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
+from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.labels import label_codes, labels_of, labels_or
 from steval.errors import ConfigError, DataError
 
 UNLABELLED = "unlabelled"
@@ -148,8 +149,12 @@ def cell_controls(
 ) -> ControlPool:
     """As `file_controls`, on open cells; the pool closes them."""
     found = resolve_columns(cells.obs, cells.record, columns, manifest.columns, source=cells.name)
-    rows = np.flatnonzero((cells.obs[found.perturbation].astype(str) == found.control).to_numpy())
-    controls = cells.select(rows)
+    cells = cells.labelled(found, "perturbation")
+    rows = np.flatnonzero(labels_of(cells.obs, found.perturbation, cells.name) == found.control)
+    used = ("cell_type", "batch") if manifest.batches else ("cell_type",)
+    controls = cells.select(rows).labelled(found, *used)
+    if not controls.num_cells:
+        raise DataError(f"{cells.name}: no control cell has a label in the columns that are used")
     fit = _Fit(cells, controls, manifest, scale, fill_missing, trust_order)
     single = manifest.cell_types[0] if len(manifest.cell_types) == 1 else UNLABELLED
     return ControlPool(
@@ -157,12 +162,20 @@ def cell_controls(
         fit.measured,
         name=f"the controls of {cells.name}",
         columns=found,
-        cell_types=column_or_single(controls.obs, found.cell_type, single).to_numpy(dtype=object),
-        batches=column_or_single(controls.obs, found.batch, UNLABELLED).to_numpy(dtype=object),
+        cell_types=labels_or(controls.obs, found.cell_type, single, controls.name),
+        batches=_batches(controls, found),
         names=controls.obs.index.astype(str).to_numpy(dtype=object),
         has_batches=found.batch is not None,
-        notes={"source": str(cells.name), "num_cells": len(rows), **fit.notes},
+        notes={"source": str(cells.name), "num_cells": controls.num_cells, **fit.notes},
     )
+
+
+def _batches(controls: CellFile, columns: Columns) -> np.ndarray:
+    """Batch of each control cell; one that lacks it (where batches are not used) is of none that can be asked for."""
+    if columns.batch is None:
+        return np.full(controls.num_cells, UNLABELLED, dtype=object)
+    names, codes = label_codes(controls.obs[columns.batch])
+    return np.array([*names, UNLABELLED], dtype=object)[codes]
 
 
 class _Fit:

@@ -9,9 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from steval.data.cells.cellfile import CellFile
-from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
+from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
+from steval.data.labels import labels_of, labels_or
 from steval.errors import ConfigError, DataError, nearest_names
 from steval.predictor.requests import (
     DEFAULT_CELLS,
@@ -82,23 +86,35 @@ def items_like(
     """One item for each perturbation and cell type (and batch) of a file, with its number of cells; controls are left out.
     `cell_types` keeps to these."""
     columns = resolve_columns(cells.obs, cells.record, options, recorded, require_control=False, source=str(cells.name))
+    return items_of(cells, columns, cell_types=cell_types, by_batch=by_batch)
+
+
+def items_of(
+    cells: CellFile, columns: Columns, *, cell_types: Sequence[str] = (), by_batch: bool = False
+) -> list[RequestItem]:
+    """As `items_like` by known columns. Cells that lack a label which counts are refused or left out (`data.labels`)."""
     if by_batch and columns.batch is None:
         raise DataError(f"{cells.name} has no batch column to divide its cells by; name it with --batch-col")
-    obs = cells.obs
+    cells = cells.labelled(columns, "perturbation")
+    labels = labels_of(cells.obs, columns.perturbation, cells.name)
+    perturbed_cells = cells.select(np.flatnonzero(labels != columns.control))
+    perturbed_cells.name = cells.name
+    perturbed_cells = perturbed_cells.labelled(columns, "cell_type", *(("batch",) if by_batch else ()))
+    obs = perturbed_cells.obs
     keys = {
-        "perturbation": obs[columns.perturbation].astype(str),
-        "cell_type": column_or_single(obs, columns.cell_type, ""),
-        "batch": column_or_single(obs, columns.batch if by_batch else None, ""),
+        "perturbation": pd.Series(labels_of(obs, columns.perturbation, cells.name)),
+        "cell_type": pd.Series(labels_or(obs, columns.cell_type, "", cells.name)),
+        "batch": pd.Series(labels_or(obs, columns.batch if by_batch else None, "", cells.name)),
     }
-    perturbed = (keys["perturbation"] != columns.control) & obs[columns.perturbation].notna()
-    if not perturbed.any():
+    perturbed = pd.Series(np.ones(len(obs), dtype=bool))
+    if not len(obs):
         raise DataError(
             f"{cells.name} holds no perturbed cells: every label in {columns.perturbation!r} is the control"
         )
     if cell_types:
         _require_cell_types(cell_types, sorted(set(keys["cell_type"][perturbed])), str(cells.name))
         perturbed &= keys["cell_type"].isin(list(cell_types))
-    grouped = obs[perturbed].groupby([key[perturbed] for key in keys.values()], sort=True).size()
+    grouped = perturbed[perturbed].groupby([key[perturbed] for key in keys.values()], sort=True).size()
     return [
         RequestItem(perturbation=name, num_cells=int(count), cell_type=cell_type or None, batch=batch or None)
         for (name, cell_type, batch), count in grouped.items()

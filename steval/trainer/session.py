@@ -72,7 +72,7 @@ class Session:
         reading = start.reading
         if inputs is not None:
             reading = reading.model_copy(update={"data": inputs.settings(reading.data)})
-        cells = open_cells(reading.data, base)
+        cells = open_cells(reading.data, base, needs_batch=_uses_batches(start.config, base))
         if inputs is not None:
             cells.file_references = inputs.data  # their bytes have just been read and compared
         config = start.config
@@ -283,3 +283,10 @@ def _telling(report: Tell | None) -> Tell:
             report(notice)
 
     return tell
+
+
+def _uses_batches(config: FinetuneConfig, base: Base | None) -> bool:
+    """Whether it matters of which batch a cell is: for its controls, or to the network."""
+    network = base.source.config if base else None
+    encoded = network is not None and (network.batch_encoder or network.batch_token)
+    return config.sets.mapping == "batch" or config.network.batch_encoder or config.network.batch_token or encoded

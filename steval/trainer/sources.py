@@ -53,8 +53,11 @@ class Base:
         return replace(self, source=replace(self.source, weights={}))
 
 
-def open_cells(settings: DataSettings, base: Base | None) -> TrainingCells:
-    """The training cells on the gene contract: the list that is named, else the checkpoint's, else the first file's."""
+def open_cells(settings: DataSettings, base: Base | None, *, needs_batch: bool = True) -> TrainingCells:
+    """The training cells on the gene contract: the list that is named, else the checkpoint's, else the first file's.
+
+    Without `needs_batch` a cell may lack its batch.
+    """
     known = base.source.vocabulary if base else None
     target_sum = settings.target_sum or (base.manifest.target_sum if base and base.manifest else None)
     genes = read_genes(Path(settings.gene_list)) if settings.gene_list else known.output_genes if known else None
@@ -74,6 +77,7 @@ def open_cells(settings: DataSettings, base: Base | None) -> TrainingCells:
         perturbation_features=features,
         features_source=settings.features or "the checkpoint's perturbation features",
         vocabulary=NameOrder(perturbations=settings.extra_perturbations),
+        needs_batch=needs_batch,
     )
 
 

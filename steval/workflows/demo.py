@@ -14,6 +14,7 @@ from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.columns import Columns
 from steval.data.example import example_path
 from steval.data.files import atomic_path
+from steval.data.labels import labels_of
 from steval.data.splits.assignment import CellSplit, assign_parts
 from steval.data.synthetic import CHALLENGE_GENES, generate
 from steval.errors import ConfigError
@@ -114,7 +115,7 @@ def _recovery(preds: Path, effects: pd.DataFrame) -> pd.DataFrame:
     """How well predicted mean changes follow the known log fold changes, over the genes that are expressed and changed."""
     columns = Columns()
     with CellFile.open(preds) as cells:
-        labels = cells.obs[columns.perturbation].astype(str).to_numpy()
+        labels = labels_of(cells.obs, columns.perturbation, cells.name)
         groups = {name: cells.rows(np.flatnonzero(labels == name)).toarray() for name in np.unique(labels)}
         position = pd.Index(cells.genes)
     means = {name: np.expm1(group).mean(axis=0) for name, group in groups.items()}

@@ -9,15 +9,16 @@ import numpy as np
 from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
+from steval.data.labels import labels_of
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError
 from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor
+from steval.predictor.request_files import items_of
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.notices import Tell
 from steval.trainer.run import RunResult, finetune
-from steval.workflows.predict import request_items
 
 WARMUP_CELLS = 8
 WARMUP_GENES = 64
@@ -90,13 +91,12 @@ def _predict_in_memory(checkpoint: Checkpoint, real: CellFile) -> Any:
 
     columns = checkpoint.manifest.columns
     items = tuple(
-        item.model_copy(update={"num_cells": min(item.num_cells, QUICK_CELLS)})
-        for item in request_items(real.obs, columns)
+        item.model_copy(update={"num_cells": min(item.num_cells, QUICK_CELLS)}) for item in items_of(real, columns)
     )
     pool = cell_controls(real, checkpoint.manifest)
     predictor = Predictor(checkpoint, device="cpu")
     sets = list(predictor.predict(PredictionRequest(items=items), pool))
-    controls = np.flatnonzero((real.obs[columns.perturbation].astype(str) == columns.control).to_numpy())
+    controls = np.flatnonzero(labels_of(real.obs, columns.perturbation, real.name) == columns.control)
     labels = [columns.control] * len(controls) + [s.perturbation for s in sets for _ in range(len(s.cells))]
     cells = np.concatenate([real.rows(controls).toarray(), *(s.cells for s in sets)])
     obs = pd.DataFrame({columns.perturbation: labels}, index=pd.Index([str(row) for row in range(len(labels))]))

@@ -1,10 +1,7 @@
 """Predicting "as in this file": the perturbations, cell numbers and control cells of given real data."""
 
 import logging
-from collections import Counter
 from pathlib import Path
-
-import pandas as pd
 
 from steval.checkpoints.store import load_checkpoint
 from steval.data.cells.cellfile import CellFile
@@ -13,7 +10,8 @@ from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.job import predict_into
 from steval.predictor.output import WrittenPredictions
-from steval.predictor.requests import PredictionRequest, RequestItem, require_known
+from steval.predictor.request_files import items_of
+from steval.predictor.requests import PredictionRequest, require_known
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +24,7 @@ def predict_as_in(
     Writes `out` atomically. Raises `UnknownPerturbationError` for perturbations that the checkpoint has no features for.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    items = request_items(real.obs, columns)
+    items = tuple(items_of(real, columns))
     require_known([item.perturbation for item in items], checkpoint.manifest.perturbation_names, columns.control)
     predictor = Predictor(checkpoint, device=device)
     options = ColumnOptions.parse(columns.as_dict())
@@ -34,14 +32,3 @@ def predict_as_in(
     written = predict_into(out, predictor, PredictionRequest(items=items, seed=seed), pool)
     logger.info("predicted %d cells of %d perturbations -> %s", written.num_cells, written.num_perturbations, out)
     return written
-
-
-def request_items(obs: pd.DataFrame, columns: Columns) -> tuple[RequestItem, ...]:
-    """One item for each perturbation (and cell type, where there is such a column), sorted by name."""
-    perturbed = obs[obs[columns.perturbation].astype(str) != columns.control]
-    by = [columns.perturbation] if columns.cell_type is None else [columns.perturbation, columns.cell_type]
-    labels = zip(*(perturbed[name].astype(str) for name in by), strict=True)
-    return tuple(
-        RequestItem(perturbation=names[0], cell_type=names[1] if len(names) == 2 else None, num_cells=size)
-        for names, size in sorted(Counter(labels).items())
-    )

@@ -13,6 +13,7 @@ from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, resolve_columns
+from steval.data.labels import labels_of
 from steval.errors import DataError
 from steval.logs import progress
 from steval.model.config import Attention, ModelConfig
@@ -128,7 +129,8 @@ def _groups(checkpoint: Checkpoint, path: Path, cells: CellOptions) -> Iterator[
     num_groups = 0
     with CellFile.open(path) as data:
         columns = resolve_columns(data.obs, data.record, cells.columns, manifest.columns, source=data.name)
-        labels = data.obs[columns.perturbation].astype(str).to_numpy()
+        data = data.labelled(columns, "perturbation", "cell_type")
+        labels = labels_of(data.obs, columns.perturbation, data.name)
         found = sorted(set(labels) & (set(manifest.perturbation_names) - {manifest.control, columns.control}))
         pool = _every_cell(data, checkpoint, cells, columns.perturbation, columns.control)
         drawn = rng.choice(found, size=min(len(found), MAX_PERTURBATIONS), replace=False) if found else []

@@ -15,6 +15,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
+from steval.data.labels import labels_of
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 from steval.evaluator.settings import ScoreSettings
@@ -79,7 +80,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         columns = resolve_columns(
             real.obs, real.record, request.columns, manifest.columns if manifest else None, source=real.name
         )
-        real = only_perturbations(real, columns, request.perturbations)
+        real = only_perturbations(real.labelled(columns, "perturbation"), columns, request.perturbations)
         if request.predict and not request.preds.exists():
             _predict(request, manifest, real, columns)
         train = _open_train(request, manifest)
@@ -106,11 +107,11 @@ def only_perturbations(real: CellFile, columns: Columns, names: Sequence[str]) -
     """The cells of `names` and the controls; all cells where `names` is empty. A name without cells is a `DataError`."""
     if not names:
         return real
-    labels = real.obs[columns.perturbation].astype(str)
+    labels = labels_of(real.obs, columns.perturbation, real.name)
     absent = sorted(set(names) - set(labels))
     if absent:
         raise DataError(f"{real.name} holds no cells of {', '.join(absent[:10])}")
-    return real.select(np.flatnonzero(labels.isin([*names, columns.control]).to_numpy()))
+    return real.select(np.flatnonzero(np.isin(labels, [*names, columns.control])))
 
 
 def _open_real(request: ScoreRequest, manifest: Manifest | None) -> CellFile:

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from steval.batch.settings import RequestEntry
 from steval.batch.sources import FoundCheckpoint, FoundData, check_scale
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import align
 from steval.data.cells.scale import Scale
-from steval.data.columns import ColumnOptions, Columns, column_or_single, resolve_columns
+from steval.data.columns import Columns, resolve_columns
+from steval.data.labels import labels_of, labels_or, unique_labels
 from steval.errors import DataError, StevalError
-from steval.predictor.request_files import items_like
+from steval.predictor.request_files import items_of
 from steval.predictor.requests import RequestItem, require_known
 
 
@@ -37,12 +37,13 @@ def look(cells: CellFile, checkpoint: FoundCheckpoint, data: FoundData) -> DataV
         cells.obs, cells.record, data.entry.columns, checkpoint.manifest.columns, source=str(cells.name)
     )
     check_scale(cells, data.entry.scale)
-    labels = cells.obs[columns.perturbation].astype(str)
-    types = column_or_single(cells.obs, columns.cell_type, "")
+    cells = cells.labelled(columns, "perturbation")
+    controls = cells.select(np.flatnonzero(labels_of(cells.obs, columns.perturbation, cells.name) == columns.control))
+    types = labels_or(controls.labelled(columns, "cell_type").obs, columns.cell_type, "", cells.name)
     return DataView(
         columns=columns,
-        items=tuple(items_like(cells, ColumnOptions.parse(columns.as_dict()))),
-        control_cell_types=frozenset(pd.unique(types[np.asarray(labels == columns.control)])),
+        items=tuple(items_of(cells, columns)),
+        control_cell_types=frozenset(types),
         genes=tuple(cells.genes),
         obsm_keys=frozenset(cells.obsm_keys),
         num_cells=cells.num_cells,
@@ -105,7 +106,7 @@ def training_misfits(path: Path, view: DataView) -> list[str]:
             align(cells.genes, view.genes, what="its file")
             if columns.perturbation not in cells.obs:
                 raise DataError(f"it has no obs column {columns.perturbation!r}")
-            if not (cells.obs[columns.perturbation].astype(str) == columns.control).any():
+            if columns.control not in unique_labels(cells.obs[columns.perturbation]):
                 raise DataError(f"it has no control cells ({columns.control!r})")
     except StevalError as error:
         return [str(error)]

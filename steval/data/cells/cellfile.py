@@ -13,7 +13,9 @@ import scipy.sparse as sp
 
 from steval.data.cells.obs_codes import CodedColumn, StoredTable, column_names, num_rows, read_coded, row_names
 from steval.data.cells.record import read_record
+from steval.data.columns import Columns
 from steval.data.files import atomic_path, require_file
+from steval.data.labels import label_text, labelled_rows
 from steval.data.rows.matrix import StoredMatrix, read_element
 from steval.data.rows.obsm import ObsmBlock, StoredObsm, dense_rows
 from steval.data.rows.open_file import OpenFile, first_line
@@ -55,6 +57,7 @@ class CellFile:
         self._table = table
         self.obs = obs
         self.genes = list(genes)
+        """Their names; blank where a gene has none, which is an error as soon as genes are told apart by name."""
         self.uns = uns
         self.name = name
         self.origin = name
@@ -95,7 +98,7 @@ class CellFile:
         uns = dict(read_element(handle["uns"])) if "uns" in handle else {}
         _require_shape(matrix.shape, len(obs), len(var), path)
         return cls(
-            StoredRows(matrix, StoredObsm(file)), obs, [str(gene) for gene in var.index], uns, str(path),
+            StoredRows(matrix, StoredObsm(file)), obs, [label_text(gene) for gene in var.index], uns, str(path),
             var=var, path=path, is_dense=matrix.layout == "dense", table=handle["obs"],
         )  # fmt: skip
 
@@ -110,7 +113,7 @@ class CellFile:
             backed.file.close()
         _require_shape(matrix.shape, len(obs), len(var), path)
         return cls(
-            StoredRows(matrix, obsm), obs, [str(gene) for gene in var.index], uns, str(path),
+            StoredRows(matrix, obsm), obs, [label_text(gene) for gene in var.index], uns, str(path),
             var=var, path=path, is_dense=matrix.layout == "dense", table=obs,
         )  # fmt: skip
 
@@ -124,7 +127,7 @@ class CellFile:
             matrix = matrix.to_memory()
         obs = pd.DataFrame(adata.obs)
         return cls(
-            MemoryRows(matrix, dict(adata.obsm), name), obs, [str(gene) for gene in adata.var_names], dict(adata.uns), name,
+            MemoryRows(matrix, dict(adata.obsm), name), obs, [label_text(gene) for gene in adata.var_names], dict(adata.uns), name,
             var=pd.DataFrame(adata.var), is_dense=not sp.issparse(matrix), table=obs,
         )  # fmt: skip
 
@@ -140,6 +143,19 @@ class CellFile:
         return self._view(
             SelectedRows(self._source, indices), self.genes, name, obs=self.obs.iloc[indices], var=self.var
         )
+
+    def labelled(self, columns: Columns, *fields: str) -> Self:
+        """The cells that have a label in each of these columns (`"perturbation"`, `"cell_type"`, `"batch"`, where there is one).
+
+        Cells that lack one are a `DataError`, or left out where `columns.drop_unlabelled` says so (see `data.labels`).
+        """
+        used = [str(name) for field in fields if (name := getattr(columns, field)) is not None]
+        rows = labelled_rows(self.obs, used, self.name, drop=columns.drop_unlabelled)
+        if rows is None:
+            return self
+        view = self.select(rows)
+        view.name = self.name
+        return view
 
     def transformed(
         self, transform: Callable[[sp.csr_matrix], sp.csr_matrix], genes: Sequence[str], uns: dict[str, Any], name: str
@@ -212,8 +228,8 @@ class CellFile:
         return column_names(self._labels())
 
     def coded(self, column: str) -> CodedColumn:
-        """An obs column as codes, without a string per cell in memory; cells without a label are a `DataError`."""
-        return read_coded(self._labels(), column, self.name)
+        """An obs column as codes, without a string per cell in memory; -1 for a cell without a label."""
+        return read_coded(self._labels(), column)
 
     def row_names(self) -> Iterator[np.ndarray]:
         """Names of the cells, as blocks of text."""

@@ -74,7 +74,12 @@ def align(
 
 
 def require_unique(genes: Sequence[str], what: str = "the data") -> None:
-    """Raise a `DataError` that lists the gene names that occur more than once."""
+    """Raise a `DataError` that lists the gene names that occur more than once, or counts genes without a name."""
+    unnamed = sum(not gene.strip() for gene in genes)
+    if unnamed:
+        raise DataError(
+            f"{what}: {unnamed} of {len(genes)} genes have no name; name them, or leave them out before steval reads them"
+        )
     if len(set(genes)) == len(genes):
         return
     repeated = sorted(gene for gene, count in Counter(genes).items() if count > 1)

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from steval.data.labels import label_codes
 from steval.errors import DataError
 
 BLOCK_ROWS = 1 << 17
@@ -23,7 +24,7 @@ class CodedColumn:
 
     names: tuple[str, ...]
     codes: np.ndarray
-    """int32 `[N]` into `names`."""
+    """int32 `[N]` into `names`; -1: the cell has no label."""
 
     @classmethod
     def single(cls, name: str, num_cells: int) -> "CodedColumn":
@@ -33,7 +34,20 @@ class CodedColumn:
     def recoded(self, names: Sequence[str]) -> np.ndarray:
         """Codes of the same cells into other `names`, which hold all of these."""
         position = {name: code for code, name in enumerate(names)}
-        return np.array([position[name] for name in self.names], dtype=np.int32)[self.codes]
+        return np.array([*(position[name] for name in self.names), -1], dtype=np.int32)[self.codes]
+
+    @property
+    def missing(self) -> np.ndarray:
+        """bool `[N]`: cells without a label."""
+        return self.codes < 0
+
+    def filled(self, name: str) -> "CodedColumn":
+        """The same with `name` for cells without a label."""
+        if not self.missing.any():
+            return self
+        names = tuple(sorted({*self.names, name}))
+        codes = self.recoded(names)
+        return CodedColumn(names, np.where(codes < 0, names.index(name), codes).astype(np.int32))
 
 
 def column_names(obs: StoredTable) -> list[str]:
@@ -68,21 +82,22 @@ def row_names(obs: StoredTable) -> Iterator[np.ndarray]:
         yield np.asarray(text[start : start + BLOCK_ROWS]).astype(str).astype(object)
 
 
-def read_coded(obs: StoredTable, name: str, source: str) -> CodedColumn:
-    """One column coded; cells without a label are a `DataError`."""
+def read_coded(obs: StoredTable, name: str) -> CodedColumn:
+    """One column coded, by the rule of `data.labels`; the caller decides what cells without a label mean."""
     frame = _frame(obs)
     if frame is not None:
-        return _coded_values(frame[name], name, source)
+        return _sorted_used(*label_codes(frame[name]))
     stored = obs[name]
     kind = stored.attrs.get("encoding-type", "")
     if kind == "categorical":
-        categories = [str(value) for value in _read(stored["categories"])]
-        codes = stored["codes"][:].astype(np.int32)
-    elif kind in ("string-array", "array"):
-        categories, codes = _code_blocks(stored)
-    else:
-        return _coded_values(_read(stored), name, source)
-    return _sorted_used(categories, codes, name, source)
+        names, position = label_codes(np.asarray(_read(stored["categories"]), dtype=object))
+        codes = stored["codes"][:].astype(np.int64)
+        if len(codes) and (codes.min() < -1 or codes.max() >= len(position)):
+            raise DataError(f"{stored.file.filename} is damaged: obs column {name!r} holds codes of no category")
+        return _sorted_used(names, np.append(position, -1)[codes])
+    if kind in ("string-array", "array"):
+        return _sorted_used(*_code_blocks(stored))
+    return _sorted_used(*label_codes(_read(stored)))
 
 
 def _frame(obs: StoredTable) -> pd.DataFrame | None:
@@ -96,31 +111,22 @@ def _read(stored: h5py.Group | h5py.Dataset) -> Any:
     return ad.io.read_elem(stored)
 
 
-def _coded_values(values: Any, name: str, source: str) -> CodedColumn:
-    labels = pd.Categorical(pd.Series(values))
-    return _sorted_used([str(value) for value in labels.categories], labels.codes.astype(np.int32), name, source)
-
-
-def _sorted_used(categories: Sequence[str], codes: np.ndarray, name: str, source: str) -> CodedColumn:
-    """Only names that occur, sorted; names that are equal as text share a code."""
-    unlabelled = int((codes < 0).sum())
-    if unlabelled:
-        raise DataError(
-            f"{source}: {unlabelled} of {len(codes)} cells have no value in obs column {name!r}; drop or label them"
-        )
-    used = np.bincount(codes, minlength=len(categories)) > 0
-    names = sorted({name for name, occurs in zip(categories, used, strict=True) if occurs})
-    position = {name: code for code, name in enumerate(names)}
-    new_code = np.array([position.get(name, -1) for name in categories], dtype=np.int32)
-    return CodedColumn(tuple(names), new_code[codes])
+def _sorted_used(names: Sequence[str], codes: np.ndarray) -> CodedColumn:
+    """Only names that occur, sorted."""
+    used = np.unique(codes[codes >= 0])
+    order = sorted((names[code], code) for code in used.tolist())
+    new_code = np.full(len(names) + 1, -1, dtype=np.int32)
+    for position, (_, code) in enumerate(order):
+        new_code[code] = position
+    return CodedColumn(tuple(name for name, _ in order), new_code[codes])
 
 
 def _code_blocks(stored: h5py.Dataset) -> tuple[list[str], np.ndarray]:
     text = stored.asstr() if h5py.check_string_dtype(stored.dtype) else stored
     known: dict[str, int] = {}
-    codes = np.empty(stored.shape[0], dtype=np.int32)
+    codes = np.empty(stored.shape[0], dtype=np.int64)
     for start in range(0, stored.shape[0], BLOCK_ROWS):
-        block_codes, values = pd.factorize(pd.Series(text[start : start + BLOCK_ROWS]))
-        position = np.array([known.setdefault(str(value), len(known)) for value in values] + [-1], dtype=np.int32)
+        names, block_codes = label_codes(text[start : start + BLOCK_ROWS])
+        position = np.array([known.setdefault(name, len(known)) for name in names] + [-1], dtype=np.int64)
         codes[start : start + BLOCK_ROWS] = position[block_codes]
     return list(known), codes

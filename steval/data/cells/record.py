@@ -20,7 +20,7 @@ def steval_record(
         "version": __version__,
         "made_by": made_by,
         "scale": scale,
-        "columns": {field: name for field, name in columns.as_dict().items() if name is not None},
+        "columns": {field: name for field, name in columns.as_dict().items() if isinstance(name, str)},
     }
     if target_sum is not None:
         record["target_sum"] = float(target_sum)

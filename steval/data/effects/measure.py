@@ -11,6 +11,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.columns import Columns
 from steval.data.compiled import compiled
 from steval.data.effects.record import MOST_VALUES, TrainingEffects
+from steval.data.labels import labels_of, labels_or
 from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.data.training.cells import TrainingCells
 from steval.errors import DataError
@@ -23,11 +24,11 @@ def measure_file(cells: CellFile, columns: Columns) -> tuple[TrainingEffects, tu
 
     Raises `DataError` where there are no control cells or more pairs and genes than a record holds.
     """
-    labels = cells.obs[columns.perturbation].astype(str).to_numpy(dtype=object)
-    if columns.cell_type is None or columns.cell_type not in cells.obs.columns:
-        contexts = np.full(len(labels), SINGLE_CELL_TYPE, dtype=object)
-    else:
-        contexts = cells.obs[columns.cell_type].astype(str).to_numpy(dtype=object)
+    if columns.cell_type not in cells.obs.columns:
+        columns = columns.model_copy(update={"cell_type": None})
+    cells = cells.labelled(columns, "perturbation", "cell_type")
+    labels = labels_of(cells.obs, columns.perturbation, cells.name)
+    contexts = labels_or(cells.obs, columns.cell_type, SINGLE_CELL_TYPE, cells.name)
     codes, groups = pd.factorize(pd.MultiIndex.from_arrays([labels, contexts]))
     blocks = ((codes[rows], block) for rows, block in cells.blocks(BLOCK_CELLS))
     return _measured(blocks, codes, [(str(p), str(c)) for p, c in groups], columns.control, len(cells.genes))

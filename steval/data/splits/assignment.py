@@ -15,7 +15,8 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from steval.data.columns import Columns, column_or_single
+from steval.data.columns import Columns
+from steval.data.labels import labels_of, labels_or
 from steval.data.splits.settings import ALL, CellSplit, ContextSplit, Split, SplitSettings, TomlSplit, parse_split
 from steval.data.splits.toml import read_split_toml
 from steval.errors import ConfigError, DataError, nearest_names
@@ -49,12 +50,14 @@ class CellLabels:
         return self.perturbation_codes == code
 
     @classmethod
-    def of(cls, obs: pd.DataFrame, columns: Columns, cell_type_key: str | None = None) -> "CellLabels":
-        """Code the columns of an `obs`; a context column that is not there is a `DataError`."""
+    def of(
+        cls, obs: pd.DataFrame, columns: Columns, cell_type_key: str | None = None, source: str = "the data"
+    ) -> "CellLabels":
+        """Code the columns of an `obs`; a context column that is not there, or a cell without a label, is a `DataError`."""
         if cell_type_key is not None and cell_type_key not in obs.columns:
             raise absent_context_column(cell_type_key, list(obs.columns))
-        perturbation = pd.Categorical(obs[columns.perturbation].astype(str))
-        context = pd.Categorical(column_or_single(obs, cell_type_key or columns.cell_type, SINGLE_CELL_TYPE))
+        perturbation = pd.Categorical(labels_of(obs, columns.perturbation, source))
+        context = pd.Categorical(labels_or(obs, cell_type_key or columns.cell_type, SINGLE_CELL_TYPE, source))
         return cls(
             tuple(perturbation.categories), perturbation.codes.astype(np.int32),
             tuple(context.categories), context.codes.astype(np.int32), columns.control,

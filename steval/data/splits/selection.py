@@ -8,6 +8,7 @@ import numpy as np
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import align
 from steval.data.cells.scale import as_lognorm
+from steval.data.labels import labelled_rows
 from steval.data.reference import DataReference
 from steval.data.splits.assignment import (
     PARTS,
@@ -55,10 +56,15 @@ class _Part:
 
     def __init__(self, cells: CellFile, reference: DataReference, number: int):
         split = None if reference.split is None else with_table(parse_split(reference.split))
-        labels = CellLabels.of(cells.obs, reference.columns, split.cell_type_key if split else None)
+        columns, key = reference.columns, split.cell_type_key if split else None
+        used = [name for name in (columns.perturbation, columns.cell_type, key) if name is not None]
+        labelled = labelled_rows(cells.obs, used, cells.name, drop=columns.drop_unlabelled)
+        self._labelled = np.arange(cells.num_cells) if labelled is None else labelled
+        """Rows that have the labels; everything below is about these."""
+        labels = CellLabels.of(cells.obs.iloc[self._labelled], columns, key, cells.name)
         self._is_control = labels.is_control
         self._contexts = np.array(labels.contexts, dtype=object)[labels.context_codes]
-        self._belongs = np.ones(cells.num_cells, dtype=bool)
+        self._belongs = np.ones(len(self._labelled), dtype=bool)
         if split is not None and reference.part is not None:
             named = isinstance(split, TomlSplit) and len(split.file_datasets) > number
             codes = assign_labels(labels, split, split.file_datasets[number] if named else None)
@@ -73,4 +79,4 @@ class _Part:
 
     def rows(self, contexts: set[str]) -> np.ndarray:
         """Row numbers of the part's perturbed cells, and of its control cells in `contexts`."""
-        return np.flatnonzero(self._belongs & (~self._is_control | np.isin(self._contexts, list(contexts))))
+        return self._labelled[self._belongs & (~self._is_control | np.isin(self._contexts, list(contexts)))]

@@ -7,7 +7,16 @@ import numpy as np
 
 from steval.data.cells.genes import FillMissing, align, require_unique
 from steval.data.cells.obs_codes import CodedColumn
-from steval.data.splits.assignment import CellLabels, Split, TomlSplit, assign_labels, require_known, require_parts
+from steval.data.labels import unlabelled
+from steval.data.splits.assignment import (
+    UNUSED,
+    CellLabels,
+    Split,
+    TomlSplit,
+    assign_labels,
+    require_known,
+    require_parts,
+)
 from steval.data.training.features import feature_rows, one_hot
 from steval.data.training.files import LabelledFile
 from steval.data.training.obsm_store import ObsmStore
@@ -98,26 +107,54 @@ def merged_codes(columns: Sequence[CodedColumn], first: Sequence[str]) -> tuple[
     return merged, np.concatenate([column.recoded(merged) for column in columns])
 
 
-def assign_files(files: Sequence[LabelledFile], split: Split) -> np.ndarray:
-    """Part of each cell of all files, int8 `[N]` as `splits.assign_parts`, with its checks over all files together."""
+def labelled_cells(files: Sequence[LabelledFile]) -> list[np.ndarray]:
+    """Rows of each file that have a perturbation, a cell type and a context; the others are an error, or left out."""
+    drop, problems, kept = files[0].columns.drop_unlabelled, [], []
+    for file in files:
+        missing = np.zeros(file.num_cells, dtype=bool)
+        for column, coded in file.used_columns().items():
+            missing |= coded.missing
+            if coded.missing.any():
+                problems.append(str(unlabelled(int(coded.missing.sum()), file.num_cells, column, str(file.path))))
+        kept.append(np.flatnonzero(~missing))
+    if problems and not drop:
+        raise DataError("the training data has cells without a label", problems)
+    return kept
+
+
+def assign_files(files: Sequence[LabelledFile], kept: Sequence[np.ndarray], split: Split) -> np.ndarray:
+    """Part of each cell of all files, int8 `[N]` as `splits.assign_parts`, with its checks over all files together.
+
+    Rows that are not among `kept` are of no part.
+    """
     datasets = split.file_datasets if isinstance(split, TomlSplit) else (None,) * len(files)
     labelled = [
         (
             dataset,
             CellLabels(
                 file.perturbation.names,
-                file.perturbation.codes,
+                file.perturbation.codes[rows],
                 file.context.names,
-                file.context.codes,
+                file.context.codes[rows],
                 file.columns.control,
             ),
         )
-        for file, dataset in zip(files, datasets, strict=True)
+        for file, rows, dataset in zip(files, kept, datasets, strict=True)
     ]
     require_known(split, labelled)
-    codes = np.concatenate([assign_labels(labels, split, dataset) for dataset, labels in labelled])
-    require_parts(codes, split)
-    return codes
+    parts = [np.full(file.num_cells, UNUSED, dtype=np.int8) for file in files]
+    for codes, rows, (dataset, labels) in zip(parts, kept, labelled, strict=True):
+        codes[rows] = assign_labels(labels, split, dataset)
+    merged = np.concatenate(parts)
+    require_parts(merged, split)
+    return merged
+
+
+def left_out_notes(files: Sequence[LabelledFile], kept: Sequence[np.ndarray]) -> list[str]:
+    """What to say of the cells that `labelled_cells` left out."""
+    pairs = zip(files, kept, strict=True)
+    lost = {file.path.name: file.num_cells - len(rows) for file, rows in pairs if len(rows) < file.num_cells}
+    return [f"{name}: {count} cells without a label left out" for name, count in lost.items()]
 
 
 def build_features(names: Sequence[str], control: str, vectors: Mapping[str, Any] | None, source: str) -> np.ndarray:

@@ -20,6 +20,8 @@ from steval.data.training.assembly import (
     build_input_store,
     build_row_store,
     common_target_sum,
+    labelled_cells,
+    left_out_notes,
     merged_codes,
     require_same_columns,
 )
@@ -108,13 +110,14 @@ class TrainingCells:
         input_genes: Sequence[str] | None = None,
         perturbation_features: Mapping[str, Any] | None = None,
         features_source: str = "the perturbation features",
+        needs_batch: bool = True,
         vocabulary: NameOrder | None = None,
     ) -> Self:
         """Open, check and audit all files; data within `memory_gb` is loaded, of larger data the labels are.
 
         `genes` is the contract (default: the genes of the first file), `input_genes` that of an `X_hvg` input.
-        `perturbation_features` are vectors by name (none: one-hot codes); errors call them `features_source`. Raises
-        `DataError` or `ConfigError`.
+        `perturbation_features` are vectors by name (none: one-hot codes); errors call them `features_source`.
+        Without `needs_batch` a cell may lack its batch. Raises `DataError` or `ConfigError`.
         """
         vocabulary = vocabulary or NameOrder()
         split = with_table(split)
@@ -122,8 +125,12 @@ class TrainingCells:
         budget = int(settings.memory_gb * 2**30)
         cache_dir = None if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
         matrices, found = matrix_paths(paths, budget, cache_dir)
-        files = [read_labelled(p, settings, split.cell_type_key, m) for p, m in zip(paths, matrices, strict=True)]
+        files = [
+            read_labelled(p, settings, split.cell_type_key, m, needs_batch=needs_batch)
+            for p, m in zip(paths, matrices, strict=True)
+        ]
         require_same_columns(files)
+        kept = labelled_cells(files)
         target_sum, sums = common_target_sum(files, settings.target_sum)
         contract = tuple(genes) if genes is not None else tuple(files[0].genes)
         require_unique(contract, "the gene contract")
@@ -135,7 +142,7 @@ class TrainingCells:
         cell_types, cell_type_codes = merged_codes([f.cell_type for f in files], vocabulary.cell_types)
         batches, batch_codes = merged_codes([f.batch for f in files], vocabulary.batches)
         columns = files[0].columns
-        parts, perturbed = assign_files(files, split), perturbation_codes != perturbations.index(columns.control)
+        parts, perturbed = assign_files(files, kept, split), perturbation_codes != perturbations.index(columns.control)
         audit = audit_split(paths, parts, perturbed, (perturbation_codes, cell_type_codes, batch_codes), store)
         return cls(
             paths=tuple(paths), columns=columns, genes=contract, input_genes=input_contract, input_key=settings.input_key,
@@ -143,7 +150,7 @@ class TrainingCells:
             perturbation_codes=perturbation_codes, cell_type_codes=cell_type_codes, batch_codes=batch_codes,
             part_codes=parts,
             features=build_features(perturbations, columns.control, perturbation_features, features_source),
-            audit=audit, store=store, input_store=input_store, notes=(*found, *notes),
+            audit=audit, store=store, input_store=input_store, notes=(*found, *notes, *left_out_notes(files, kept)),
         )  # fmt: skip
 
     @property

@@ -22,6 +22,8 @@ from steval.errors import ConfigError, DataError
 
 SINGLE_BATCH = "one batch"
 """The batch of cells whose data has no such column."""
+UNLABELLED_BATCH = "unlabelled"
+"""The batch of cells that lack one, where batches are not used."""
 
 
 class ReadSettings(Protocol):
@@ -50,6 +52,17 @@ class LabelledFile:
     batch: CodedColumn
     context: CodedColumn
     """Contexts of the split (`cell_type_key`)."""
+    context_column: str | None = None
+    """None: the cell type column."""
+
+    def used_columns(self) -> dict[str, CodedColumn]:
+        """The columns in which every cell needs a label, by their name in the file."""
+        columns = self.columns
+        named = (
+            (columns.perturbation, self.perturbation), (columns.cell_type, self.cell_type),
+            (self.context_column, self.context), (columns.batch, self.batch),
+        )  # fmt: skip
+        return {name: coded for name, coded in named if name is not None}
 
 
 def expand_files(patterns: Sequence[str], split: Split) -> tuple[list[Path], Split]:
@@ -93,9 +106,17 @@ def _toml_files(paths: list[Path], split: TomlSplit) -> tuple[list[Path], TomlSp
 
 
 def read_labelled(
-    path: Path, settings: ReadSettings, cell_type_key: str | None, matrix_path: Path | None = None
+    path: Path,
+    settings: ReadSettings,
+    cell_type_key: str | None,
+    matrix_path: Path | None = None,
+    *,
+    needs_batch: bool = True,
 ) -> LabelledFile:
-    """Labels, genes and scale of one file; `matrix_path` is where X is read from, if not from `path`."""
+    """Labels, genes and scale of one file; `matrix_path` is where X is read from, if not from `path`.
+
+    Without `needs_batch`, cells that lack a batch are of the batch `UNLABELLED_BATCH`.
+    """
     matrix_path = matrix_path or path
     with CellFile.open(matrix_path, with_obs=False) as cells:
         genes, record, num_cells = tuple(cells.genes), cells.record, cells.num_cells
@@ -112,10 +133,15 @@ def read_labelled(
             return CodedColumn.single(single, num_cells) if column is None else labelled.coded(column)
 
         cell_type = coded(columns.cell_type, SINGLE_CELL_TYPE)
+        batch = coded(columns.batch, SINGLE_BATCH)
+        if not needs_batch:
+            batch = batch.filled(UNLABELLED_BATCH)
+        own_context = cell_type_key not in (None, columns.cell_type)
         return LabelledFile(
             path=path, matrix_path=matrix_path, num_cells=num_cells, genes=genes, columns=columns, scale=scale,
-            perturbation=coded(columns.perturbation, ""), cell_type=cell_type, batch=coded(columns.batch, SINGLE_BATCH),
-            context=cell_type if cell_type_key in (None, columns.cell_type) else coded(cell_type_key, ""),
+            perturbation=coded(columns.perturbation, ""), cell_type=cell_type, batch=batch,
+            context=coded(cell_type_key, "") if own_context else cell_type,
+            context_column=cell_type_key if own_context else None,
         )  # fmt: skip
 
 
