@@ -47,6 +47,7 @@ def convert(
     control: options.Control = None,
     cell_type_col: options.CellTypeCol = None,
     batch_col: options.BatchCol = None,
+    drop_unlabelled: options.DropUnlabelled = False,
     scale: options.ScaleOption = None,
     seed: options.Seed = 0,
     json: options.JsonFlag = False,
@@ -74,7 +75,9 @@ def convert(
         ),
         probe=probe,
         controls=controls,
-        cells=CellOptions(options.column_options(pert_col, control, cell_type_col, batch_col), scale, seed),
+        cells=CellOptions(
+            options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled), scale, seed
+        ),
     )
     if json:
         print_json({**report.as_dict(), "probe": probed.losses if probed else None})

@@ -47,6 +47,7 @@ def finetune(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Go on where input, output and evaluation do not fit each other.")
     ] = False,
+    drop_unlabelled: options.DropUnlabelled = False,
     data_dir: options.DataDirs = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -59,6 +60,8 @@ def finetune(
     Continue a stopped run with `steval finetune --resume runs/screen`.
     """
     overrides = tuple(set_ or ())
+    if drop_unlabelled:
+        overrides += ("data.columns.drop_unlabelled=true",)
     if resume and from_arc_config:
         raise typer.BadParameter("--resume continues with the run's own configuration; leave --from-arc-config out")
     if data_dir and not resume and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE:

@@ -38,6 +38,13 @@ BatchCol = Annotated[
         "--batch-col", help="obs column with the batch.", show_default="from the checkpoint or the file, else batch"
     ),
 ]
+DropUnlabelled = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unlabelled",
+        help="Leave out cells without a label in a column that is used, in place of refusing them.",
+    ),
+]
 ScaleOption = Annotated[
     str | None, typer.Option("--scale", help="counts or lognorm: settles the scale of a file that does not declare it.")
 ]
@@ -56,12 +63,22 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice."
 
 
 def column_options(
-    pert_col: str | None, control: str | None, cell_type_col: str | None, batch_col: str | None
+    pert_col: str | None,
+    control: str | None,
+    cell_type_col: str | None,
+    batch_col: str | None,
+    drop_unlabelled: bool = False,
 ) -> "ColumnOptions":
     """The shared column options as `steval.data.ColumnOptions`."""
     from steval.data.columns import ColumnOptions
 
-    return ColumnOptions(perturbation=pert_col, control=control, cell_type=cell_type_col, batch=batch_col)
+    return ColumnOptions(
+        perturbation=pert_col,
+        control=control,
+        cell_type=cell_type_col,
+        batch=batch_col,
+        drop_unlabelled=drop_unlabelled,
+    )
 
 
 def scale_option(value: str | None) -> Literal["counts", "lognorm"] | None:

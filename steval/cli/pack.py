@@ -29,6 +29,7 @@ def pack(
     pert_col: options.PertCol = None,
     control: options.Control = None,
     cell_type_col: options.CellTypeCol = None,
+    drop_unlabelled: options.DropUnlabelled = False,
     scale: options.ScaleOption = None,
     json: options.JsonFlag = False,
 ) -> None:
@@ -41,7 +42,7 @@ def pack(
     submission = pack_predictions(
         preds,
         out,
-        options.column_options(pert_col, control, cell_type_col, None),
+        options.column_options(pert_col, control, cell_type_col, None, drop_unlabelled),
         genes=genes,
         with_cell_type=with_cell_type,
         max_cells=max_cells,

@@ -124,6 +124,7 @@ def predict(
     control: options.Control = None,
     cell_type_col: options.CellTypeCol = None,
     batch_col: options.BatchCol = None,
+    drop_unlabelled: options.DropUnlabelled = False,
     json: options.JsonFlag = False,
 ) -> None:
     """Predict perturbed cells from a checkpoint and measured control cells.
@@ -167,7 +168,7 @@ def predict(
         "fill_missing": fill_missing,
         "trust_order": trust_order,
         "features": features,
-        "columns": options.column_options(pert_col, control, cell_type_col, batch_col),
+        "columns": options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled),
         "written": {
             "scale": scale,
             "median_depth": depth,

@@ -40,6 +40,7 @@ def prepare(
     control: options.Control = None,
     cell_type_col: options.CellTypeCol = None,
     batch_col: options.BatchCol = None,
+    drop_unlabelled: options.DropUnlabelled = False,
     scale: options.ScaleOption = None,
     json: options.JsonFlag = False,
 ) -> None:
@@ -65,7 +66,7 @@ def prepare(
     report = run(
         source,
         out,
-        options=options.column_options(pert_col, control, cell_type_col, batch_col),
+        options=options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled),
         scale=options.scale_option(scale),
         genes=read_genes(genes) if genes else None,
         settings=PrepareSettings.parse(values, source="the options"),

@@ -73,6 +73,7 @@ def score(
     control: options.Control = None,
     cell_type_col: options.CellTypeCol = None,
     batch_col: options.BatchCol = None,
+    drop_unlabelled: options.DropUnlabelled = False,
     scale: options.ScaleOption = None,
     data_dir: options.DataDirs = None,
     threads: options.Threads = None,
@@ -99,7 +100,7 @@ def score(
             train=train,
             out=out,
             predict=predict,
-            columns=options.column_options(pert_col, control, cell_type_col, batch_col),
+            columns=options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled),
             scale=options.scale_option(scale),
             data_dirs=data_directories(data_dir),
             settings=ScoreSettings.parse(

@@ -89,5 +89,5 @@ def unlabelled(count: int, total: int, column: str, source: str) -> DataError:
     """The error about cells without a label."""
     return DataError(
         f"{source}: {count} of {total} cells have no value in obs column {column!r}; label them, or leave them out with "
-        "--drop-unlabelled (columns.drop_unlabelled)"
+        "--drop-unlabelled (in a configuration: columns.drop_unlabelled)"
     )

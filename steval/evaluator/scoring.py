@@ -23,6 +23,7 @@ from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import CellSource
 from steval.evaluator.clock import Clock
 from steval.evaluator.metrics.profiles import resolve, scored_scale
+from steval.evaluator.reference.baselines import require_contexts
 from steval.evaluator.reference.training import read_training
 from steval.evaluator.report.report import ScoreReport
 from steval.evaluator.settings import ScoreSettings
@@ -71,6 +72,7 @@ def score(
                     train, pair.genes, pair.columns, pair.perturbations, rows=train_rows, scale=scale
                 )
                 stack.callback(training.cells.close)
+                require_contexts(pair, training)
         work = ScoreWork(how, training, features, cache, clock, threads)
         pairs: dict[str | None, Pair] = {None: pair} if how.by is None else dict(pair.by_cell_type())
         with ThreadPoolExecutor(1) as background:

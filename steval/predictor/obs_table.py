@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from steval.predictor.controls import ControlPool
 from steval.predictor.means import PredictedMean
@@ -19,14 +20,14 @@ class ObsTable:
         self._pool = pool
         self._num_predicted = 0
 
-    def controls(self, rows: np.ndarray) -> dict[str, Any]:
+    def controls(self, rows: np.ndarray) -> pd.DataFrame:
         """Measured cells under their own names."""
         pool = self._pool
         labels = np.full(len(rows), pool.columns.control, dtype=object)
-        frame = self._frame(pool.names[rows], labels, pool.cell_types[rows], pool.batches[rows])
-        return frame | {"control_cell": pool.names[rows], "predicted": np.zeros(len(rows), dtype=bool)}
+        more = {"control_cell": pool.names[rows], "predicted": np.zeros(len(rows), dtype=bool)}
+        return self._frame(pool.names[rows], labels, pool.cell_types[rows], pool.batches[rows], more)
 
-    def predicted(self, block: PredictedBlock) -> dict[str, Any]:
+    def predicted(self, block: PredictedBlock) -> pd.DataFrame:
         """Predicted cells; cell type and batch are those of the control cell."""
         pool = self._pool
         rows = np.concatenate([one.control_indices for one in block.sets])
@@ -35,25 +36,26 @@ class ObsTable:
         index = np.array([f"predicted_{number}" for number in range(first, self._num_predicted)], dtype=object)
         names = np.array([one.perturbation for one in block.sets], dtype=object)
         labels = np.repeat(names, [one.num_cells for one in block.sets])
-        frame = self._frame(index, labels, pool.cell_types[rows], pool.batches[rows])
-        return frame | {"control_cell": pool.names[rows], "predicted": np.ones(len(rows), dtype=bool)}
+        more = {"control_cell": pool.names[rows], "predicted": np.ones(len(rows), dtype=bool)}
+        return self._frame(index, labels, pool.cell_types[rows], pool.batches[rows], more)
 
-    def profile(self, perturbation: str, cell_type: str, batch: str | None, num_cells: int) -> dict[str, Any]:
+    def profile(self, perturbation: str, cell_type: str, batch: str | None, num_cells: int) -> pd.DataFrame:
         """One mean profile, predicted or of the controls."""
         control = self._pool.columns.control
         index = np.array(["_".join(part for part in (perturbation, cell_type, batch) if part)], dtype=object)
-        frame = self._frame(index, [perturbation], [cell_type], [batch or ANY])
-        return frame | {"num_cells": [num_cells], "predicted": [perturbation != control]}
+        more = {"num_cells": [num_cells], "predicted": [perturbation != control]}
+        return self._frame(index, [perturbation], [cell_type], [batch or ANY], more)
 
-    def mean(self, profile: PredictedMean) -> dict[str, Any]:
+    def mean(self, profile: PredictedMean) -> pd.DataFrame:
         """One predicted mean profile."""
         return self.profile(profile.item.perturbation, profile.cell_type, profile.batch, profile.num_cells)
 
-    def _frame(self, index: Any, labels: Any, cell_types: Any, batches: Any) -> dict[str, Any]:
+    def _frame(self, index: Any, labels: Any, cell_types: Any, batches: Any, more: dict[str, Any]) -> pd.DataFrame:
+        """The data's own columns, and `more` under the names that they leave free."""
         columns = self._pool.columns
-        frame: dict[str, Any] = {"index": index, columns.perturbation: labels}
+        frame: dict[str, Any] = {columns.perturbation: labels}
         if columns.cell_type:
             frame[columns.cell_type] = cell_types
         if columns.batch:
             frame[columns.batch] = batches
-        return frame
+        return pd.DataFrame(more | frame if set(more) & set(frame) else frame | more, index=pd.Index(index))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from pydantic import FiniteFloat, PositiveFloat, model_validator
 
@@ -134,7 +135,7 @@ def write_predictions(
     return done
 
 
-def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: dict[str, Any], layout: OutputLayout) -> None:
+def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: pd.DataFrame, layout: OutputLayout) -> None:
     writer.append(csr_of(cells) if layout == "csr" else cells, obs)
 
 
@@ -151,7 +152,7 @@ def clip(cells: Any, options: OutputOptions) -> Any:
     return np.clip(cells, options.clip_low, options.clip_high)
 
 
-_Written = Iterator[tuple[np.ndarray | sp.csr_matrix, dict[str, Any], int]]
+_Written = Iterator[tuple[np.ndarray | sp.csr_matrix, pd.DataFrame, int]]
 """Matrix, its `obs`, and how many predicted cells it stands for (0: measured)."""
 
 

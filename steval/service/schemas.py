@@ -173,6 +173,8 @@ class ScoreBody(ScoreChoice):
     perturbation_column: Name | None = None
     control: Name | None = None
     cell_type_column: Name | None = None
+    drop_unlabelled: bool = False
+    """Leave out cells without a label in a column that is used, in place of refusing them."""
     scale: Literal["counts", "lognorm"] | None = None
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 

@@ -289,4 +289,4 @@ def _uses_batches(config: FinetuneConfig, base: Base | None) -> bool:
     """Whether it matters of which batch a cell is: for its controls, or to the network."""
     network = base.source.config if base else None
     encoded = network is not None and (network.batch_encoder or network.batch_token)
-    return config.sets.mapping == "batch" or config.network.batch_encoder or config.network.batch_token or encoded
+    return config.sets.mapping == "batch" or config.network.batch_encoder or encoded

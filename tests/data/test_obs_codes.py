@@ -42,7 +42,7 @@ def test_a_column_is_its_codes_into_sorted_names(
 ) -> None:
     monkeypatch.setattr("steval.data.cells.obs_codes.BLOCK_ROWS", block)
     with h5py.File(path, "r") as handle:
-        column = read_coded(handle["obs"], name, "the file")
+        column = read_coded(handle["obs"], name)
     expected = [str(value) for value in COLUMNS[name]]
     assert [column.names[code] for code in column.codes] == expected
     assert column.names == tuple(sorted(set(expected)))
@@ -70,17 +70,27 @@ def test_the_layout_of_anndata_0_7_is_read_too(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "old.h5", "r") as handle:
         assert column_names(handle["obs"]) == ["gene"]
         assert num_rows(handle["obs"]) == 3
-        column = read_coded(handle["obs"], "gene", "f")
+        column = read_coded(handle["obs"], "gene")
         assert [column.names[code] for code in column.codes] == ["x", "y", "x"]
         assert next(row_names(handle["obs"])).tolist() == ["cell0", "cell1", "cell2"]
 
 
-@pytest.mark.parametrize("values", [pd.Categorical(["a", None]), pd.array(["a", None], dtype="string"), [1.0, np.nan]])
-def test_cells_without_a_label_are_an_error(tmp_path: Path, values: object) -> None:
+@pytest.mark.parametrize("values", [pd.Categorical(["a", None]), pd.array(["a", None], dtype="string"), ["a", ""], ["a", " "], [1.0, np.nan]])
+def test_cells_without_a_label_have_no_code(tmp_path: Path, values: object) -> None:
     with h5py.File(tmp_path / "obs.h5", "w") as handle:
         write(handle, pd.DataFrame({"gene": values}, index=["x", "y"]))
-    with (
-        h5py.File(tmp_path / "obs.h5", "r") as handle,
-        pytest.raises(DataError, match="the file: 1 of 2 cells have no value in obs column 'gene'"),
-    ):
-        read_coded(handle["obs"], "gene", "the file")
+    with h5py.File(tmp_path / "obs.h5", "r") as handle:
+        column = read_coded(handle["obs"], "gene")
+    assert column.codes.tolist() == [0, -1]
+    assert column.missing.tolist() == [False, True]
+    assert len(column.names) == 1
+    filled = column.filled("none")
+    assert [filled.names[code] for code in filled.codes] == [column.names[0], "none"]
+
+
+def test_codes_of_no_category_are_damage(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "obs.h5", "w") as handle:
+        write(handle, pd.DataFrame({"gene": pd.Categorical(["a", "b"])}, index=["x", "y"]))
+        handle["obs/gene/codes"][1] = 7
+    with h5py.File(tmp_path / "obs.h5", "r") as handle, pytest.raises(DataError, match="codes of no category"):
+        read_coded(handle["obs"], "gene")

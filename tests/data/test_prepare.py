@@ -19,12 +19,15 @@ def foreign() -> ad.AnnData:
     return ad.AnnData(X=sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=["u", "v", "w", "v2", "x"]))
 
 
-OPTIONS = ColumnOptions(perturbation="gene", control="NT", cell_type="line")
+OPTIONS = ColumnOptions(perturbation="gene", control="NT", cell_type="line", drop_unlabelled=True)
 
 
 def test_foreign_counts_become_declared_lognorm(foreign, tmp_path):
     foreign.write_h5ad(tmp_path / "in.h5ad")
     settings = PrepareSettings(target_sum=100.0, min_cells=5)
+    with pytest.raises(DataError, match="1 of 30 cells have no value in obs column 'gene'"):
+        strict = OPTIONS.model_copy(update={"drop_unlabelled": False})
+        prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=strict, settings=settings)
     report = prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS, settings=settings)
     out = ad.read_h5ad(tmp_path / "out.h5ad")
     assert out.n_obs == report.num_cells == 25

@@ -123,7 +123,10 @@ def test_all_problems_are_told_together(sides):
             lambda cells: cells.obs.rename(columns={"target_gene": "gene"}),
             "no obs column 'target_gene'; the columns are: gene",
         ),
-        (lambda cells: cells.obs.assign(target_gene=[None, *cells.obs["target_gene"][1:]]), "1 cells have no label"),
+        (
+            lambda cells: cells.obs.assign(target_gene=[None, *cells.obs["target_gene"][1:]]),
+            r"predicted cells: 1 of \d+ cells have no value in obs column 'target_gene'",
+        ),
     ],
 )
 def test_bad_labels_are_errors(sides, change, message):

@@ -75,11 +75,7 @@ def align(
 
 def require_unique(genes: Sequence[str], what: str = "the data") -> None:
     """Raise a `DataError` that lists the gene names that occur more than once, or counts genes without a name."""
-    unnamed = sum(not gene.strip() for gene in genes)
-    if unnamed:
-        raise DataError(
-            f"{what}: {unnamed} of {len(genes)} genes have no name; name them, or leave them out before steval reads them"
-        )
+    require_named(genes, what)
     if len(set(genes)) == len(genes):
         return
     repeated = sorted(gene for gene, count in Counter(genes).items() if count > 1)
@@ -89,13 +85,23 @@ def require_unique(genes: Sequence[str], what: str = "the data") -> None:
     )
 
 
+def require_named(genes: Sequence[str], what: str = "the data") -> None:
+    """Raise a `DataError` that counts the genes without a name."""
+    unnamed = sum(not gene.strip() for gene in genes)
+    if unnamed:
+        raise DataError(
+            f"{what}: {unnamed} of {len(genes)} genes have no name; name them, or leave them out with steval prepare "
+            "--drop-unlabelled"
+        )
+
+
 def read_genes(path: Path) -> list[str]:
     """Gene names from an h5ad's `var` index, or from a text file with a name per line (first column of CSV or TSV)."""
     if path.suffix in (".h5ad", ".h5"):
         with CellFile.open(path) as cells:
             return cells.genes
     try:
-        lines = require_file(path, "gene list").read_text(encoding="utf-8").splitlines()
+        lines = require_file(path, "gene list").read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file with a gene name per line") from error
     genes = [line.replace("\t", ",").split(",")[0].strip() for line in lines if line.strip()]

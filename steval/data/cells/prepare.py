@@ -4,18 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from steval.data.cells.cellfile import CellFile
-from steval.data.cells.genes import GeneAlignment, align, require_unique
+from steval.data.cells.genes import GeneAlignment, align, require_named, require_unique
 from steval.data.cells.record import steval_record
 from steval.data.cells.scale import Scale, ScaleRecord, lognorm, resolve_scale
 from steval.data.cells.writer import CellWriter
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.labels import label_codes, label_text, labels_of
 from steval.errors import DataError
 from steval.logs import progress
 from steval.settings import Settings
@@ -74,9 +73,15 @@ def prepare(
     with CellFile.open(source) as cells:
         done: list[str] = []
         columns = resolve_columns(cells.obs, cells.record, options, source=str(source))
+        num_cells = cells.num_cells
+        cells = cells.labelled(columns, "perturbation")
+        _note(done, num_cells - cells.num_cells, "cells without a perturbation label left out")
+        num_genes = len(cells.genes)
+        cells = _with_named_genes(cells, source, settings, columns, done)
         measured = resolve_scale(cells, scale)
         _require_known_target(measured, settings, source)
-        names, merge = _gene_names(cells, source, settings, measured)
+        merge = _merging(cells, source, settings, measured)
+        names = merge.names if merge else cells.genes
         alignment = align(names, genes, settings.fill_missing, str(source)) if genes is not None else None
         kept = _filter(cells, columns, settings, done)
         obs, out_columns = _rename(cells.obs.iloc[kept], columns, settings, done)
@@ -86,19 +91,30 @@ def prepare(
             made_by="steval prepare", scale="lognorm", target_sum=target_sum, columns=out_columns,
             details={"source": str(Path(source).resolve()), "settings": settings.as_dict(), "done": done},
         )  # fmt: skip
-        out_genes = list(alignment.target) if alignment else list(merge.names if merge else names)
+        out_genes = list(alignment.target) if alignment else names
         with CellWriter(out, out_genes, record) as writer:
             for start in progress(range(0, len(kept), BLOCK_CELLS), "preparing", "block"):
                 block = cells.rows(kept[start : start + BLOCK_CELLS])
                 writer.append(
                     _transform(block, measured, settings, merge, alignment), obs.iloc[start : start + BLOCK_CELLS]
                 )
-            writer.obsm = {key: cells.obsm(key, kept) for key in cells.obsm_keys}
+            writer.obsm = _kept_obsm(cells, kept, done)
         counts = obs[out_columns.perturbation].value_counts()
         found = {
-            "cells": cells.num_cells, "genes": len(cells.genes), "scale": measured.describe(), "columns": columns.as_dict(),
+            "cells": num_cells, "genes": num_genes, "scale": measured.describe(), "columns": columns.as_dict(),
         }  # fmt: skip
     return PrepareReport(Path(out), len(kept), len(out_genes), {str(k): int(v) for k, v in counts.items()}, found, done)
+
+
+def _kept_obsm(cells: CellFile, rows: np.ndarray, done: list[str]) -> dict[str, Any]:
+    """The obsm elements of the kept cells in the kind that they have; one that cannot be read is left out and noted."""
+    found = {}
+    for key in cells.obsm_keys:
+        try:
+            found[key] = cells.obsm_block(key, rows)
+        except DataError as error:
+            done.append(f"obsm {key!r} left out: {error}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -120,24 +136,35 @@ def _require_known_target(measured: ScaleRecord, settings: PrepareSettings, sour
         )
 
 
-def _gene_names(
-    cells: CellFile, source: Path, settings: PrepareSettings, measured: ScaleRecord
-) -> tuple[list[str], _Merge | None]:
+def _with_named_genes(
+    cells: CellFile, source: Path, settings: PrepareSettings, columns: Columns, done: list[str]
+) -> CellFile:
+    """The same cells under the gene names that are asked for; genes without one are left out where that is told."""
     names = cells.genes
     if settings.gene_column is not None:
-        with h5py.File(source, "r") as handle:
-            var: Any = ad.io.read_elem(handle["var"])
-        if settings.gene_column not in var.columns:
+        if settings.gene_column not in cells.var.columns:
             raise DataError(
                 f"{source} has no var column {settings.gene_column!r}; its columns are: "
-                f"{', '.join(map(str, var.columns)) or '(none)'}"
+                f"{', '.join(map(str, cells.var.columns)) or '(none)'}"
             )
-        names = [str(name) for name in var[settings.gene_column]]
+        names = [label_text(name) for name in cells.var[settings.gene_column]]
+    named = np.flatnonzero([bool(name.strip()) for name in names])
+    if not columns.drop_unlabelled:
+        require_named(names, f"{source}, var {'index' if settings.gene_column is None else repr(settings.gene_column)}")
+    if len(named) == len(names):
+        return cells.transformed(lambda block: block, names, cells.uns, cells.name)
+    done.append(f"{len(names) - len(named)} genes without a name left out")
+    kept = [names[place] for place in named]
+    return cells.transformed(lambda block: sp.csr_matrix(block[:, named]), kept, cells.uns, cells.name)
+
+
+def _merging(cells: CellFile, source: Path, settings: PrepareSettings, measured: ScaleRecord) -> _Merge | None:
+    names = cells.genes
     if settings.duplicate_genes == "error":
         require_unique(names, str(source))
-        return names, None
+        return None
     if len(set(names)) == len(names):
-        return names, None
+        return None
     if measured.scale != "counts":
         raise DataError(
             f"{source}: columns of the same gene can be added up in counts only, and this is {measured.scale}"
@@ -146,14 +173,13 @@ def _gene_names(
     position = {name: index for index, name in enumerate(unique)}
     rows = np.arange(len(names))
     matrix = sp.csr_matrix((np.ones(len(names), np.float32), (rows, [position[name] for name in names])))
-    return unique, _Merge(unique, matrix)
+    return _Merge(unique, matrix)
 
 
 def _filter(cells: CellFile, columns: Columns, settings: PrepareSettings, done: list[str]) -> np.ndarray:
     """Row numbers of the cells to keep, in file order."""
-    labels = cells.obs[columns.perturbation]
-    keep = labels.notna().to_numpy() & (labels.astype(str).str.strip() != "").to_numpy()
-    _note(done, int((~keep).sum()), "cells without a perturbation label dropped")
+    labels = pd.Series(labels_of(cells.obs, columns.perturbation, cells.name), dtype=object)
+    keep = np.ones(cells.num_cells, dtype=bool)
     if settings.min_counts or settings.min_genes:
         totals, detected = np.zeros(cells.num_cells), np.zeros(cells.num_cells, dtype=np.int64)
         for indices, block in cells.blocks(BLOCK_CELLS):
@@ -165,15 +191,15 @@ def _filter(cells: CellFile, columns: Columns, settings: PrepareSettings, done: 
             f"cells under {settings.min_counts:g} counts or {settings.min_genes} genes dropped",
         )  # fmt: skip
         keep &= enough
-    sizes = labels[keep].astype(str).value_counts()
+    sizes = labels[keep].value_counts()
     rare = [name for name, size in sizes.items() if size < settings.min_cells and name != columns.control]
     if rare:
-        lost = keep & labels.astype(str).isin(rare).to_numpy()
+        lost = keep & labels.isin(rare).to_numpy()
         done.append(
             f"{len(rare)} perturbations with fewer than {settings.min_cells} cells dropped ({int(lost.sum())} cells)"
         )
         keep &= ~lost
-    if not (labels[keep].astype(str) == columns.control).any():
+    if not (labels[keep] == columns.control).any():
         raise DataError(f"the filters leave no control cells ({columns.control!r}); loosen --min-counts or --min-genes")
     return np.flatnonzero(keep)
 
@@ -205,14 +231,20 @@ def _rename(
         frame[standard.cell_type] = settings.cell_type_name
         done.append(f"cell type of all cells set to {settings.cell_type_name!r}")
         has_type = True
-    frame[standard.perturbation] = frame[standard.perturbation].astype(str)
-    frame.insert(0, "index", frame.index.astype(str))
+    for name in (standard.perturbation, standard.cell_type, standard.batch):
+        if name in frame:
+            names, codes = label_codes(frame[name])
+            frame[name] = pd.Categorical.from_codes(codes, categories=pd.Index(names, dtype=object))
+            _note(
+                done, int((codes < 0).sum()), f"cells have no value in {name!r}: what uses that column will refuse them"
+            )
+    frame.index = frame.index.astype(str)
     resolved = Columns(
         control=columns.control,
         cell_type=standard.cell_type if has_type else None,
         batch=standard.batch if columns.batch is not None else None,
     )
-    return frame.reset_index(drop=True), resolved
+    return frame, resolved
 
 
 def _describe(

@@ -24,7 +24,8 @@ CHUNK_VALUES = 1 << 18
 class CellWriter:
     """Write an h5ad of float32 cells `[n, G]` by blocks; the file appears under its name only when `with` ends well.
 
-    `layout` csr keeps non-zero values only; dense keeps all. `obs` of each block is a mapping of column → values.
+    `layout` csr keeps non-zero values only; dense keeps all. `obs` of each block is a frame whose index names the cells, or a
+    mapping of column → values (cells are numbered).
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class CellWriter:
         self._filters: dict[str, Any] = _FILTERS[compression]
         self._var = var if var is not None else pd.DataFrame(index=pd.Index(self._genes, name="gene"))
         self._obs: list[pd.DataFrame] = []
-        self.obsm: dict[str, np.ndarray] = {}
+        self.obsm: dict[str, Any] = {}
         """Matrices with a row per cell, to be set before the end."""
         self.num_cells = 0
         self._num_values = 0
@@ -68,6 +69,8 @@ class CellWriter:
     def append(self, block: np.ndarray | sp.csr_matrix, obs: Mapping[str, Any] | pd.DataFrame) -> None:
         """Add cells: `block [n, G]` in the scale of the record, `obs` with n values a column."""
         frame = pd.DataFrame(obs)
+        if not isinstance(obs, pd.DataFrame):
+            frame.index = pd.RangeIndex(self.num_cells, self.num_cells + len(frame))
         if block.shape != (len(frame), len(self._genes)):
             raise ValueError(f"block of shape {block.shape} for {len(frame)} cells × {len(self._genes)} genes")
         if self._layout == "dense":
@@ -123,20 +126,30 @@ class CellWriter:
             group = self._handle["X"]
             group.create_dataset("indptr", data=np.concatenate(self._indptr))
             group.attrs["shape"] = np.array([self.num_cells, len(self._genes)], dtype=np.int64)
-        obs = pd.concat(self._obs, ignore_index=True) if self._obs else pd.DataFrame()
-        if "index" in obs:
-            obs = obs.set_index("index")
+        obs = pd.concat(self._obs) if self._obs else pd.DataFrame()
         obs.index = obs.index.astype(str)
         obs.index.name = None
         for column in obs.columns:
-            if obs[column].dtype == object or isinstance(obs[column].dtype, pd.StringDtype):
-                obs[column] = pd.Categorical(obs[column].astype(str))
+            obs[column] = _writable(obs[column])
+        for key, element in self.obsm.items():
+            if isinstance(element, pd.DataFrame):
+                self.obsm[key] = element.set_axis(obs.index)
         ad.io.write_elem(self._handle, "obs", obs)
         ad.io.write_elem(self._handle, "var", self._var)
         ad.io.write_elem(self._handle, "uns", {KEY: self._record})
         ad.io.write_elem(self._handle, "obsm", self.obsm)
         for key in ("varm", "obsp", "varp", "layers"):
             ad.io.write_elem(self._handle, key, {})
+
+
+def _writable(values: pd.Series) -> Any:
+    """A column in a type that h5ad holds: numbers as they are, all else as text; missing values stay missing."""
+    kind = values.dtype
+    numeric = pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_complex_dtype(kind)
+    texts = isinstance(kind, pd.CategoricalDtype) and all(isinstance(name, str) for name in kind.categories)
+    if numeric or texts:
+        return values
+    return pd.Categorical(values.astype(object).where(values.notna(), None).map(str, na_action="ignore"))
 
 
 class _Disk(FileIO):

@@ -19,8 +19,9 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment, align
 from steval.data.cells.scale import Scale, ScaleRecord, resolve_scale
 from steval.data.columns import Columns
+from steval.data.labels import is_labelled, unlabelled
 from steval.errors import DataError, EvaluationError
-from steval.evaluator.cells.sides import Cells, CellSource, StoredCells, few_cells, group_rows, open_cells
+from steval.evaluator.cells.sides import Cells, CellSource, StoredCells, cell_types, few_cells, group_rows, open_cells
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,21 @@ class Pair:
             raise EvaluationError(
                 f"there is no cell type column {column!r} in the {' and '.join(missing)} cells; name it with --cell-type-col"
             )
-        types = [side.file.obs[column].astype(str).to_numpy() for side in sides]
-        names = [
-            sorted(set(values[np.concatenate(list(side.groups.values()))]))
-            for values, side in zip(types, sides, strict=True)
+        labels = ("predicted cells", "real cells")
+        types = [cell_types(side, column) for side in sides]
+        scored = [kinds[np.concatenate(list(side.groups.values()))] for kinds, side in zip(types, sides, strict=True)]
+        problems = [
+            str(unlabelled(int((kinds == "").sum()), len(kinds), column, name))
+            for kinds, name in zip(scored, labels, strict=True)
+            if (kinds == "").any() and not self.columns.drop_unlabelled
         ]
-        problems = _difference_problems(names[0], names[1], "cell types", ("predicted cells", "real cells"))
+        names = [sorted(set(kinds) - {""}) for kinds in scored]
+        problems += _difference_problems(names[0], names[1], "cell types", labels)
         pairs = {}
         for name in names[1] if not problems else []:
             pred, real = (side.restricted(kinds == name, name) for side, kinds in zip(sides, types, strict=True))
-            labels = (f"predicted cells of type {name}", f"real cells of type {name}")
-            problems += _group_problems(pred.groups, real.groups, self.columns, labels)
+            of_type = (f"predicted cells of type {name}", f"real cells of type {name}")
+            problems += _group_problems(pred.groups, real.groups, self.columns, of_type)
             perturbations = tuple(group for group in real.groups if group != self.control)
             pairs[name] = replace(self, pred=pred, real=real, perturbations=perturbations, cell_type=name)
         if problems:
@@ -158,9 +163,9 @@ def _column_problems(cells: CellFile, columns: Columns, name: str) -> list[str]:
     if columns.perturbation not in cells.obs.columns:
         known = ", ".join(map(str, cells.obs.columns)) or "(none)"
         return [f"{name}: no obs column {columns.perturbation!r}; the columns are: {known} (--pert-col)"]
-    unlabelled = int(cells.obs[columns.perturbation].isna().sum())
-    if unlabelled:
-        return [f"{name}: {unlabelled} cells have no label in column {columns.perturbation!r}; remove them first"]
+    labelled = is_labelled(cells.obs[columns.perturbation])
+    if not labelled.all() and not columns.drop_unlabelled:
+        return [str(unlabelled(int((~labelled).sum()), len(labelled), columns.perturbation, name))]
     return []
 
 

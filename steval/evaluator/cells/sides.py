@@ -13,7 +13,8 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment
 from steval.data.cells.scale import sample_indices
 from steval.data.files import sha256_file
-from steval.errors import EvaluationError
+from steval.data.labels import label_codes
+from steval.errors import DataError, EvaluationError
 
 CellSource = Any
 """What is accepted as cells: a path to an h5ad, an `anndata.AnnData`, or an open `CellFile`."""
@@ -32,10 +33,10 @@ def open_cells(source: CellSource, name: str, label_column: str | None = None) -
         source = CellFile.open(Path(source))
     if isinstance(source, CellFile):
         if source.path is None:
-            return source, False
+            return source, source.is_dense
         known = label_column is not None and label_column in source.obs
-        codes = source.obs[label_column].astype("category").cat.codes if known else []
-        return source.grouped(np.asarray(codes)), source.is_dense
+        codes = label_codes(source.obs[label_column])[1] if known else np.empty(0)
+        return source.grouped(codes), source.is_dense
     if not hasattr(source, "obs") or not hasattr(source, "X"):
         raise EvaluationError(
             f"{name}: cells are given as a path to an h5ad file, an AnnData or a CellFile; got {type(source).__name__}"
@@ -161,8 +162,8 @@ class StoredCells:
         if self._whole is not None:
             return self._whole.digest()
         if self._digest is None:
-            path = Path(self.file.name)
-            self._digest = sha256_file(path) if path.is_file() else _memory_digest(self)
+            path = self.file.path
+            self._digest = _memory_digest(self) if path is None else sha256_file(path)
         return self._digest
 
 
@@ -172,7 +173,10 @@ def _memory_digest(cells: StoredCells) -> str:
         for part in (block.data, block.indices, block.indptr):
             digest.update(_bytes(part))
     for key in cells.file.obsm_keys:
-        digest.update(_bytes(cells.file.obsm(key, np.arange(cells.file.num_cells))))
+        try:
+            digest.update(_bytes(cells.file.obsm(key, np.arange(cells.file.num_cells))))
+        except DataError:
+            continue  # text and the like: no metric can read it
     for group, rows in cells.groups.items():
         digest.update(group.encode())
         digest.update(_bytes(rows.astype(np.int64)))
@@ -190,8 +194,15 @@ def _float(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def group_rows(labels: pd.Series) -> dict[str, np.ndarray]:
-    """Row numbers of each label, ascending, keyed by label in sorted order."""
-    codes, names = pd.factorize(labels.astype(str).to_numpy(), sort=True)
+    """Row numbers of each label, ascending, keyed by label in sorted order; rows without a label are in no group."""
+    names, codes = label_codes(labels)
     order = np.argsort(codes, kind="stable")
     edges = np.searchsorted(codes[order], np.arange(len(names) + 1))
-    return {str(name): order[edges[i] : edges[i + 1]] for i, name in enumerate(names)}
+    groups = {name: order[edges[code] : edges[code + 1]] for code, name in enumerate(names)}
+    return {name: rows for name, rows in sorted(groups.items()) if len(rows)}
+
+
+def cell_types(cells: StoredCells, column: str) -> np.ndarray:
+    """Cell type of every row of the file, text `[num rows]` (object); blank where it has none."""
+    names, codes = label_codes(cells.file.obs[column])
+    return np.array([*names, ""], dtype=object)[codes]

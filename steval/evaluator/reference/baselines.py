@@ -19,9 +19,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from steval.data.effects.carry import carry, mean_of_cells
+from steval.data.labels import unlabelled
 from steval.errors import EvaluationError
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.cells.sides import PIECE_CELLS
+from steval.evaluator.cells.sides import PIECE_CELLS, cell_types
 from steval.evaluator.reference.training import ALL, TrainingSummary
 
 POOL_CELLS = 4096
@@ -113,12 +114,23 @@ def real_contexts(pair: Pair) -> dict[str, dict[str, int]]:
     if pair.cell_type is not None or column is None or column not in pair.real.file.obs.columns:
         single = pair.cell_type or ALL
         return {group: {single: len(rows)} for group, rows in pair.real.groups.items()}
-    types = pair.real.file.obs[column].astype(str).to_numpy(dtype=object)
+    types = cell_types(pair.real, column)
     counted = {}
     for group, rows in pair.real.groups.items():
-        names, numbers = np.unique(types[rows].astype(str), return_counts=True)
+        names, numbers = np.unique(types[rows][types[rows] != ""].astype(str), return_counts=True)
         counted[group] = dict(zip(names.tolist(), numbers.tolist(), strict=True))
     return counted
+
+
+def require_contexts(pair: Pair, training: TrainingSummary) -> None:
+    """Raise a `DataError` where baselines start from the controls of a cell's type and real cells have none."""
+    column, side = pair.columns.cell_type, pair.real
+    if column is None or column not in side.file.obs.columns or set(training.control_rows) == {ALL}:
+        return
+    rows = np.concatenate(list(side.groups.values()))
+    num_missing = int((cell_types(side, column)[rows] == "").sum())
+    if num_missing and not pair.columns.drop_unlabelled:
+        raise unlabelled(num_missing, len(rows), column, "real cells")
 
 
 def missing_contexts(pair: Pair, training: TrainingSummary) -> list[str]:

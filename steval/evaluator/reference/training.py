@@ -6,7 +6,6 @@ Baselines are built from this and never from the evaluation data.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from steval.data.cells.scale import Scale, require_scale
 from steval.data.columns import Columns
 from steval.data.effects.measure import pair_means
 from steval.data.files import sha256_file
+from steval.data.labels import labelled_rows, labels_of
 from steval.errors import EvaluationError, nearest_names
 from steval.evaluator.cells.digests import SKETCH_CELLS, gene_keys, sketch, sketch_genes, value_bits
 from steval.evaluator.cells.kernels import sum_cells
@@ -79,11 +79,11 @@ def read_training(
     Raises `EvaluationError` where columns, control or genes do not fit the evaluation data, `DataError` where the scale does not.
     """
     cells, _ = open_cells(source, name, columns.perturbation)
-    selected = np.arange(cells.num_cells) if rows is None else np.asarray(rows)
+    selected = _labelled(cells, columns, np.arange(cells.num_cells) if rows is None else np.asarray(rows), name)
     labels = _labels(cells, columns, selected, name)
     target_sum = require_scale(few_cells(cells), "lognorm", scale).target_sum
     alignment = align(cells.genes, genes, what=name)
-    contexts = _contexts(cells.obs, columns, selected)
+    contexts = _contexts(cells.obs, columns, selected, name)
     keys = pd.MultiIndex.from_arrays([labels, contexts])
     codes, groups = pd.factorize(keys)
     sums, digests = _sum_groups(cells, alignment, selected, codes, len(groups))
@@ -116,15 +116,23 @@ def read_training(
 
 
 def _content_digest(cells: CellFile, digests: np.ndarray) -> str:
-    path = Path(cells.name)
-    return sha256_file(path) if path.is_file() else hashlib.sha256(digests.tobytes()).hexdigest()
+    if cells.path is not None:
+        return sha256_file(cells.path)
+    return hashlib.sha256(digests.tobytes()).hexdigest()
+
+
+def _labelled(cells: CellFile, columns: Columns, rows: np.ndarray, name: str) -> np.ndarray:
+    """Those of `rows` that have the labels which baselines need."""
+    used = [column for column in (columns.perturbation, columns.cell_type) if column in cells.obs.columns]
+    kept = labelled_rows(cells.obs.iloc[rows], [str(column) for column in used], name, drop=columns.drop_unlabelled)
+    return rows if kept is None else rows[kept]
 
 
 def _labels(cells: CellFile, columns: Columns, rows: np.ndarray, name: str) -> np.ndarray:
     if columns.perturbation not in cells.obs.columns:
         known = ", ".join(map(str, cells.obs.columns)) or "(none)"
         raise EvaluationError(f"{name}: no obs column {columns.perturbation!r}; the columns are: {known}")
-    labels = cells.obs[columns.perturbation].astype(str).to_numpy(dtype=object)[rows]
+    labels = labels_of(cells.obs.iloc[rows], columns.perturbation, name)
     present = set(labels)
     if columns.control not in present:
         near = ", ".join(nearest_names(columns.control, sorted(present))) or "none"
@@ -136,10 +144,10 @@ def _labels(cells: CellFile, columns: Columns, rows: np.ndarray, name: str) -> n
     return labels
 
 
-def _contexts(obs: pd.DataFrame, columns: Columns, rows: np.ndarray) -> np.ndarray:
+def _contexts(obs: pd.DataFrame, columns: Columns, rows: np.ndarray, name: str) -> np.ndarray:
     if columns.cell_type is None or columns.cell_type not in obs.columns:
         return np.full(len(rows), ALL, dtype=object)
-    return obs[columns.cell_type].astype(str).to_numpy(dtype=object)[rows]
+    return labels_of(obs.iloc[rows], columns.cell_type, name)
 
 
 def _sum_groups(

@@ -58,7 +58,10 @@ def _score(directory: Path, request: dict[str, Any]) -> None:
         require_harmless(path, role, request["max_values"])
     body = request["body"]
     columns = ColumnOptions(
-        perturbation=body["perturbation_column"], control=body["control"], cell_type=body["cell_type_column"]
+        perturbation=body["perturbation_column"],
+        control=body["control"],
+        cell_type=body["cell_type_column"],
+        drop_unlabelled=body["drop_unlabelled"],
     )
     score_predictions(
         ScoreRequest(
