@@ -151,7 +151,7 @@ def cell_controls(
     found = resolve_columns(cells.obs, cells.record, columns, manifest.columns, source=cells.name)
     cells = cells.labelled(found, "perturbation")
     rows = np.flatnonzero(labels_of(cells.obs, found.perturbation, cells.name) == found.control)
-    used = ("cell_type", "batch") if manifest.batches else ("cell_type",)
+    used = ("cell_type", "batch") if manifest.model.batch_encoder else ("cell_type",)
     controls = cells.select(rows).labelled(found, *used)
     if not controls.num_cells:
         raise DataError(f"{cells.name}: no control cell has a label in the columns that are used")

@@ -75,7 +75,10 @@ def test_the_layout_of_anndata_0_7_is_read_too(tmp_path: Path) -> None:
         assert next(row_names(handle["obs"])).tolist() == ["cell0", "cell1", "cell2"]
 
 
-@pytest.mark.parametrize("values", [pd.Categorical(["a", None]), pd.array(["a", None], dtype="string"), ["a", ""], ["a", " "], [1.0, np.nan]])
+@pytest.mark.parametrize(
+    "values",
+    [pd.Categorical(["a", None]), pd.array(["a", None], dtype="string"), ["a", ""], ["a", " "], [1.0, np.nan]],
+)
 def test_cells_without_a_label_have_no_code(tmp_path: Path, values: object) -> None:
     with h5py.File(tmp_path / "obs.h5", "w") as handle:
         write(handle, pd.DataFrame({"gene": values}, index=["x", "y"]))
