@@ -11,6 +11,7 @@ from steval import __version__
 from steval.batch.jobs import Stamp
 from steval.batch.places import find, local_copy, plain_name, unique_names
 from steval.batch.settings import BatchManifest, DataEntry
+from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import require_scale, sample_indices
@@ -70,6 +71,8 @@ class Sources:
         found = []
         for name, place in self._expand(entries, "checkpoints").items():
             try:
+                if "://" not in place:
+                    place = str(locate_checkpoint(place))
                 path = local_copy(place, self.cache)
                 metadata = read_header(path).get("__metadata__") or {}
                 manifest = parse_metadata(metadata, path)

@@ -23,7 +23,6 @@ from steval.model.groups import is_unused
 from steval.model.network import StateTransition
 from steval.settings import json_digest
 
-ARC_SUFFIXES = (".ckpt", ".pt", ".pth")
 PREFERRED = ("best.ckpt", "final.ckpt", "last.ckpt")
 """Which checkpoint of a run directory is taken: the lowest validation loss first."""
 
@@ -45,11 +44,6 @@ class ArcModel:
     vocabulary: ArcVocabulary
     training: TrainingRecord
     notes: tuple[str, ...]
-
-
-def is_arc(path: Path) -> bool:
-    """Whether `path` is to be read as an arc-state model: a directory, or a file with one of its suffixes."""
-    return Path(path).is_dir() or Path(path).suffix in ARC_SUFFIXES
 
 
 def read_arc(source: Path, attention: str | None = None) -> ArcModel:

@@ -5,21 +5,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from steval.checkpoints.location import is_arc, locate_checkpoint
 from steval.checkpoints.manifest import CONTROLS, FEATURES, Manifest, parse_metadata, read_header
 from steval.errors import CheckpointError
 
-ARC_SUFFIXES = (".ckpt", ".pt", ".pth")
-
 
 def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
-    """Describe a `.safetensors` checkpoint, an arc-state run directory or a `.ckpt`; nothing of it is executed.
+    """Describe a checkpoint (or a run's best one), an arc-state run directory or a `.ckpt`; nothing of it is executed.
 
     With `verify` the weights of a steval checkpoint are read and their digests, shapes and values checked (arc-state's
     files have no digests). Raises `CheckpointError`.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix in ARC_SUFFIXES:
+    if is_arc(path):
         return _describe_arc(path)
+    path = locate_checkpoint(path)
     header = read_header(path)
     manifest = parse_metadata(header.get("__metadata__"), path)
     if verify:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from steval.checkpoints.arc import is_arc, read_arc
+from steval.checkpoints.arc import read_arc
 from steval.checkpoints.arc_maps import ArcVocabulary
+from steval.checkpoints.location import is_arc, locate_checkpoint
 from steval.checkpoints.store import load_checkpoint
 from steval.data.files import sha256_file
 from steval.errors import CheckpointError
@@ -44,7 +45,7 @@ class WeightSource:
 
 
 def read_weight_source(path: Path, attention: Attention | None = None) -> WeightSource:
-    """What `--init-from` is given: a `.safetensors` checkpoint of ours, or an arc-state run directory or file.
+    """What `--init-from` is given: a checkpoint or run directory of ours, or an arc-state run directory or file.
 
     `attention` overrides the recorded regime. Raises `CheckpointError`.
     """
@@ -58,6 +59,7 @@ def read_weight_source(path: Path, attention: Attention | None = None) -> Weight
             vocabulary=_arc_vocabulary(model.vocabulary, model.config),
             notes=model.notes,
         )
+    path = locate_checkpoint(path)
     checkpoint = load_checkpoint(path)
     manifest = checkpoint.manifest
     config = manifest.model if attention is None else manifest.model.model_copy(update={"attention": attention})

@@ -12,7 +12,9 @@ SHOWN_NAMES = 8
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="CKPT", help="A .safetensors checkpoint, an arc-state run or .ckpt.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="A .safetensors checkpoint, a run, an arc-state run or .ckpt.")
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all weights and check digests, shapes and values.")
     ] = False,

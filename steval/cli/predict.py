@@ -15,7 +15,11 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="The h5ad to write.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(metavar="CKPT", help="A steval checkpoint (.safetensors); none with --url.", show_default=False),
+        typer.Argument(
+            metavar="CKPT",
+            help="A checkpoint (.safetensors) or run directory; none with --url.",
+            show_default=False,
+        ),
     ] = None,
     perturbations: Annotated[
         list[str] | None, typer.Option("--perturbations", "-p", help="Names A,B (may be repeated).")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 
+from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.store import Checkpoint, load_checkpoint
 from steval.data.cells.cellfile import CellFile
 from steval.data.columns import resolve_columns, unique_labels
@@ -55,7 +56,7 @@ class PredictionJob(AskedPredictions):
 
 def run_job(job: PredictionJob) -> WrittenPredictions:
     """Do the job; everything that can be wrong with it is found before the first cell is computed."""
-    checkpoint = load_checkpoint(job.checkpoint)
+    checkpoint = load_checkpoint(locate_checkpoint(job.checkpoint))
     if job.features is not None:
         checkpoint = with_features(checkpoint, job.features)
     with open_controls(job, checkpoint) as pool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from steval.checkpoints.location import locate_checkpoint
 from steval.errors import ConfigError
 from steval.settings import Settings
 
@@ -126,4 +127,4 @@ def require_checkpoint(settings: ServiceSettings) -> Path:
         raise ConfigError(
             "no checkpoint to serve: start with steval serve CKPT.safetensors, or set STEVAL_CHECKPOINT for bentoml serve"
         )
-    return settings.checkpoint
+    return locate_checkpoint(settings.checkpoint)

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from steval.checkpoints.arc import is_arc
 from steval.checkpoints.feature_file import read_features
+from steval.checkpoints.location import is_arc, locate_checkpoint
 from steval.checkpoints.manifest import Manifest, PerturbationEntry, read_manifest
 from steval.checkpoints.store import ControlSet, choose_controls
 from steval.checkpoints.transplant import TransplantReport, one_hot_columns, transplant
@@ -44,9 +44,10 @@ class Base:
     @classmethod
     def read(cls, path: Path) -> "Base":
         """Read and verify; raises `CheckpointError`."""
-        return cls(
-            Path(path), read_weight_source(Path(path)), None if is_arc(Path(path)) else read_manifest(Path(path))
-        )
+        if is_arc(path):
+            return cls(Path(path), read_weight_source(path), None)
+        path = locate_checkpoint(path)
+        return cls(path, read_weight_source(path), read_manifest(path))
 
     def without_weights(self) -> "Base":
         """The same for the record, its tensors let go."""

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
 
+from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.manifest import FEATURES, Manifest, read_manifest
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import Scale
@@ -74,6 +75,8 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         )
     if not request.predict:
         _require_predictions(request.preds)
+    if request.checkpoint is not None:
+        request = replace(request, checkpoint=locate_checkpoint(request.checkpoint))
     manifest = read_manifest(request.checkpoint) if request.checkpoint else None
     with ExitStack() as stack:
         real = stack.enter_context(_open_real(request, manifest))

@@ -1,0 +1,89 @@
+"""Where a checkpoint may be given from: its file, or the directory of a run. A new source is an entry in `SOURCES`.
+
+Torch-free, and nothing is opened: only names and the directory are looked at.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from steval.errors import CheckpointError
+
+ARC_SUFFIXES = (".ckpt", ".pt", ".pth")
+"""Suffixes of arc-state's (and Lightning's) files."""
+BEST_NAME = "best-val.safetensors"
+"""The checkpoint of a run that is the one to use."""
+CHECKPOINTS_NAME = "checkpoints"
+"""Its directory, in the run's."""
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """One way to name a checkpoint."""
+
+    name: str
+    claims: Callable[[str], bool]
+    """Whether a reference is of this kind; the first source that claims it finds it."""
+    find: Callable[[str], Path]
+    """The `.safetensors` file that it means; raises `CheckpointError`."""
+
+
+def locate_checkpoint(reference: str | Path) -> Path:
+    """The file that `reference` means: a path to a checkpoint, or a run directory, which means its best checkpoint.
+
+    A path that does not exist is returned as it is, for the reader to refuse. Raises `CheckpointError` for arc-state's
+    models (with the command that converts them), for `last.ckpt`, and for directories that hold no checkpoint.
+    """
+    text = str(reference)
+    return next(source for source in SOURCES if source.claims(text)).find(text)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory of `steval finetune` (or its `checkpoints`) with a best checkpoint."""
+    return any(best.is_file() for best in _best_paths(Path(path)))
+
+
+def is_arc(path: Path) -> bool:
+    """Whether `path` is to be read as an arc-state model: a directory that is no run of ours, or one of its files."""
+    path = Path(path)
+    return path.suffix in ARC_SUFFIXES if not path.is_dir() else not is_run(path)
+
+
+def _best_paths(directory: Path) -> tuple[Path, ...]:
+    return directory / CHECKPOINTS_NAME / BEST_NAME, directory / BEST_NAME
+
+
+def _best_of_run(reference: str) -> Path:
+    return next(best for best in _best_paths(Path(reference)) if best.is_file())
+
+
+def _no_checkpoint(reference: str) -> Path:
+    path = Path(reference)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} is a file of arc-state or of a run's trainer state, not a steval checkpoint. An arc-state model "
+            f"becomes one by: steval convert {path} -o OUT.safetensors; of a run of ours, give its directory"
+        )
+    if (path / "config.yaml").is_file() and any(path.glob(f"{CHECKPOINTS_NAME}/*.ckpt")):
+        if (path / "run.json").is_file():
+            raise CheckpointError(
+                f"{path} is a run that has no best checkpoint yet (not validated before it stopped): go on with "
+                f"steval finetune --resume {path}"
+            )
+        raise CheckpointError(
+            f"{path} is a directory of arc-state, not a steval checkpoint: convert it with steval convert {path} -o OUT.safetensors"
+        )
+    inside = sorted(one.name for one in path.glob("*.safetensors"))
+    hint = f"; it holds {', '.join(inside[:5])}: name one of them" if inside else ""
+    raise CheckpointError(
+        f"{path} is a directory without {CHECKPOINTS_NAME}/{BEST_NAME}: give a .safetensors file or a run directory{hint}"
+    )
+
+
+SOURCES: tuple[CheckpointSource, ...] = (
+    CheckpointSource("run directory", lambda text: is_run(Path(text)), _best_of_run),
+    CheckpointSource(
+        "no checkpoint", lambda text: Path(text).is_dir() or Path(text).suffix in ARC_SUFFIXES, _no_checkpoint
+    ),
+    CheckpointSource("file", lambda text: True, Path),
+)
