@@ -1,8 +1,83 @@
-"""What the machine gives this process."""
+"""What the machine gives this process: processors, and how the threads of libraries are to use them."""
 
+import math
 import os
+from collections.abc import Mapping
+from pathlib import Path
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS",
+)  # fmt: skip
+"""What the libraries ask for the number of their threads, when they are loaded."""
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""Idle OpenMP threads sleep: GNU's spin for milliseconds, LLVM's and Intel's for 200 ms, on processors that other processes want
+(docs/performance.md has what it costs alone and saves beside others)."""
+_TUNED_BY = {
+    "OMP_WAIT_POLICY": ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), "KMP_BLOCKTIME": ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY"),
+}  # fmt: skip
+"""Variables by which a user has decided about waiting already."""
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Processors that this process may use: those of its affinity mask, and no more than its control group's share of time."""
+    visible = _visible_cores()
+    return min(visible, processor_quota() or visible)
+
+
+def processor_quota(root: Path = Path("/")) -> int | None:
+    """Processors' worth of time that control groups (version 1 or 2) leave this process, rounded up; None: no limit."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    shares = []
+    for line in lines:
+        number, controllers, group = line.split(":", 2)
+        if number == "0" and not controllers:
+            shares += [_share(directory / "cpu.max") for directory in _and_above(root / "sys/fs/cgroup", group)]
+        elif "cpu" in controllers.split(","):
+            mounts = (root / "sys/fs/cgroup" / name for name in (controllers, "cpu"))
+            shares += [_old_share(directory) for mount in mounts for directory in _and_above(mount, group)]
+    limits = [share for share in shares if share is not None]
+    return max(1, math.ceil(min(limits))) if limits else None
+
+
+def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables to add to `environment` before a library with threads is loaded; what its user has decided stays.
+
+    Idle threads sleep, and where a control group leaves the process less time than it has processors, libraries that look at the
+    processors alone start no more threads than it can keep busy.
+    """
+    added = {
+        name: value for name, value in WAITING.items() if not any(other in environment for other in _TUNED_BY[name])
+    }
+    cores = num_cores()
+    if cores < _visible_cores():
+        added |= {name: str(cores) for name in THREAD_VARIABLES if name not in environment}
+    return added
+
+
+def _visible_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _and_above(mount: Path, group: str) -> list[Path]:
+    """The group's directory and those above it; in a container its path may be the host's, and the mount is the group itself."""
+    parts = [part for part in group.split("/") if part]
+    return [mount.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _share(path: Path) -> float | None:
+    try:
+        quota, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _old_share(directory: Path) -> float | None:
+    try:
+        quota, period = (int((directory / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 else None

@@ -2,12 +2,16 @@
 
 import atexit
 import gc
+import os
+
+from steval.machine import thread_environment
 
 
 def main() -> None:
     """Console script."""
     # Python looks through a million objects for circles as it ends, for up to a second, when all of them go anyway
     atexit.register(gc.freeze)
+    os.environ.update(thread_environment(os.environ))  # before any library with threads is loaded
     from steval.cli.app import app
 
     app()

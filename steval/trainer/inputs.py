@@ -67,9 +67,9 @@ class RunInputs:
         """
         problems: list[str] = []
 
-        def find(reference: FileReference, candidates: Sequence[Path] | None) -> FileReference:
+        def find(reference: FileReference, candidates: list[Path] | None) -> FileReference:
             try:
-                path = _among(reference, candidates) if candidates is not None else reference.locate(data_dirs)
+                path = _take(reference, candidates) if candidates is not None else reference.locate(data_dirs)
             except DataError as error:
                 missing = isinstance(error, MissingReferenceError)
                 problems.append(f"{reference.path}: {'is not there' if missing else 'has another content'}")
@@ -141,9 +141,10 @@ def _names(given: FinetuneConfig, key: str) -> bool:
     return name in given.network.model_fields_set and getattr(given.network, name) is not None
 
 
-def _among(reference: FileReference, candidates: Sequence[Path]) -> Path:
-    """The candidate with the referenced content; none is a `DataError`."""
+def _take(reference: FileReference, candidates: list[Path]) -> Path:
+    """The first candidate with the referenced content, no longer a candidate then; none is a `DataError`."""
     for path in candidates:
         if path.is_file() and path.stat().st_size == reference.num_bytes and sha256_file(path) == reference.sha256:
+            candidates.remove(path)
             return path
     raise DataError(f"no file that was given has the content of {reference.path}")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import torch
 from steval.checkpoints.store import load_checkpoint
 from steval.settings import apply_overrides
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.progress.state import load_state
+from steval.trainer.progress.notices import OnStep
+from steval.trainer.progress.state import Progress, load_state
 from steval.trainer.run import RunResult, finetune
 
 PHASES = [
@@ -42,6 +45,17 @@ def tiny_config(path: Path, *overrides: str, **values: Any) -> FinetuneConfig:
 def run(config: FinetuneConfig | None, run_dir: Path, **options: Any) -> RunResult:
     """Fine-tune on the CPU."""
     return finetune(config, run_dir, device="cpu", **options)
+
+
+def stop_at(step: int, *signals: int) -> OnStep:
+    """Send this process the signals (Ctrl-C) after optimiser step `step`."""
+
+    def on_step(progress: Progress) -> None:
+        if progress.step == step:
+            for number in signals or (signal.SIGINT,):
+                os.kill(os.getpid(), number)
+
+    return on_step
 
 
 def last_weights(run_dir: Path) -> dict[str, torch.Tensor]:

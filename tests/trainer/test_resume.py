@@ -10,7 +10,8 @@ import torch
 
 from steval.errors import CheckpointError, ConfigError, DataError
 from steval.trainer.progress.state import STATE_FORMAT, Progress, load_state
-from support.tiny_runs import assert_same_run, run, run_killed, tiny_config
+from steval.trainer.progress.stopping import RunInterrupted
+from support.tiny_runs import assert_same_run, run, run_killed, stop_at, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +20,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, screen_path: Path) -> Path:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     assert run(tiny_config(screen_path, average_weights=0.9), run_dir).finished
     return run_dir
-
-
-def stop_at(step: int):
-    """Ctrl-C after optimiser step `step`."""
-
-    def on_step(progress: Progress) -> None:
-        if progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return on_step
 
 
 SCENARIOS = [
@@ -77,6 +68,77 @@ def test_ctrl_c_stops_after_the_step_and_resumes(step: int, whole: Path, tmp_pat
     assert signal.getsignal(signal.SIGINT) is handler
     assert run(None, tmp_path / "run", resume=True).finished
     assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_says_which_it_was(number: int, tmp_path: Path, screen_path: Path) -> None:
+    assert run(tiny_config(screen_path), tmp_path / "run", on_step=stop_at(2, number)).stopped_by == number
+
+
+def test_a_second_ctrl_c_stops_at_once_with_a_sentence_and_resumes(
+    whole: Path, tmp_path: Path, screen_path: Path
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(
+        RunInterrupted, match=r"stopped at once by SIGINT; .*steval finetune --resume \S+/run"
+    ) as caught:
+        run(
+            tiny_config(screen_path, average_weights=0.9),
+            tmp_path / "run",
+            on_step=stop_at(5, signal.SIGINT, signal.SIGINT),
+        )
+    assert caught.value.exit_code == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert run(None, tmp_path / "run", resume=True).finished
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_before_there_is_anything_to_save_stops_at_once(
+    number: int, tmp_path: Path, screen_path: Path
+) -> None:
+    def on_preflight(notice: object) -> None:
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(RunInterrupted, match="before any state was saved") as caught:
+        run(tiny_config(screen_path), tmp_path / "run", report=on_preflight)
+    assert caught.value.exit_code == 128 + number
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_command_at_a_time(tmp_path: Path, screen_path: Path) -> None:
+    refused = []
+
+    def on_step(progress: Progress) -> None:
+        if progress.step == 4:
+            for config, options in ((None, {"resume": True}), (tiny_config(screen_path), {"overwrite": True})):
+                with pytest.raises(ConfigError, match="in use by another steval command"):
+                    run(config, tmp_path / "run", **options)
+                refused.append(config)
+
+    assert run(tiny_config(screen_path), tmp_path / "run", on_step=on_step).finished
+    assert len(refused) == 2
+    assert run(None, tmp_path / "run", resume=True).finished
+
+
+def test_a_best_checkpoint_that_is_not_the_runs_own_is_refused(tmp_path: Path, screen_path: Path) -> None:
+    config = tiny_config(screen_path, "checks.save_every=1")
+    other = run(tiny_config(screen_path, "seed=1"), tmp_path / "other").best
+    assert not run(config, tmp_path / "run", on_step=stop_at(5)).finished
+    best = tmp_path / "run" / "checkpoints" / "best-val.safetensors"
+    best.write_bytes(other.read_bytes())
+    with pytest.raises(CheckpointError, match=r"holds other weights: this run's best are those of step 4"):
+        run(None, tmp_path / "run", resume=True)
+    best.unlink()
+    with pytest.raises(CheckpointError, match="is not there"):
+        run(None, tmp_path / "run", resume=True)
+
+
+def test_overwrite_takes_nothing_away_before_the_new_run_is_found_good(tmp_path: Path, screen_path: Path) -> None:
+    assert run(tiny_config(screen_path), tmp_path / "run").finished
+    with pytest.raises(DataError, match="no file matches"):
+        run(tiny_config(tmp_path / "absent.h5ad"), tmp_path / "run", overwrite=True)
+    assert run(None, tmp_path / "run", resume=True).finished
 
 
 def test_a_finished_run_resumes_to_itself(whole: Path) -> None:

@@ -11,11 +11,10 @@ import os
 import socket
 from typing import Any
 
-from steval.batch.engines.worker import THREAD_VARIABLES
 from steval.batch.jobs import Outcome, Task
 from steval.batch.settings import Running
 from steval.errors import ConfigError
-from steval.machine import num_cores
+from steval.machine import THREAD_VARIABLES, num_cores
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,7 @@ import threading
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS",
-)  # fmt: skip
+from steval.machine import THREAD_VARIABLES
 
 
 def work(pipe: Connection, threads: int) -> None:
