@@ -79,3 +79,27 @@ def test_filters_that_leave_no_controls_are_refused(foreign, tmp_path):
     foreign.write_h5ad(tmp_path / "in.h5ad")
     with pytest.raises(DataError, match="leave no control cells"):
         prepare(tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS, settings=PrepareSettings(min_counts=1e6))
+
+
+@pytest.mark.parametrize("recorded", [{"base": 2.0}, {}], ids=["recorded", "told by the cells"])
+def test_other_logarithms_are_turned_into_natural_ones(foreign, tmp_path, recorded):
+    foreign.write_h5ad(tmp_path / "counts.h5ad")
+    prepare(tmp_path / "counts.h5ad", tmp_path / "natural.h5ad", options=OPTIONS)
+    natural = ad.read_h5ad(tmp_path / "natural.h5ad")
+    other = natural.copy()
+    other.X.data = (other.X.data / np.log(2)).astype(np.float32)
+    other.uns = {"log1p": recorded}
+    other.write_h5ad(tmp_path / "other.h5ad")
+    options = ColumnOptions(control="NT")
+    report = prepare(tmp_path / "other.h5ad", tmp_path / "again.h5ad", options=options)
+    again = ad.read_h5ad(tmp_path / "again.h5ad")
+    np.testing.assert_allclose(again.X.toarray(), natural.X.toarray(), rtol=1e-6)
+    assert any("base 2 turned into natural" in line for line in report.done)
+    assert read_record(again.uns)["target_sum"] == 10_000.0
+
+
+def test_sums_of_counts_are_not_filtered_in_lognorm(lognorm_path, tmp_path):
+    with pytest.raises(DataError, match="--min-counts is about sums of counts"):
+        prepare(lognorm_path, tmp_path / "o.h5ad", settings=PrepareSettings(min_counts=5))
+    report = prepare(lognorm_path, tmp_path / "o.h5ad", settings=PrepareSettings(min_genes=1))
+    assert report.num_cells == ad.read_h5ad(lognorm_path).n_obs

@@ -70,3 +70,51 @@ def test_the_option_settles_what_is_not_declared(counts):
 def test_require_scale_says_how_to_get_it(counts):
     with pytest.raises(DataError, match=r"steval prepare cells\.h5ad"):
         require_scale(wrap(counts), "lognorm")
+
+
+def in_base(counts: sp.csr_matrix, base: float) -> sp.csr_matrix:
+    logs = lognorm(counts, 100.0)
+    logs.data = (logs.data / np.log(base)).astype(np.float32)
+    return logs
+
+
+@pytest.mark.parametrize("recorded", [2, 2.0, np.float32(2), np.array([2.0]), np.array(2)], ids=repr)
+@pytest.mark.parametrize("kept", [slice(None), slice(0, 3)], ids=["all genes", "some genes"])
+def test_logarithms_to_a_recorded_base_are_refused(counts, recorded, kept):
+    cells = wrap(in_base(counts, 2)[:, kept])
+    cells.uns["log1p"] = {"base": recorded}
+    for option in (None, "lognorm"):
+        with pytest.raises(DataError, match=r"logarithms to base 2, .*steval prepare cells\.h5ad"):
+            resolve_scale(cells, option)
+
+
+@pytest.mark.parametrize("base", [2, 10])
+@pytest.mark.parametrize("declared", [None, "lognorm"])
+def test_logarithms_to_another_base_are_told_by_the_cells(counts, base, declared):
+    cells = wrap(in_base(counts, base), scale=declared) if declared else wrap(in_base(counts, base))
+    with pytest.raises(DataError, match=f"logarithms to base {base}"):
+        resolve_scale(cells)
+
+
+@pytest.mark.parametrize("recorded", [None, np.e, float(np.float32(np.e)), {}, "text"], ids=repr)
+def test_natural_logarithms_are_what_lognorm_means(counts, recorded):
+    cells = wrap(lognorm(counts, 100.0))
+    cells.uns["log1p"] = {"base": recorded}
+    assert resolve_scale(cells).target_sum == 100.0
+
+
+def test_a_record_that_the_cells_contradict_is_refused(counts):
+    cells = wrap(lognorm(counts, 100.0))
+    cells.uns["log1p"] = {"base": 2.0}
+    with pytest.raises(DataError, match=r"records logarithms to base 2, but its cells have a common total \(100\)"):
+        resolve_scale(cells)
+    with pytest.raises(DataError, match=r"declares target_sum 10000, but its cells have 100 in common"):
+        resolve_scale(wrap(lognorm(counts, 100.0), scale="lognorm", target_sum=10_000.0))
+    with pytest.raises(DataError, match=r"declares the scale 'tpm'; it is one of counts, lognorm, embedding"):
+        resolve_scale(wrap(counts, scale="tpm"))
+
+
+def test_a_base_beside_counts_does_not_matter(counts):
+    cells = wrap(counts)
+    cells.uns["log1p"] = {"base": 2.0}
+    assert resolve_scale(cells).scale == "counts"

@@ -11,7 +11,16 @@ import scipy.sparse as sp
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment, align, require_named, require_unique
 from steval.data.cells.record import steval_record
-from steval.data.cells.scale import Scale, ScaleRecord, lognorm, resolve_scale
+from steval.data.cells.scale import (
+    Scale,
+    ScaleRecord,
+    as_natural,
+    is_whole,
+    log_base,
+    lognorm,
+    resolve_scale,
+    sample_indices,
+)
 from steval.data.cells.writer import CellWriter
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.labels import label_codes, label_text, labels_of
@@ -78,7 +87,7 @@ def prepare(
         _note(done, num_cells - cells.num_cells, "cells without a perturbation label left out")
         num_genes = len(cells.genes)
         cells = _with_named_genes(cells, source, settings, columns, done)
-        measured = resolve_scale(cells, scale)
+        cells, measured = _with_natural_logarithms(cells, scale, done)
         _require_known_target(measured, settings, source)
         merge = _merging(cells, source, settings, measured)
         names = merge.names if merge else cells.genes
@@ -125,10 +134,25 @@ class _Merge:
     matrix: sp.csr_matrix
 
 
+def _with_natural_logarithms(cells: CellFile, scale: Scale | None, done: list[str]) -> tuple[CellFile, ScaleRecord]:
+    """The cells and their scale; logarithms to another base than e are turned into natural ones."""
+    sample = cells.rows(sample_indices(cells.num_cells))
+    if scale in (None, "lognorm") and not is_whole(sample.data):
+        base = log_base(cells, sample)
+        if base is not None:
+            done.append(f"logarithms to base {base:g} turned into natural ones")
+            cells = as_natural(cells, base)
+    return cells, resolve_scale(cells, scale)
+
+
 def _require_known_target(measured: ScaleRecord, settings: PrepareSettings, source: Path) -> None:
     asked = "target_sum" in settings.model_fields_set
     if measured.scale == "embedding":
         raise DataError(f"{source} holds an embedding in X; prepare needs raw counts or lognorm expression")
+    if measured.scale == "lognorm" and settings.min_counts:
+        raise DataError(
+            f"{source} is lognorm, and --min-counts is about sums of counts, which it does not have; give the raw counts"
+        )
     if measured.scale == "lognorm" and asked and measured.target_sum not in (None, settings.target_sum):
         raise DataError(
             f"{source} is lognorm with target_sum {measured.target_sum:g} already; --target-sum "

@@ -3,10 +3,15 @@
 Rule of measurement (on at most 2,000 cells, evenly spaced): no negative and no non-finite value; all values whole → `counts`;
 otherwise, where the largest value is under 15 (log1p of 3.3 million) and the cells' plain totals differ → `lognorm`, whose
 `target_sum` is the cells' common total of expm1 if they have one. Anything else is ambiguous.
+
+lognorm is the natural logarithm. Where a file records another base (scanpy's `uns["log1p"]["base"]`), or its cells have a common
+total under base 2 or 10 and none under e, it is refused by everything but `steval prepare`, which turns it into natural ones.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,6 +25,8 @@ Scale = Literal["counts", "lognorm", "embedding"]
 LARGEST_LOGNORM = 15.0
 SAMPLE_CELLS = 2000
 SAME_TOTAL = 1e-3
+UNLIKE_TOTALS = 1e-2
+"""Cells whose plain totals differ by more are not copies of one profile; a recorded and a measured total that do are no match."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,85 @@ def resolve_scale(cells: CellFile, option: Scale | None = None) -> ScaleRecord:
     """Scale of `cells.X`: `option`, else the file's own declaration, else measured; a contradiction is a `DataError`."""
     sample = cells.rows(sample_indices(cells.num_cells))
     declared = option or cells.record.get("scale")
+    if declared is not None and declared not in get_args(Scale):
+        raise DataError(f"{cells.name} declares the scale {declared!r}; it is one of {', '.join(get_args(Scale))}")
     if declared is None:
-        return measure(sample, str(cells.name))
-    if declared == "embedding":
+        found = measure(sample, str(cells.name))
+    elif declared == "embedding":
         return ScaleRecord("embedding", None, True, "as declared")
-    _refuse_contradiction(sample, declared, cells.name)
-    target_sum = cells.record.get("target_sum")
-    if target_sum is None and declared == "lognorm":
-        target_sum = _common_total(sample)
-    where = "by option" if option else "in the file"
-    return ScaleRecord(declared, None if target_sum is None else float(target_sum), True, where)
+    else:
+        _refuse_contradiction(sample, declared, cells.name)
+        found = _as_declared(sample, declared, cells, "by option" if option else "in the file")
+    if found.scale == "lognorm":
+        base = log_base(cells, sample)
+        if base is not None:
+            raise DataError(
+                f"{cells.name} holds logarithms to base {base:g}, and lognorm here is the natural logarithm; turn them into "
+                f"it with: steval prepare {cells.origin} -o OUT.h5ad"
+            )
+    return found
+
+
+def _as_declared(sample: sp.csr_matrix, declared: Scale, cells: CellFile, where: str) -> ScaleRecord:
+    recorded = _number(cells.record.get("target_sum"))
+    measured = _common_total(sample) if declared == "lognorm" else None
+    # cells that are all alike (mean profiles) have a common total without having been scaled to it
+    differ = _spread(np.asarray(sample.sum(axis=1)).ravel()) >= UNLIKE_TOTALS
+    if recorded and measured and differ and abs(recorded - measured) > UNLIKE_TOTALS * recorded:
+        raise DataError(
+            f"{cells.name} declares target_sum {recorded:g}, but its cells have {measured:g} in common; make it anew from the "
+            "counts with steval prepare"
+        )
+    return ScaleRecord(declared, recorded if recorded is not None else measured, True, where)
+
+
+def log_base(cells: CellFile, sample: sp.csr_matrix | None = None) -> float | None:
+    """The base of the logarithms of lognorm `cells` where it is not e: as the file records it, else as its cells tell.
+
+    A record that the cells contradict is a `DataError`.
+    """
+    sample = cells.rows(sample_indices(cells.num_cells)) if sample is None else sample
+    recorded = _recorded_base(cells)
+    natural = _common_total(sample)
+    if recorded is not None:
+        if recorded <= 0 or recorded == 1:
+            raise DataError(f"{cells.name} records {recorded:g} as the base of its logarithms; there is none such")
+        if math.isclose(recorded, math.e, rel_tol=1e-6):
+            return None
+        if natural is not None and _common_total(_natural(sample, recorded)) is None:
+            raise DataError(
+                f"{cells.name} records logarithms to base {recorded:g}, but its cells have a common total ({natural:g}) under the "
+                "natural one; correct or remove uns['log1p']['base']"
+            )
+        return recorded
+    if natural is not None:
+        return None
+    return next((base for base in (2.0, 10.0) if _common_total(_natural(sample, base)) is not None), None)
+
+
+def as_natural(cells: CellFile, base: float) -> CellFile:
+    """`cells` of logarithms to `base` as natural ones."""
+    uns = {key: value for key, value in cells.uns.items() if key != "log1p"}
+    name = f"{cells.name} (logarithms to base {base:g} read as natural ones)"
+    return cells.transformed(lambda block: _natural(block, base), cells.genes, uns, name)
+
+
+def _natural(block: sp.csr_matrix, base: float) -> sp.csr_matrix:
+    return sp.csr_matrix((block.data * np.float32(math.log(base)), block.indices, block.indptr), shape=block.shape)
+
+
+def _recorded_base(cells: CellFile) -> float | None:
+    made = cells.uns.get("log1p")
+    return _number(made.get("base")) if isinstance(made, Mapping) else None
+
+
+def _number(value: Any) -> float | None:
+    """A number that a file records, as a scalar or an array of one; none where there is no number."""
+    values = np.asarray(value).ravel() if value is not None else np.empty(0)
+    try:
+        return float(values[0]) if values.size == 1 else None
+    except (TypeError, ValueError):
+        return None
 
 
 def measure(sample: sp.csr_matrix, name: str = "the data") -> ScaleRecord:
@@ -100,7 +176,8 @@ def as_lognorm(cells: CellFile, target_sum: float | None, option: Scale | None =
         return cells
     if found.scale != "counts" or target_sum is None:
         raise DataError(f"{cells.name} holds {found.describe()}, and lognorm is needed; make it with steval prepare")
-    uns = {**cells.uns, KEY: {**cells.record, "scale": "lognorm", "target_sum": target_sum}}
+    kept = {key: value for key, value in cells.uns.items() if key != "log1p"}
+    uns = {**kept, KEY: {**cells.record, "scale": "lognorm", "target_sum": target_sum}}
     name = f"{cells.name} (counts, read as lognorm {target_sum:g})"
     return cells.transformed(lambda counts: lognorm(counts, target_sum), cells.genes, uns, name)
 
@@ -149,10 +226,11 @@ def _refuse_impossible(values: np.ndarray, name: str) -> None:
 
 def _common_total(sample: sp.csr_matrix) -> float | None:
     linear = sample.astype(np.float64)
-    linear.data = np.expm1(linear.data)
+    with np.errstate(over="ignore"):
+        linear.data = np.expm1(linear.data)
     totals = np.asarray(linear.sum(axis=1)).ravel()
     totals = totals[totals > 0]
-    if not totals.size or _spread(totals) >= SAME_TOTAL:
+    if not totals.size or not np.isfinite(totals).all() or _spread(totals) >= SAME_TOTAL:
         return None
     median = float(np.median(totals))
     rounded = float(f"{median:.3g}")
