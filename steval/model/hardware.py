@@ -1,5 +1,7 @@
 """What the machine's processors can do, where a choice of precision depends on it."""
 
+from functools import lru_cache
+
 import torch
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -21,3 +23,9 @@ def slow_bf16_notice(setting: str) -> str:
         f"{setting}: this CPU has no bfloat16 instructions, so that products in bfloat16 are slower than in float32 "
         "(5 times, measured on such a machine) and no more exact; leave it at float32 here"
     )
+
+
+@lru_cache
+def has_fast_double(device: torch.device) -> bool:
+    """Whether products in float64 cost about what they cost in float32: the data centre cards A100, H100, H200, B200."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0))

@@ -8,6 +8,7 @@ Shape letters: N cells, B sets, S cells of a set, P perturbation features, G out
 import inspect
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -28,6 +29,7 @@ from steval.predictor.plan import PredictionPlan, make_plan
 from steval.predictor.predicted import PredictedBlock, PredictedSet, PredictionFacts
 from steval.predictor.requests import PredictionRequest
 from steval.predictor.sets import PlannedSet, windows
+from steval.predictor.transfer import cells_to_host
 
 log = logging.getLogger(__name__)
 
@@ -128,20 +130,20 @@ class Predictor:
         plan = self.plan(request, pool.pool if isinstance(pool, EncodedControls) else pool)
         return itertools.chain.from_iterable(block.split() for block in self.predict_blocks(plan.sets(), pool))
 
-    def blocks(self, plan: PredictionPlan) -> Iterator[PredictedBlock]:
-        """The cells of a plan, as `output.write_predictions` takes them."""
-        return self.predict_blocks(plan.sets(), plan.pool)
+    def blocks(self, plan: PredictionPlan, *, sparse: bool = False) -> Iterator[PredictedBlock]:
+        """The cells of a plan, as `output.write_predictions` takes them; `sparse`: as CSR."""
+        return self.predict_blocks(plan.sets(), plan.pool, sparse=sparse)
 
     def predict_blocks(
-        self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls"
+        self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls", *, sparse: bool = False
     ) -> Iterator[PredictedBlock]:
-        """Planned sets (of one request or of many) in the given order, as blocks of a few hundred cells."""
+        """Planned sets (of one request or of many) in the given order, as blocks of a few hundred cells; `sparse`: as CSR."""
         if isinstance(pool, EncodedControls):
-            yield from self._predict_wave(planned, pool)
+            yield from self._predict_wave(planned, pool, sparse)
             return
         for wave in self._waves(planned):
             rows = np.unique(np.concatenate([one.control_indices for one in wave]))
-            yield from self._predict_wave(wave, self._encode(pool, rows))
+            yield from self._predict_wave(wave, self._encode(pool, rows), sparse)
 
     def encode(self, pool: ControlPool) -> EncodedControls:
         """All controls of a pool encoded, for many predictions from it (the service's case)."""
@@ -154,16 +156,25 @@ class Predictor:
             parts.append(self._network.encode_controls(dense.pin_memory() if self._on_cuda else dense))
         return EncodedControls(pool, rows, ControlTerms.concatenate(parts), self._codes(pool, rows))
 
-    def _predict_wave(self, sets: Iterable[PlannedSet], encoded: EncodedControls) -> Iterator[PredictedBlock]:
-        for window in windows(sets, self.batch_cells):
-            yield PredictedBlock(window, self._predict_window(window, encoded))
+    def _predict_wave(
+        self, sets: Iterable[PlannedSet], encoded: EncodedControls, sparse: bool
+    ) -> Iterator[PredictedBlock]:
+        begun: deque[list[PlannedSet]] = deque()
+
+        def computed() -> Iterator[Tensor]:
+            for window in windows(sets, self.batch_cells):
+                begun.append(window)
+                yield self._predict_window(window, encoded)
+
+        for cells in cells_to_host(computed(), self.device, sparse=sparse):
+            yield PredictedBlock(begun.popleft(), cells)
 
     @torch.no_grad()
-    def _predict_window(self, window: list[PlannedSet], encoded: EncodedControls) -> np.ndarray:
+    def _predict_window(self, window: list[PlannedSet], encoded: EncodedControls) -> Tensor:
         """Cells of the window `[N, G]` in its order; the sets of one size are one batch."""
         sizes = np.array([one.num_cells for one in window])
         if len(set(sizes.tolist())) == 1:
-            return self._on_host(self._predict_batch(window, encoded).flatten(0, 1)).numpy()
+            return self._predict_batch(window, encoded).flatten(0, 1)
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         cells_NG = torch.empty((int(sizes.sum()), self.num_outputs), device=self.device)
         for size in np.unique(sizes):
@@ -171,7 +182,7 @@ class Predictor:
             output_BSG = self._predict_batch([window[member] for member in members], encoded)
             place_BS = torch.from_numpy(starts[members][:, None] + np.arange(size)).to(self.device)
             cells_NG[place_BS.flatten()] = output_BSG.flatten(0, 1)
-        return self._on_host(cells_NG).numpy()
+        return cells_NG
 
     def _predict_batch(self, sets: Sequence[PlannedSet], encoded: EncodedControls) -> Tensor:
         """Predicted cells `[B, S, G]` of sets of one size."""
@@ -182,14 +193,6 @@ class Predictor:
         batch_BS = None if encoded.batch_N is None else encoded.batch_N[indices_BS]
         prediction = self._run(encoded.terms, indices_BS, features_BP, batch_BS)
         return prediction.output_BSG if prediction.genes_BSD is None else prediction.genes_BSD
-
-    def _on_host(self, cells_NG: Tensor) -> Tensor:
-        if not self._on_cuda:
-            return cells_NG
-        host_NG = torch.empty(cells_NG.shape, pin_memory=True)
-        host_NG.copy_(cells_NG, non_blocking=True)
-        torch.cuda.synchronize(self.device)
-        return host_NG
 
     @property
     def _on_cuda(self) -> bool:

@@ -16,7 +16,7 @@ from steval.predictor.asked import AskedPredictions, build_request
 from steval.predictor.controls import ControlPool, checkpoint_controls, file_controls
 from steval.predictor.engine import DEFAULT_BATCH_CELLS, Dtype, Predictor
 from steval.predictor.features import with_features
-from steval.predictor.output import OutputOptions, WrittenPredictions, write_predictions
+from steval.predictor.output import OutputOptions, WrittenPredictions, takes_sparse_cells, write_predictions
 from steval.predictor.requests import PredictionRequest, PredictionVocabulary
 
 log = logging.getLogger(__name__)
@@ -87,8 +87,9 @@ def predict_into(
     made_by: str = "steval predict",
 ) -> WrittenPredictions:
     """Predict `request` from `pool` into the h5ad `path`, see `output.write_predictions`."""
-    plan = predictor.plan(request, pool)
-    return write_predictions(path, plan, predictor.blocks(plan), predictor.facts(made_by), options)
+    plan, options = predictor.plan(request, pool), options or OutputOptions()
+    blocks = predictor.blocks(plan, sparse=takes_sparse_cells(plan, options))
+    return write_predictions(path, plan, blocks, predictor.facts(made_by), options)
 
 
 def open_controls(job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:

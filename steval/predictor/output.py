@@ -56,6 +56,12 @@ class OutputOptions(Settings):
         return self
 
 
+def takes_sparse_cells(plan: PredictionPlan, options: OutputOptions) -> bool:
+    """Whether the cells of `plan` go into the file as they are, by their values that are not zero."""
+    is_clipped = options.clip_low is not None or options.clip_high is not None
+    return options.layout == "csr" and options.scale is None and not is_clipped and plan.request.output != "mean"
+
+
 @dataclass(frozen=True)
 class WrittenPredictions:
     """What `write_predictions` did."""
@@ -169,7 +175,7 @@ def _cells(
         yield restore_counts(measured, pool.name) if as_counts else measured, table.controls(part), 0
     for block in blocks:
         matrix = _counts(block, depths, options) if as_counts else block.cells
-        yield matrix, table.predicted(block), len(block.cells)
+        yield matrix, table.predicted(block), block.cells.shape[0]
 
 
 def _counts(block: PredictedBlock, depths: DepthTable, options: OutputOptions) -> sp.csr_matrix:

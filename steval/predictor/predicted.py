@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,10 +52,11 @@ class PredictedBlock:
     """Several consecutive sets in one matrix `[sum of n, G]`, as they leave the network."""
 
     sets: list[PlannedSet]
-    cells: np.ndarray
+    cells: Any
+    """float32: an array, or CSR where that was asked for."""
 
     def split(self) -> Iterator[PredictedSet]:
-        """The sets one by one; views of `cells`."""
+        """The sets one by one; views of `cells`, which is an array."""
         start = 0
         for planned in self.sets:
             yield PredictedSet(planned, self.cells[start : start + planned.num_cells])

@@ -127,6 +127,9 @@ class CheckSettings(Settings):
         return self
 
 
+Strategy = Literal["auto", "ddp"]
+
+
 class ComputeSettings(Settings):
     """Arithmetic and processes; nothing here changes what is learned beyond rounding."""
 
@@ -142,6 +145,8 @@ class ComputeSettings(Settings):
     """Devices of each node; `auto`: all GPUs, or one CPU process."""
     num_nodes: PositiveInt = 1
     """Nodes (torchrun, SLURM)."""
+    strategy: Strategy = "auto"
+    """How devices share a step. `ddp`: each holds the whole network; `auto`: that where there are several."""
     workers: NonNegativeInt = 0
     """Processes that read batches; 0: a thread."""
 

@@ -18,7 +18,7 @@ from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import build_trainer, fit, is_first_process, make_ready
-from steval.trainer.fit.feeding import BatchMaker, open_feed
+from steval.trainer.fit.feeding import BatchMaker, Feed, open_feed
 from steval.trainer.fit.objective import Objective, idle_parameters
 from steval.trainer.fit.optimiser import freeze, parameter_sets
 from steval.trainer.fit.phase import PhaseFit, Stage
@@ -62,7 +62,9 @@ class Session:
     record: dict[str, Any]
     keeper: Keeper | None = None
     waited: float = 0.0
-    """Seconds that steps waited for their batch, in this process and attempt."""
+    """Seconds that steps waited for their batch, in this process and attempt; of phases that have ended."""
+    feed: Feed | None = None
+    """Where the running phase gets its batches from."""
 
     @classmethod
     def open(cls, start: Start, directory: RunDirectory, report: Tell | None) -> "Session":
@@ -212,11 +214,12 @@ class Session:
         remaining = phase.steps - self.progress.phase_step
         trainer = build_trainer(config.compute, device, remaining, config.sets.accumulation)
         rank, world = trainer.global_rank, trainer.world_size
+        on_gpu = trainer.strategy.root_device.type == "cuda"
         features = torch.from_numpy(self.cells.features)
         stage = Stage(
             config=config,
             network=network,
-            validator=Validator(BatchMaker(self.samplers["val"], features), rank, world),
+            validator=Validator(BatchMaker(self.samplers["val"], features, packed=on_gpu), rank, world),
             progress=self.progress,
             keeper=self.keeper,
             stop=stop,
@@ -230,12 +233,10 @@ class Session:
         objective = Objective(config.loss, self.model, phase.decoder_weight)
         module = PhaseFit(stage, phase, sets, objective, self.state)
         sampler = self.samplers["train"] if world == 1 else _sampler(self.cells, config, "train", world)
-        maker = BatchMaker(sampler, features, (rank, world))
+        maker = BatchMaker(sampler, features, (rank, world), packed=on_gpu)
         start = self.progress.step * config.sets.accumulation
         positions = range(start, start + remaining * config.sets.accumulation)
-        feed = open_feed(
-            maker, positions, self.reading.compute.workers, pin=trainer.strategy.root_device.type == "cuda"
-        )
+        feed = self.feed = open_feed(maker, positions, self.reading.compute.workers, trainer.strategy.root_device)
         try:
             fit(trainer, module, feed)
         finally:

@@ -89,6 +89,39 @@ def test_float32_is_no_further_from_float64_than_geomloss(loss, kind):
         assert distance(own, reference) <= max(distance(other, reference), unavoidable)
 
 
+@pytest.fixture
+def as_on_a_fast_card(monkeypatch):
+    """float32 points are measured by float64 products, as cards do that are as fast in them."""
+    monkeypatch.setattr("steval.model.clouds.has_fast_double", lambda device: True)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", ["energy", "sinkhorn"])
+def test_products_in_float64_are_no_further_from_float64_than_geomloss(loss, kind, as_on_a_fast_card):
+    test_float32_is_no_further_from_float64_than_geomloss(loss, kind)
+
+
+@pytest.mark.parametrize("columns", [37, 400])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_in_float64_measure_what_float64_points_do(kind, columns, as_on_a_fast_card):
+    left, right = clouds(kind, columns=columns)
+    right = right[:, :18]
+    padding = torch.zeros(left.shape[:2], dtype=torch.bool)
+    padding[1, -5:] = True
+    left = left.masked_fill(padding[..., None], 0)
+    single = measure_clouds(left.float(), right.float(), padding, None)
+    double = measure_clouds(left, right, padding, None)
+    kept = ~padding
+    pairs = kept[:, :, None] & kept[:, None]
+    for ours, exact in [
+        (single.left_left_BSS[pairs], double.left_left_BSS[pairs]),
+        (single.right_right_BTT, double.right_right_BTT),
+        (single.left_right_BST[kept], double.left_right_BST[kept]),
+    ]:
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("blur", [0.05, 0.7, 100.0])
 def test_sinkhorn_of_sets_of_different_sizes(blur):

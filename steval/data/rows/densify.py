@@ -37,6 +37,17 @@ def scatter_rows(out, numbers, starts, lengths, data, columns, num_columns):  # 
 
 
 @compiled
+def pick_rows(starts, lengths, data, columns, picked_data, picked_columns):  # type: ignore[no-untyped-def]
+    """Copy `data[starts[i] : starts[i] + lengths[i]]` and their `columns`, row after row, to the `picked` arrays."""
+    end = 0
+    for i in range(len(starts)):
+        for k in range(starts[i], starts[i] + lengths[i]):
+            picked_data[end] = data[k]
+            picked_columns[end] = columns[k]
+            end += 1
+
+
+@compiled
 def scatter_aligned(out, numbers, starts, lengths, data, columns, position):  # type: ignore[no-untyped-def]
     """As `scatter_rows`, each column mapped by `position`; -1 drops it."""
     for i in range(len(numbers)):

@@ -38,6 +38,19 @@ class SourceFile:
     """Counts are lognormed to this total; none: the values are lognorm already."""
 
 
+@dataclass(frozen=True)
+class SparseRows:
+    """Expression of n cells by its stored values, row after row; for transfer to a device that makes it dense there."""
+
+    values: np.ndarray
+    """float32 `[N]`, lognorm."""
+    columns: np.ndarray
+    """`[N]`: int16 where the contract's genes are numbered by it, else int32."""
+    counts: np.ndarray
+    """int32 `[n]`: values of each row."""
+    num_genes: int
+
+
 class RowStore:
     """Cells of several files by their number over all files, as lognorm expression `[n, G]` of one gene contract.
 
@@ -100,6 +113,19 @@ class RowStore:
             self._gather_from_disk(indices, out)
         out[indices < 0] = 0
         return out
+
+    def gather_sparse(self, indices: np.ndarray) -> SparseRows:
+        """As `gather`, by the stored values; for a store whose `place` is sparse memory alone."""
+        indices = np.asarray(indices, dtype=np.int64)
+        self.load()
+        matrix = self._sparse
+        assert matrix is not None
+        starts = matrix.indptr[indices]
+        counts = np.where(indices < 0, 0, matrix.indptr[indices + 1] - starts)
+        columns = np.empty(int(counts.sum()), dtype=np.int16 if self.num_genes <= np.iinfo(np.int16).max else np.int32)
+        values = np.empty(len(columns), dtype=np.float32)
+        densify.pick_rows(starts, counts, matrix.data, matrix.indices, values, columns)
+        return SparseRows(values, columns, counts.astype(np.int32), self.num_genes)
 
     def marks(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """64-bit mark of the whole expression of each cell, uint64 `[n]`, and its number of expressed genes `[n]`."""

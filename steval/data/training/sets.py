@@ -12,6 +12,8 @@ import numpy as np
 
 from steval.data.reference import Part
 from steval.data.training.cells import TrainingCells
+from steval.data.training.obsm_store import ObsmStore
+from steval.data.training.row_store import RowStore, SparseRows
 from steval.errors import ConfigError, DataError
 
 ControlMapping = Literal["cell_type", "batch"]
@@ -25,11 +27,11 @@ _ORDER, _CELLS, _CONTROLS, _TOP_UP = range(4)
 class SetBatch:
     """B cell sets of at most S cells; G: columns of the input, D: genes of a separate gene target."""
 
-    control_BSG: np.ndarray
-    """Basal input, float32; zero where padded."""
-    target_BSG: np.ndarray
+    control_BSG: np.ndarray | SparseRows
+    """Basal input, float32; zero where padded. `SparseRows` hold B·S rows."""
+    target_BSG: np.ndarray | SparseRows
     """Measured cells in the space of the input, float32; zero where padded."""
-    target_genes_BSD: np.ndarray | None
+    target_genes_BSD: np.ndarray | SparseRows | None
     """Their lognorm expression where the input is another matrix (embedding, `X_hvg`); none: it is `target_BSG`."""
     pert_codes_B: np.ndarray
     """int64 rows of `TrainingCells.features`."""
@@ -110,8 +112,9 @@ class CellSetSampler:
         controls = pool[generator.choice(len(pool), len(targets), replace=len(pool) < len(targets))]
         return SetPlan(int(self._pert_of_group[group]), int(self._type_of_group[group]), targets, controls)
 
-    def batch(self, epoch: int, index: int, shard: tuple[int, int] = (0, 1)) -> SetBatch:
-        """Batch `index` of an epoch; `shard` (number, count) takes one of `count` equal pieces of its sets."""
+    def batch(self, epoch: int, index: int, shard: tuple[int, int] = (0, 1), *, keep_sparse: bool = False) -> SetBatch:
+        """Batch `index` of an epoch; `shard` (number, count) takes one of `count` equal pieces of its sets. `keep_sparse`:
+        cells that are held sparse stay so."""
         if not 0 <= index < self.num_batches(epoch):
             raise IndexError(f"batch {index} of an epoch of {self.num_batches(epoch)}")
         number, count = shard
@@ -122,7 +125,7 @@ class CellSetSampler:
         first = index * self.sets_per_batch
         last = first + self.sets_per_batch if self.training else min(first + self.sets_per_batch, self.num_sets)
         plans = [self.set_plan(epoch, place) for place in range(first, last)][number::count]
-        return gather_batch(self.cells, plans, self.set_size if self.training else None)
+        return gather_batch(self.cells, plans, self.set_size if self.training else None, keep_sparse=keep_sparse)
 
     def _group(self, with_controls: bool) -> None:
         cells = self.cells
@@ -221,20 +224,22 @@ class CellSetSampler:
         return {**self.__dict__, "_order": None}
 
 
-def gather_batch(cells: TrainingCells, plans: Sequence[SetPlan], set_size: int | None = None) -> SetBatch:
+def gather_batch(
+    cells: TrainingCells, plans: Sequence[SetPlan], set_size: int | None = None, *, keep_sparse: bool = False
+) -> SetBatch:
     """Read the cells of planned sets; sets shorter than the longest (or than `set_size`) are padded."""
     num_sets, longest = len(plans), set_size or max(len(plan.targets) for plan in plans)
     rows = np.full((2, num_sets, longest), -1, dtype=np.int64)
     for number, plan in enumerate(plans):
         rows[0, number, : len(plan.controls)] = plan.controls
         rows[1, number, : len(plan.targets)] = plan.targets
-    gathered = cells.gather_input(rows.reshape(-1)).reshape(2, num_sets, longest, -1)
+    inputs = cells.input_store or cells.store
+    control_BSG, target_BSG = _gather(inputs, rows, keep_sparse)
     padding = rows[1] < 0
-    genes = None if cells.input_is_target else cells.gather(rows[1].reshape(-1)).reshape(num_sets, longest, -1)
     return SetBatch(
-        control_BSG=gathered[0],
-        target_BSG=gathered[1],
-        target_genes_BSD=genes,
+        control_BSG=control_BSG,
+        target_BSG=target_BSG,
+        target_genes_BSD=None if cells.input_is_target else _gather(cells.store, rows[1:], keep_sparse)[0],
         pert_codes_B=np.array([plan.pert_code for plan in plans], dtype=np.int64),
         batch_codes_BS=np.where(padding, 0, cells.batch_codes[rows[0]]).astype(np.int64),
         cell_type_codes_B=np.array([plan.cell_type_code for plan in plans], dtype=np.int64),
@@ -242,3 +247,12 @@ def gather_batch(cells: TrainingCells, plans: Sequence[SetPlan], set_size: int |
         target_rows_BS=rows[1],
         control_rows_BS=rows[0],
     )
+
+
+def _gather(
+    store: RowStore | ObsmStore, rows_NBS: np.ndarray, keep_sparse: bool
+) -> list[np.ndarray] | list[SparseRows]:
+    """The cells of each of N groups of rows."""
+    if keep_sparse and isinstance(store, RowStore) and store.place == "sparse memory":
+        return [store.gather_sparse(rows_BS.reshape(-1)) for rows_BS in rows_NBS]
+    return list(store.gather(rows_NBS.reshape(-1)).reshape(*rows_NBS.shape, -1))

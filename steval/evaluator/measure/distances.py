@@ -26,7 +26,7 @@ class ControlDistances:
     def __init__(self, control: Matrix):
         self._control = control
         self._dtype = np.dtype(np.float32 if control.dtype == np.float32 else np.float64)
-        self._centre = _mean(control)
+        self._centre = column_means(control)
         self.num_cells = control.shape[0]
         fits = control.shape[0] * control.shape[1] * 8 <= DENSE_CONTROL_BYTES
         self._blocks = list(self._dense_blocks()) if fits else None
@@ -93,7 +93,8 @@ def generic_energies(
     )
 
 
-def _mean(cells: Matrix) -> np.ndarray:
+def column_means(cells: Matrix) -> np.ndarray:
+    """Mean of each column `[G]` float64."""
     if sp.issparse(cells):
         return np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel() / cells.shape[0]
     return np.asarray(cells).mean(axis=0, dtype=np.float64)

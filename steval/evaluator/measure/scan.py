@@ -16,9 +16,9 @@ from threadpoolctl import threadpool_limits
 from steval.errors import EvaluationError
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import Cells
-from steval.evaluator.measure.de import DifferentialExpression, rank_group, sort_controls
+from steval.evaluator.measure.de import DifferentialExpression
 from steval.evaluator.measure.de_tables import REQUIRED
-from steval.evaluator.measure.distances import ControlDistances
+from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.measure.groups import read_group
 from steval.logs import progress_bar
 
@@ -54,16 +54,18 @@ class SideTables:
         return self.means.astype(np.float32) if self.single else self.means
 
 
-def scan(side: Cells, control: str, genes: Sequence[str], needs: Needs, threads: int) -> SideTables:
-    """Read every group of `side` once and compute what `needs` says."""
+def scan(
+    side: Cells, control: str, genes: Sequence[str], needs: Needs, threads: int, engine: Engine = HOST
+) -> SideTables:
+    """Read every group of `side` once and compute what `needs` says; ranks and distances on `engine`."""
     names = tuple(side.groups)
     perturbed = [name for name in names if name != control]
     lock = Lock()
     with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, user_api="blas"):
         reference = read_group(side, control, lock, keep_matrix=needs.energy)
-        controls = sort_controls(reference, pool) if needs.de else None
+        ranks = engine.ranks(reference, pool) if needs.de else None
         with threadpool_limits(threads, user_api="blas"):
-            distances = ControlDistances(reference.matrix) if reference.matrix is not None else None
+            distances = engine.distances(reference.matrix) if reference.matrix is not None else None
         means = np.zeros((len(names), len(genes)))
         means[names.index(control)] = reference.mean
         shape = (len(perturbed), len(genes)) if needs.de else (0, 0)
@@ -74,8 +76,8 @@ def scan(side: Cells, control: str, genes: Sequence[str], needs: Needs, threads:
         def work(position: int) -> None:
             group = read_group(side, perturbed[position], lock, keep_matrix=distances is not None)
             means[names.index(group.name)] = group.mean
-            if controls is not None:
-                statistic[position], p_value[position] = rank_group(group, controls)
+            if ranks is not None:
+                statistic[position], p_value[position] = ranks.rank(group)
                 target_mean[position] = group.natural_mean
             if distances is not None and group.matrix is not None:
                 energy[position] = distances.energy(group.matrix)

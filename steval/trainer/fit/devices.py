@@ -37,7 +37,7 @@ def build_trainer(compute: ComputeSettings, device: str, steps: int, accumulatio
     accelerator, devices = _devices(compute, device)
     torch.set_float32_matmul_precision("high" if compute.tf32 else "highest")
     count = len(devices) if isinstance(devices, list) else devices
-    several = count > 1 or compute.num_nodes > 1
+    several = count > 1 or compute.num_nodes > 1 or compute.strategy == "ddp"
     strategy: Any = DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True) if several else "auto"
     return L.Trainer(
         accelerator=accelerator,

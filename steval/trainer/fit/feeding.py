@@ -1,132 +1,143 @@
-"""Batches as tensors, made ahead of time: by a thread of this process, or by worker processes.
+"""Batches as tensors, made ahead of time: by threads of this process, or by worker processes; and moved ahead of their use.
 
 Which cells a batch holds is a function of its position alone, so that a resumed run sees what an uninterrupted one would.
-Shape letters: B sets, S cells, G columns of the input, P perturbation features, D genes of a separate gene target.
 """
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from steval.data.training.sets import CellSetSampler
 from steval.errors import ConfigError
+from steval.machine import num_cores
+from steval.trainer.fit.batches import PackedBatch
 
 AHEAD = 3
 """Batches that are ready before they are needed."""
-
-
-class Batch(NamedTuple):
-    """What one forward and backward pass takes; expression is lognorm."""
-
-    control_BSG: Tensor
-    target_BSG: Tensor
-    pert_BP: Tensor
-    batch_BS: Tensor | None
-    padding_BS: Tensor | None
-    genes_BSD: Tensor | None
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on `device`; asynchronous from pinned memory."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin(self) -> "Batch":
-        """The same in pinned memory."""
-        return self.each(lambda tensor: tensor.pin_memory())
-
-    def each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch of every tensor moved."""
-        return Batch(
-            move(self.control_BSG),
-            move(self.target_BSG),
-            move(self.pert_BP),
-            *(None if tensor is None else move(tensor) for tensor in self[3:]),
-        )
+FEEDING_THREADS = 4
+"""Most threads that make batches for a GPU."""
 
 
 class BatchMaker:
-    """Batch number `position` of a run for one of several processes: `shard` is (number, count)."""
+    """Batch number `position` of a run for one of several processes: `shard` is (number, count). `packed`: expression that
+    is held sparse stays so, for a device that makes it dense."""
 
-    def __init__(self, sampler: CellSetSampler, features: Tensor, shard: tuple[int, int] = (0, 1)):
+    def __init__(
+        self, sampler: CellSetSampler, features: Tensor, shard: tuple[int, int] = (0, 1), *, packed: bool = False
+    ):
         self.sampler = sampler
         self.features = features
         self.shard = shard
+        self.packed = packed
 
-    def __call__(self, position: int) -> Batch:
+    def __call__(self, position: int) -> PackedBatch:
         """Positions count on over the epochs."""
         epoch, index = divmod(position, self.sampler.num_batches())
-        cells = self.sampler.batch(epoch, index, self.shard)
-        return Batch(
-            control_BSG=torch.from_numpy(cells.control_BSG),
-            target_BSG=torch.from_numpy(cells.target_BSG),
-            pert_BP=self.features[torch.from_numpy(cells.pert_codes_B)],
-            batch_BS=torch.from_numpy(cells.batch_codes_BS),
-            padding_BS=None if cells.padding_BS is None else torch.from_numpy(cells.padding_BS),
-            genes_BSD=None if cells.target_genes_BSD is None else torch.from_numpy(cells.target_genes_BSD),
-        )
+        return PackedBatch.of(self.sampler.batch(epoch, index, self.shard, keep_sparse=self.packed), self.features)
 
 
 class Feed(Protocol):
     """Batches of the positions asked for, in order; `waited` is the seconds spent waiting for them."""
 
-    waited: float
+    @property
+    def waited(self) -> float: ...
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[PackedBatch]: ...
 
     def __len__(self) -> int: ...
 
 
-def open_feed(maker: BatchMaker, positions: range, workers: int, *, pin: bool = False) -> Feed:
-    """A feed of `positions` from a thread (`workers` 0) or from worker processes."""
-    return WorkerFeed(maker, positions, workers, pin=pin) if workers else ThreadFeed(maker, positions, pin=pin)
+def open_feed(maker: BatchMaker, positions: range, workers: int, device: torch.device) -> Feed:
+    """A feed of `positions` from threads (`workers` 0) or from worker processes, for a network on `device`."""
+    on_gpu = device.type == "cuda"
+    threads = min(max(num_cores() - 1, 1), FEEDING_THREADS) if on_gpu else 1
+    feed: Feed = (
+        WorkerFeed(maker, positions, workers, pin=on_gpu)
+        if workers
+        else ThreadFeed(maker, positions, threads, pin=on_gpu)
+    )
+    return MovedFeed(feed, device) if on_gpu else feed
 
 
 class ThreadFeed:
-    """Batches made by one thread ahead of their use; an error in it is raised where the batch is asked for."""
+    """Batches made by threads ahead of their use; an error in one is raised where the batch is asked for."""
 
-    def __init__(self, maker: BatchMaker, positions: range, *, pin: bool = False):
-        self._maker, self._positions, self._pin = maker, positions, pin
+    def __init__(self, maker: BatchMaker, positions: range, threads: int = 1, *, pin: bool = False):
+        self._maker, self._positions, self._threads, self._pin = maker, positions, threads, pin
         self.waited = 0.0
 
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __iter__(self) -> Iterator[Batch]:
-        ready: queue.Queue[Batch | Exception] = queue.Queue(AHEAD)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(ready, stop), name="batches", daemon=True)
-        thread.start()
+    def __iter__(self) -> Iterator[PackedBatch]:
+        pool = ThreadPoolExecutor(self._threads, "batches")
+        ahead: deque[Future[PackedBatch]] = deque()
+        coming = iter(self._positions)
         try:
-            for _ in self._positions:
-                started = time.perf_counter()
-                batch = ready.get()
-                self.waited += time.perf_counter() - started
-                if isinstance(batch, Exception):
-                    raise batch
-                yield batch
+            for position in coming:
+                ahead.append(pool.submit(self._make, position))
+                if len(ahead) >= AHEAD + self._threads:
+                    yield self._next(ahead)
+            while ahead:
+                yield self._next(ahead)
         finally:
-            stop.set()
-            thread.join()
+            pool.shutdown(cancel_futures=True)
 
-    def _fill(self, ready: "queue.Queue[Batch | Exception]", stop: threading.Event) -> None:
-        for position in self._positions:
-            try:
-                made: Batch | Exception = self._maker(position)
-                made = made.pin() if self._pin and isinstance(made, Batch) else made
-            except Exception as error:  # noqa: BLE001 (handed to the consumer, which raises it)
-                made = error
-            while not stop.is_set():
-                try:
-                    ready.put(made, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if stop.is_set() or isinstance(made, Exception):
-                return
+    def _make(self, position: int) -> PackedBatch:
+        batch = self._maker(position)
+        return batch.pin() if self._pin else batch
+
+    def _next(self, ahead: "deque[Future[PackedBatch]]") -> PackedBatch:
+        started = time.perf_counter()
+        batch = ahead.popleft().result()
+        self.waited += time.perf_counter() - started
+        return batch
+
+
+class MovedFeed:
+    """The batches of another feed on a GPU: the next one travels, on a stream of its own, while a step computes."""
+
+    def __init__(self, feed: Feed, device: torch.device):
+        self._feed = feed
+        self._device = device
+
+    @property
+    def waited(self) -> float:
+        """Seconds of waiting for the host's batches."""
+        return self._feed.waited
+
+    def __len__(self) -> int:
+        return len(self._feed)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        stream = torch.cuda.Stream(self._device)
+        before: tuple[PackedBatch, torch.cuda.Event] | None = None
+        for batch in self._feed:
+            with torch.cuda.stream(stream):
+                moved = batch.each(lambda tensor: tensor.to(self._device, non_blocking=True))
+                arrived = torch.cuda.Event()
+                arrived.record(stream)
+            if before is not None:
+                yield self._arrived(*before)
+            before = moved, arrived
+        if before is not None:
+            yield self._arrived(*before)
+
+    def _arrived(self, batch: PackedBatch, arrived: torch.cuda.Event) -> PackedBatch:
+        """The batch, safe to use on the current stream, which waits for it; the host does not."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(arrived)
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(current)
+            return tensor
+
+        return batch.each(keep)
 
 
 class WorkerFeed:
@@ -149,7 +160,7 @@ class WorkerFeed:
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         batches = iter(self._loader)
         for position in self._positions:
             started = time.perf_counter()
@@ -166,9 +177,9 @@ class WorkerFeed:
             yield batch
 
 
-class _Positions(torch.utils.data.Dataset[Batch]):
+class _Positions(torch.utils.data.Dataset[PackedBatch]):
     def __init__(self, maker: BatchMaker):
         self._maker = maker
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> PackedBatch:
         return self._maker(index)

@@ -11,7 +11,7 @@ from steval.model.config import ModelConfig
 from steval.model.losses import build_loss
 from steval.model.network import Prediction
 from steval.trainer.config import ObjectiveSettings
-from steval.trainer.fit.feeding import Batch
+from steval.trainer.fit.batches import Batch
 
 
 class Objective:

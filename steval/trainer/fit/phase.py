@@ -16,8 +16,8 @@ from torch import Tensor
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.averaging import WeightAverage
+from steval.trainer.fit.batches import Batch, PackedBatch
 from steval.trainer.fit.devices import drawing_from
-from steval.trainer.fit.feeding import Batch
 from steval.trainer.fit.objective import Objective
 from steval.trainer.fit.optimiser import ParameterSet, build_optimiser, current_rates, set_rates
 from steval.trainer.fit.validation import Validator
@@ -150,7 +150,7 @@ class PhaseFit(L.LightningModule):
         if stopping:
             self.trainer.should_stop = True
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
     # What these are made of.

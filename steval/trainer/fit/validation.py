@@ -26,12 +26,12 @@ class Validator:
         was_training = network.training
         network.eval()
         sums = torch.zeros(len(objective.names) + 1, dtype=torch.float64, device=device)
-        for batch in open_feed(self._maker, self._batches, workers=0):
+        for batch in open_feed(self._maker, self._batches, 0, device):
             on_device = batch.to(device)
             with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                 prediction = network(on_device.control_BSG, on_device.pert_BP, on_device.batch_BS, on_device.padding_BS)
                 losses = objective(prediction, on_device)
-            num_sets = batch.control_BSG.shape[0]
+            num_sets = batch.pert_BP.shape[0]
             sums[:-1] += losses.double() * num_sets
             sums[-1] += num_sets
         network.train(was_training)

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The wheels that steval needs on a GPU machine without network, where Python 3.12, torch, Lightning, numba, numpy, pandas, pyarrow,
+# h5py, scipy, scikit-learn, safetensors, matplotlib, typer, rich and pytest are there already: a folder to carry.
+#   bash benchmarks/gpu/pack_wheels.sh DIR
+# There, in the source tree:
+#   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target SITE DIR/*.whl
+#   PYTHONPATH=SITE bash benchmarks/gpu/run.sh --out OUT
+# Versions are those of constraints.txt. Large wheels are packed again with LZMA (pip reads either), which takes a minute and
+# brings the folder with the source tree under 64 MiB. What only cell-eval's own scoring needs is not among them.
+set -euo pipefail
+out=${1:?the folder to write the wheels into}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+names="anndata annotated-types array-api-compat donfig google-crc32c legacy-api-wrap natsort numcodecs polars polars-runtime-32 \
+pydantic pydantic_core pytest-timeout pytz scverse-misc typing-inspection zarr"
+
+pins=()
+for name in $names; do
+  pins+=("$(grep -i "^$name==" "$root/constraints.txt")")
+done
+platforms=()
+for version in 5 12 17 24 26 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${version}_x86_64"); done
+platforms+=(--platform manylinux1_x86_64 --platform manylinux2010_x86_64 --platform manylinux2014_x86_64)
+python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp "${platforms[@]}" -d "$out" "${pins[@]}"
+
+python3 - "$out" <<'PYTHON'
+import sys
+import zipfile
+from pathlib import Path
+
+for path in sorted(Path(sys.argv[1]).glob("*.whl")):
+    if path.stat().st_size < 1 << 20:
+        continue
+    packed = path.with_suffix(".part")
+    with zipfile.ZipFile(path) as wheel, zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as again:
+        for entry in wheel.infolist():
+            again.writestr(entry, wheel.read(entry), compress_type=zipfile.ZIP_LZMA)
+    packed.replace(path)
+PYTHON
+wheels=$(cat "$out"/*.whl | wc -c)
+tree=$(cd "$root" && git ls-files -z | xargs -0 cat | wc -c)
+echo "$out: $(ls "$out" | wc -l) wheels, $((wheels >> 20)) MiB; with the source tree $(((wheels + tree) >> 20)) MiB"

@@ -1,0 +1,93 @@
+"""Packed batches hold to the bit what dense ones do, whatever the store and the padding; feeds keep order and pass errors on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steval.data.splits.assignment import CellSplit
+from steval.data.training.cells import CellsSettings, TrainingCells
+from steval.data.training.sets import CellSetSampler
+from steval.trainer.fit.batches import Batch, PackedRows
+from steval.trainer.fit.feeding import BatchMaker, ThreadFeed
+from support.cells_on_disk import CONTROL, make_cells, write_as
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> TrainingCells:
+    path = write_as(make_cells({"x": {"A": 21, "B": 13, CONTROL: 17}}, num_genes=15), tmp_path / "c.h5ad", "csr")
+    cells = TrainingCells.open(CellsSettings(files=(str(path),), target_sum=100), CellSplit(val=0.3, test=0.2))
+    cells.store.place = "sparse memory"
+    return cells
+
+
+def makers(cells: TrainingCells, part: str) -> tuple[BatchMaker, BatchMaker]:
+    sampler = CellSetSampler(cells, part, set_size=5, sets_per_batch=3, seed=1)  # type: ignore[arg-type]
+    features = torch.from_numpy(cells.features)
+    return BatchMaker(sampler, features), BatchMaker(sampler, features, packed=True)
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for first, second in zip(one, other, strict=True):
+        assert (first is None and second is None) or torch.equal(first, second)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_packed_batches_are_the_dense_ones_to_the_bit(cells: TrainingCells, part: str) -> None:
+    dense, packed = makers(cells, part)
+    padded = 0
+    for position in range(dense.sampler.num_batches()):
+        batch = packed(position)
+        assert isinstance(batch.control, PackedRows)
+        assert batch.control.columns_N.dtype == torch.int16
+        assert_equal(dense(position).to(CPU), batch.to(CPU))
+        padded += batch.padding_BS is not None
+    assert padded or part == "train"
+
+
+def test_an_embedding_stays_dense_and_the_genes_beside_it_are_packed(cells: TrainingCells) -> None:
+    dense, packed = makers(cells, "train")
+    cells.input_store = _Embedding()  # type: ignore[assignment]
+    batch = packed(0)
+    assert isinstance(batch.control, torch.Tensor)
+    assert isinstance(batch.genes, PackedRows)
+    assert_equal(dense(0).to(CPU), batch.to(CPU))
+
+
+def test_values_at_one_place_are_added_up_as_on_the_host() -> None:
+    rows = PackedRows(
+        torch.tensor([1.5, 2.0, 0.25, 4.0]), torch.tensor([3, 3, 0, 69_999], dtype=torch.int32),
+        torch.tensor([[2, 0], [0, 2]], dtype=torch.int32), 70_000,
+    )  # fmt: skip
+    dense = rows.dense()
+    assert dense.shape == (2, 2, 70_000)
+    assert dense.count_nonzero() == 3
+    assert dense[0, 0, 3] == 3.5 and dense[1, 1, 0] == 0.25 and dense[1, 1, -1] == 4.0
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_keep_the_order_and_hand_an_error_to_whom_it_concerns(cells: TrainingCells, threads: int) -> None:
+    _, packed = makers(cells, "train")
+    positions = range(3, 23)
+    for position, batch in zip(positions, ThreadFeed(packed, positions, threads), strict=True):
+        assert_equal(batch.to(CPU), packed(position).to(CPU))
+
+    def broken(position: int) -> object:
+        if position == 5:
+            raise OSError("the disk is gone")
+        return packed(position)
+
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(ThreadFeed(broken, positions, threads))  # type: ignore[arg-type]
+    assert len(seen) <= 2
+
+
+class _Embedding:
+    """Two columns: a cell's number, and one."""
+
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([indices, np.ones_like(indices)], axis=1).astype(np.float32)
