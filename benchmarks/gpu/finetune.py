@@ -36,10 +36,9 @@ def run(stage: Stage) -> None:
     cells = stage.made("cells.h5ad")
     sets = SETS if not stage.small else (4,)
     runs = [(count, compiled) for count in sets for compiled in (False, True) if not (stage.small and compiled)]
-    order = sorted(runs, key=lambda one: (one[1], one[0] == 4))
     noted: dict[str, Any] = {}
     flops = None
-    for count, compiled in order:
+    for count, compiled in runs:
         name = f"{count} sets{', compiled' if compiled else ''}"
         session = _session(stage, cells, count, compiled)
         flops = flops or _flops_per_set(session, stage)

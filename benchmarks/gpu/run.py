@@ -26,7 +26,7 @@ from typing import Any
 import table
 from stage import Stage
 
-LIMITS = {"rates": 45, "tests": 110, "finetune": 150, "predict": 110, "ranks": 100}
+LIMITS = {"rates": 45, "tests": 100, "finetune": 120, "predict": 100, "ranks": 90}
 """Stages in their order, and the most seconds of each."""
 SHORTEST = 8
 """A stage that would have fewer seconds is left out."""

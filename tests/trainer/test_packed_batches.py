@@ -10,7 +10,7 @@ from steval.data.splits.assignment import CellSplit
 from steval.data.training.cells import CellsSettings, TrainingCells
 from steval.data.training.sets import CellSetSampler
 from steval.trainer.fit.batches import Batch, PackedRows
-from steval.trainer.fit.feeding import BatchMaker, ThreadFeed
+from steval.trainer.fit.feeding import BatchMaker, ThreadFeed, open_feed
 from support.cells_on_disk import CONTROL, make_cells, write_as
 
 CPU = torch.device("cpu")
@@ -84,6 +84,22 @@ def test_threads_keep_the_order_and_hand_an_error_to_whom_it_concerns(cells: Tra
     with pytest.raises(OSError, match="the disk is gone"):
         seen.extend(ThreadFeed(broken, positions, threads))  # type: ignore[arg-type]
     assert len(seen) <= 2
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_bits_and_the_host_does_not_wait_for_it(cells: TrainingCells) -> None:
+    dense, packed = makers(cells, "train")
+    device = torch.device("cuda", torch.cuda.current_device())
+    for _ in range(2):  # the first allocates
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            moved = packed(0).pin().to(device)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert_equal(moved.to(CPU), dense(0).to(CPU))
+    for position, batch in enumerate(open_feed(packed, range(7), 0, device)):
+        assert_equal(batch.to(device).to(CPU), dense(position).to(CPU))
 
 
 class _Embedding:
