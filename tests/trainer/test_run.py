@@ -229,7 +229,7 @@ def test_a_full_disk_keeps_what_was_written(screen_path: Path, tmp_path: Path) -
 
     def fill(progress: object) -> None:
         if progress.step == 8:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
 
     try:
         with pytest.raises(DataError, match="free some space and continue with --resume"):
