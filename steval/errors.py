@@ -17,7 +17,13 @@ where one input has several.
 """
 
 from collections.abc import Sequence
-from difflib import get_close_matches
+
+from steval.nearest import Names
+from steval.nearest import nearest_names as nearest_names
+
+MOST_SUGGESTED = 10
+"""Unknown names that get suggestions."""
+LONGEST_SHOWN = 100
 
 
 class StevalError(Exception):
@@ -64,10 +70,15 @@ class UnknownPerturbationError(DataError):
 
     def __init__(self, unknown: Sequence[str], known: Sequence[str]):
         self.unknown = tuple(unknown)
-        self.nearest = {name: nearest_names(name, known) for name in self.unknown}
+        names = Names(known)
+        self.nearest = {name: names.nearest(name) for name in self.unknown[:MOST_SUGGESTED]}
+        """Of the first unknown names: suggestions cost time, and nobody reads thousands."""
+        problems = [f"{_short(name)}: nearest known {', '.join(near) or 'none'}" for name, near in self.nearest.items()]
+        if len(self.unknown) > MOST_SUGGESTED:
+            problems.append(f"and {len(self.unknown) - MOST_SUGGESTED} more unknown names")
         super().__init__(
             f"unknown perturbation{'s' if len(self.unknown) > 1 else ''}; the checkpoint knows {len(known)} names",
-            [f"{name!r}: nearest known {', '.join(near) or 'none'}" for name, near in self.nearest.items()],
+            problems,
         )
 
 
@@ -108,7 +119,5 @@ class ServiceError(StevalError):
         super().__init__(message)
 
 
-def nearest_names(name: str, known: Sequence[str], limit: int = 3) -> list[str]:
-    """The `limit` names of `known` most like `name`, letter case ignored, most alike first."""
-    by_folded = {candidate.casefold(): candidate for candidate in reversed(list(known))}
-    return [by_folded[match] for match in get_close_matches(name.casefold(), list(by_folded), n=limit, cutoff=0.5)]
+def _short(name: str) -> str:
+    return repr(name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "…")

@@ -1,7 +1,9 @@
 """`steval serve`."""
 
+import errno
 import ipaddress
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,6 +78,7 @@ def serve(
     )  # fmt: skip
     settings.require_paths()
     _require_keys(settings, host)
+    _require_free(host, port)
     _check_checkpoint(settings)
     command = [sys.executable, "-m", "bentoml", "serve", "steval.service.app:StevalService"]
     command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(shutdown_seconds)]
@@ -129,6 +132,25 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         raise ConfigError(f"--host takes an IP address such as 127.0.0.1 or 0.0.0.0, got {host!r}") from None
+
+
+def _require_free(host: str, port: int) -> None:
+    """A `ConfigError` where nobody can listen there: BentoML would end with a traceback, after the checkpoint was read."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as one:
+            one.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as the server does: the last one's connections may linger
+            one.bind((host, port))
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: "another program listens there; stop it, or choose another port with --port",
+            errno.EACCES: "ports below 1024 need privileges; choose another with --port",
+            errno.EADDRNOTAVAIL: "this machine has no such address; --host 127.0.0.1 is this machine alone, 0.0.0.0 all addresses",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from error
 
 
 def _check_checkpoint(settings: "ServiceSettings") -> None:

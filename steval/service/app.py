@@ -11,11 +11,12 @@ from bentoml.exceptions import BentoMLConfigException
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from steval.errors import ConfigError, StevalError
+from steval.errors import ConfigError, OutputError, StevalError
 from steval.service.http import journal
-from steval.service.http.access import AccessMiddleware
-from steval.service.http.answers import error_answer
+from steval.service.http.access import KEY_NAME, NOBODY, AccessMiddleware
+from steval.service.http.answers import disk_answer, error_answer
 from steval.service.http.body import BodyMiddleware
+from steval.service.http.connections import install
 from steval.service.http.observe import ObserveMiddleware
 from steval.service.http.routing import GateMiddleware
 from steval.service.http.telemetry import count_apart
@@ -30,6 +31,7 @@ try:
 except StevalError as error:
     raise BentoMLConfigException(str(error)) from error
 SITE = make_site()
+install(SETTINGS.max_connections, SETTINGS.header_timeout)
 BACKSTOP = max(SETTINGS.request_timeout + SETTINGS.body_timeout, SETTINGS.upload_timeout) + 30
 """BentoML's own time limit until the first byte: behind ours, which answer in our shape and stop the work. It keeps a timer of
 each request for as long, so it is not to be much longer; a trace span would be kept with it, so there are none unless a
@@ -77,7 +79,11 @@ class StevalService:
     async def predict(self, body: PredictBody, /, ctx: bentoml.Context) -> Any:
         """Predicted mean profiles or cells of perturbations."""
         try:
-            answer = await self._predictions.predict(body, ctx.request.headers)
+            answer = await self._predictions.predict(
+                body, ctx.request.headers, ctx.request.scope.get(KEY_NAME) or NOBODY
+            )
+        except OutputError as error:
+            answer = error_answer(disk_answer(error))
         except ConfigError as error:
             answer = error_answer(error, 422)  # the body was well formed: it asks for what cannot be served
         except StevalError as error:

@@ -57,6 +57,11 @@ class PredictBody(Settings):
     output: Literal["mean", "cells"] = "mean"
     """`mean`: a profile for each perturbation; `cells`: every predicted cell (as Arrow or h5ad)."""
 
+    @property
+    def num_cells(self) -> int:
+        """Cells to predict in all."""
+        return sum(one.num_cells or self.cells for one in self.perturbations)
+
     def items(self) -> list[PredictItem]:
         """What is asked for, with the request's cell number and cell type where an entry has none."""
         return [

@@ -50,13 +50,19 @@ class ServiceSettings(Settings):
     max_json_values: PositiveInt = 2_000_000
     """Numbers of one JSON answer; larger ones are to be asked for as Arrow or h5ad."""
     max_queued_cells: PositiveInt = 16384
-    """Cells accepted and not yet answered, over all requests of a worker."""
+    """Cells accepted and not yet answered, over all requests of a worker; one key alone may have half of them."""
     max_requests: PositiveInt = 256
-    """Requests in progress in a worker."""
+    """Requests in progress in a worker; one key may have half of them."""
+    max_connections: PositiveInt = 1024
+    """Open connections of a worker; the one that has been idle for longest makes room for another."""
+    header_timeout: PositiveFloat = 10.0
+    """Seconds that a connection may be without a whole request header."""
     batch_cells: PositiveInt = 512
     """Cells that pass the network together."""
     linger_ms: float = Field(default=3.0, ge=0, le=1000)
     """How long a batch may wait for company, while requests come from several clients."""
+    queue_timeout: PositiveFloat = 10.0
+    """Seconds that a prediction may wait for room in the queue before it is asked to come back."""
     request_timeout: PositiveFloat = 120.0
     """Seconds until a prediction is given up."""
     body_timeout: PositiveFloat = 30.0

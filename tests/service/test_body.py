@@ -111,6 +111,26 @@ def test_a_client_that_leaves_while_it_sends_starts_nothing():
     run(never, Client({"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}), {})
 
 
+def test_a_key_may_have_half_of_the_requests_counted_before_their_bodies_come():
+    async def scene() -> list[Client]:
+        middleware = BodyMiddleware(answer, routes=ROUTES, settings=ServiceSettings(max_requests=4, body_timeout=1))
+        slow = {"type": "http.request", "body": b"{", "more_body": True}
+        clients = [Client(slow) for _ in range(2)]
+        reading = [
+            asyncio.ensure_future(middleware({**scope(), "steval.key": "greedy"}, one.receive, one.send))
+            for one in clients
+        ]
+        await asyncio.sleep(0.05)
+        for owner, messages in (("greedy", ()), ("polite", (BODY,))):
+            clients.append(Client(*messages))
+            await middleware({**scope(), "steval.key": owner}, clients[-1].receive, clients[-1].send)
+        await asyncio.gather(*reading)
+        assert not middleware._in_progress
+        return clients
+
+    assert [client.status for client in asyncio.run(scene())] == [408, 408, 429, 200]
+
+
 def test_more_requests_than_allowed_are_429():
     async def both() -> tuple[Client, Client]:
         release = asyncio.Event()

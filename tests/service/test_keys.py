@@ -116,7 +116,35 @@ def test_health_the_page_and_options_need_no_key(keyed):
         ("192.168.1.7", {}, 401),
         ("127.0.0.1", {"host": "evil.example"}, 401),
         ("127.0.0.1", {"host": "localhost.evil.example"}, 401),
-        ("127.0.0.1", {"x_forwarded_for": "10.0.0.1"}, 401),
+        ("127.0.0.1", {"host": "localhost"}, 200),
+        ("127.0.0.1", {"host": "LOCALHOST:3000"}, 200),
+        ("::ffff:127.0.0.1", {}, 200),
+        ("127.0.0.1", {"x_request_id": "a", "x_api_key": "unused", "accept": "*/*"}, 200),
+        ("127.0.0.1", {"host": "testserver"}, 401),
+        ("testclient", {"host": "testclient"}, 401),
+        ("testclient", {}, 401),
+        ("127.0.0.1", {"host": ""}, 401),
+        ("127.0.0.1", {"host": "localhost:3000, evil.example"}, 401),
+        ("127.0.0.1", {"host": "127.0.0.1.evil.example"}, 401),
+        ("127.0.0.1", {"host": "a@localhost"}, 401),
+        ("127.0.0.1", {"host": "localhost.:80"}, 401),
+        ("127.0.0.1", {"host": "[::1"}, 401),
+        ("127.0.0.1", {"host": "0.0.0.0:3000"}, 401),
+        *(
+            ("127.0.0.1", {name: "10.0.0.1"}, 401)
+            for name in (
+                *("x_forwarded_for", "x_forwarded_proto", "x_forwarded_host", "x_forwarded_port", "x_forwarded_server"),
+                *("forwarded", "via", "x_real_ip", "cf_connecting_ip", "cf_ray", "true_client_ip", "x_client_ip"),
+                *(
+                    "x_cluster_client_ip",
+                    "fastly_client_ip",
+                    "x_original_host",
+                    "x_amzn_trace_id",
+                    "x_envoy_external_address",
+                ),
+                *("cdn_loop", "proxy_connection", "x_azure_clientip", "x_appengine_user_ip", "x_forward_for"),
+            )
+        ),
     ],
 )
 def test_without_keys_only_this_machine_is_answered(client, headers, expected):

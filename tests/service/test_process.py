@@ -1,7 +1,9 @@
 """`steval serve` and a bento as real processes: start, refusals, signals, killed workers, keys."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,8 +40,24 @@ def bare_environment(monkeypatch):
 
 
 def children(pid: int) -> list[int]:
-    """The worker processes of a supervisor."""
-    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The worker processes of a supervisor; those that any thread of a process started."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(text) for one in lists for text in one.split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and everything below it."""
+    try:
+        return [pid, *(found for child in children(pid) for found in descendants(child))]
+    except FileNotFoundError:
+        return []
+
+
+def runs_a_job(pid: int) -> bool:
+    try:
+        return b"steval.service.score.job_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def refusal(*arguments: str) -> tuple[int, str]:
@@ -75,6 +93,21 @@ def test_bad_options_are_exit_2(tmp_path, tiny_checkpoint):
         assert words in output
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
+def test_a_port_in_use_is_one_sentence(tiny_checkpoint, host):
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        code, output = refusal(str(tiny_checkpoint), "--host", host, "--no-auth", "--port", str(taken.getsockname()[1]))
+    assert code == 2
+    assert "another program listens there" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_an_address_of_another_machine_is_one_sentence(tiny_checkpoint):
+    code, output = refusal(str(tiny_checkpoint), "--host", "203.0.113.7", "--no-auth")
+    assert (code, len(output.splitlines())) == (2, 1)
+    assert "no such address" in output
+
+
 def test_a_new_key_is_shown_once_and_stored_hashed(tmp_path):
     path = tmp_path / "keys.txt"
     result = CliRunner().invoke(app, ["serve", "--new-key", "lab", "--api-key-file", str(path)])
@@ -89,12 +122,13 @@ def test_options_win_over_variables_and_both_reach_the_workers(tiny_checkpoint, 
     monkeypatch.setattr(os, "execve", lambda path, arguments, environment: given.update(environment, command=arguments))
     monkeypatch.setenv("STEVAL_CHECKPOINT", "other.safetensors")
     monkeypatch.setenv("STEVAL_MAX_CELLS", "7")
-    result = CliRunner().invoke(app, ["serve", str(tiny_checkpoint), "--workers", "2", "--port", "3999"])
+    port = str(free_port())
+    result = CliRunner().invoke(app, ["serve", str(tiny_checkpoint), "--workers", "2", "--port", port])
     assert result.exit_code == 0, result.output
     variables = {name: value for name, value in given.items() if name.startswith("STEVAL_")}
     expected = {"STEVAL_CHECKPOINT": str(tiny_checkpoint), "STEVAL_MAX_CELLS": "7", "STEVAL_WORKERS": "2"}
     assert variables == expected
-    assert "3999" in given["command"]
+    assert port in given["command"]
 
 
 @pytest.mark.parametrize("chosen", [None, "8"])
@@ -104,7 +138,7 @@ def test_workers_use_their_memory_again_unless_the_caller_says_otherwise(tiny_ch
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     if chosen:
         monkeypatch.setenv("MALLOC_ARENA_MAX", chosen)
-    assert CliRunner().invoke(app, ["serve", str(tiny_checkpoint)]).exit_code == 0
+    assert CliRunner().invoke(app, ["serve", str(tiny_checkpoint), "--port", str(free_port())]).exit_code == 0
     assert given["MALLOC_ARENA_MAX"] == (chosen or "2")
     assert given["MALLOC_MMAP_THRESHOLD_"] == "33554432"
     assert given["GOMP_SPINCOUNT"] == "20000"
@@ -154,6 +188,58 @@ def test_sigterm_under_load_finishes_what_was_accepted(tiny_checkpoint):
     assert set(broken) <= {"RemoteProtocolError", "ReadError"}
     accepted = sum('"status": 200' in line and '"/predict"' in line for line in process.log)
     assert accepted == answers.count(200), "an accepted request was lost"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["supervisor", "everyone"])
+def test_sigterm_puts_a_running_job_back_and_the_next_service_runs_it(tiny_checkpoint, tmp_path, service_dir, to):
+    """A terminal signals the whole group of processes; a supervisor ends its children. Neither is the job's failure."""
+    arguments = ("--job-dir", str(tmp_path / "jobs"), "--data-dir", str(service_dir / "data"))
+    with served_process(str(tiny_checkpoint), *arguments) as (url, process):
+        wait_until_ready(url)
+        with ServiceClient(url) as client:
+            job_id = client.submit_score("cells.h5ad", "cells.h5ad", on_server=True, profile="minimal")
+            deadline = time.monotonic() + 20
+            while client.score_job(job_id)["state"] != "running":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        for pid in [process.pid] if to == "supervisor" else descendants(process.pid):
+            os.kill(pid, signal.SIGTERM)
+        assert process.wait(60) == 0
+    record = json.loads((tmp_path / "jobs" / job_id / "job.json").read_text())
+    assert (record["state"], record["started"]) == ("queued", None)
+    with served_process(str(tiny_checkpoint), *arguments) as (url, _):
+        wait_until_ready(url)
+        with ServiceClient(url) as client:
+            assert client.wait_for_score(job_id, timeout=120)["members"]
+
+
+@pytest.mark.slow
+def test_two_services_of_one_user_count_apart_and_a_killed_worker_takes_its_job_along(
+    tiny_checkpoint, tmp_path, service_dir
+):
+    arguments = ("--job-dir", str(tmp_path / "jobs"), "--data-dir", str(service_dir / "data"))
+    with served_process(str(tiny_checkpoint), *arguments) as (url, process):
+        wait_until_ready(url)
+        assert httpx.post(url + "/predict", json=REQUEST).status_code == 200
+        with served_process(str(tiny_checkpoint)) as (other, _):
+            wait_until_ready(other)
+            assert httpx.get(other + "/metrics").text.count('route="/predict"') == 0
+            assert "steval_predicted_cells_total 20.0" in httpx.get(url + "/metrics").text
+        with ServiceClient(url) as client:
+            job_id = client.submit_score("cells.h5ad", "cells.h5ad", on_server=True, profile="minimal")
+            deadline = time.monotonic() + 20
+            while not (jobs := [pid for pid in descendants(process.pid) if runs_a_job(pid)]):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            for pid in children(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 5
+            while any(Path(f"/proc/{pid}").exists() and runs_a_job(pid) for pid in jobs):
+                assert time.monotonic() < deadline, "a job outlives its worker"
+                time.sleep(0.02)
+            wait_until_ready(url)
+            assert client.wait_for_score(job_id, timeout=120)["members"]
 
 
 @pytest.mark.slow

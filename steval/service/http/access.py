@@ -1,10 +1,12 @@
 """Who is answered: holders of a key; without keys, this machine alone.
 
 Without keys the service also refuses what a web page could make a browser on this machine send: requests of other origins
-and host names that are not local (DNS rebinding), and requests that came through a proxy, whose sender is unknown.
+and host names other than `localhost` and loopback addresses (DNS rebinding), and requests with any sign of a proxy, whose
+sender is unknown.
 """
 
 import ipaddress
+import re
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -15,10 +17,18 @@ from steval.service.http.answers import error_answer
 from steval.service.http.keys import KeyRing, read_keys
 from steval.service.http.routing import RouteTable
 
-_LOCAL_NAMES = frozenset({"localhost", "testserver"})
 KEY_NAME = "steval.key"
 """Where the scope of a request has the name of its key."""
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+NOBODY = ""
+"""Who asks where the service has no keys."""
+_PROXY_HEADER = re.compile(
+    r"forwarded|via|x-real-ip|true-client-ip|client-ip|x-client-ip|x-cluster-client-ip|x-remote-ip|x-remote-addr|cdn-loop|x-host"
+    r"|x-request-start|x-http-destinationurl|x-http-host-override|x-iisnode-proto|x-cloud-trace-context"
+    r"|(x-forward|x-original-|x-proxy|proxy-|cf-|x-amz|x-azure-|x-appengine-|x-envoy-|x-arr-|fastly-|akamai-|x-akamai-|x-vercel-"
+    r"|fly-|x-nginx-|x-varnish|x-traefik-).*"
+)
+"""What proxies, load balancers and content networks add: none of it comes from a client on this machine."""
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
 
 class AccessMiddleware:
@@ -93,8 +103,7 @@ def _given_key(headers: Headers) -> str | None:
 
 def _require_local(scope: Scope, headers: Headers) -> None:
     client = (scope.get("client") or ("", 0))[0]
-    host = headers.get("host", "").rsplit(":", 1)[0] if not headers.get("host", "").endswith("]") else headers["host"]
-    if _is_local(client) and _is_local(host) and not any(name in headers for name in _FORWARDED):
+    if _is_loopback(client) and _names_this_machine(headers.get("host", "")) and not _came_by_proxy(headers):
         return
     raise ServiceError(
         "this service has no API keys and answers requests from its own machine alone; its operator gives keys with "
@@ -104,11 +113,20 @@ def _require_local(scope: Scope, headers: Headers) -> None:
     )
 
 
-def _is_local(name: str) -> bool:
-    bare = name.strip("[]")
-    if bare in _LOCAL_NAMES or bare == "testclient":
-        return True
+def _names_this_machine(host: str) -> bool:
+    """Whether a Host header, with or without a port, is `localhost` or a loopback address: the names that no DNS can give."""
+    match = _HOST.fullmatch(host)
+    return match is not None and (match["name"].lower() == "localhost" or _is_loopback(match["name"].strip("[]")))
+
+
+def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(bare).is_loopback
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback
+
+
+def _came_by_proxy(headers: Headers) -> bool:
+    return any(_PROXY_HEADER.fullmatch(name) for name in headers.keys())  # noqa: SIM118 (a multi-dict)

@@ -5,13 +5,17 @@
 `problems` holds single findings; an unknown perturbation adds `nearest`, a mapping of name → nearest known names.
 """
 
+import errno
 import json
+import logging
 import re
 from typing import Any
 
 from starlette.responses import JSONResponse
 
-from steval.errors import ServiceError, StevalError, UnknownPerturbationError
+from steval.errors import OutputError, ServiceError, StevalError, UnknownPerturbationError
+
+log = logging.getLogger(__name__)
 
 CODE_HEADER = "x-error-code"
 """On every error answer of ours; what lacks it comes from below and is put into shape."""
@@ -78,6 +82,23 @@ def over_http(text: str) -> str:
 def code_of(status: int) -> str:
     """The code of an answer with `status` that says no more than that."""
     return _CODES.get(status, "error")
+
+
+def disk_answer(error: OSError | OutputError) -> ServiceError:
+    """What a client may know of a disk that takes no more: a sentence, and none of the service's paths."""
+    log.error("a file could not be written: %s", error)
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ServiceError(
+            "the service's disk has no room for this request, and nothing was kept; come back later, or tell whoever runs it",
+            status=507,
+            code="insufficient_storage",
+        )
+    return ServiceError(
+        "the service cannot write the files of this request, and nothing was kept; whoever runs it finds the reason in its log",
+        status=503,
+        code="cannot_write",
+    )
 
 
 def shaped(

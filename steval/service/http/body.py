@@ -1,12 +1,14 @@
 """Bodies: media types, sizes counted as they arrive, time limits, and clients that go away."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steval.errors import ServiceError
+from steval.service.http.access import KEY_NAME, NOBODY
 from steval.service.http.answers import error_answer
 from steval.service.http.routing import WITH_BODY, Route, RouteTable
 from steval.service.settings import ServiceSettings
@@ -22,7 +24,8 @@ class BodyMiddleware:
         self._app = app
         self._routes = routes
         self._settings = settings
-        self._in_progress = 0
+        self._in_progress: Counter[str] = Counter()
+        """Requests of each key."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -50,21 +53,31 @@ class BodyMiddleware:
         if uploads:
             await self._app(scope, counted.receive, send)
             return
-        body = await counted.whole()
-        if body is None:
-            return
-        if self._in_progress >= self._settings.max_requests:
-            raise ServiceError(
-                f"{self._in_progress} requests are in progress, the most that are allowed; come back later",
-                status=429,
-                code="too_many_requests",
-                retry_after=1,
-            )
-        self._in_progress += 1
+        owner = scope.get(KEY_NAME) or NOBODY
+        self._require_room(owner)
+        self._in_progress[owner] += 1
         try:
-            await _while_connected(self._app, scope, body, receive, send)
+            body = await counted.whole()
+            if body is not None:
+                await _while_connected(self._app, scope, body, receive, send)
         finally:
-            self._in_progress -= 1
+            self._in_progress[owner] -= 1
+            if not self._in_progress[owner]:
+                del self._in_progress[owner]
+
+    def _require_room(self, owner: str) -> None:
+        """A `ServiceError` 429 before anything is read: one key may have half of the requests, so that others get in."""
+        most, total = self._settings.max_requests, self._in_progress.total()
+        own, share = self._in_progress[owner], most if owner == NOBODY else max(1, most // 2)
+        if total < most and own < share:
+            return
+        which = f"{total} requests" if total >= most else f"{own} requests of this key"
+        raise ServiceError(
+            f"{which} are in progress, the most that are allowed; come back later",
+            status=429,
+            code="too_many_requests",
+            retry_after=1,
+        )
 
 
 class _Counted:

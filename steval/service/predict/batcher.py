@@ -1,14 +1,14 @@
 """Micro-batcher: cell sets of many requests pass the network together; no request can fail or starve another.
 
-One thread runs the network. While it runs, sets of new requests gather; the next batch takes one set of each request in
-turn until it is full. Only where the last batch served several requests does the next one linger a few milliseconds for
-the same clients to come back. If a batch fails, its sets are run alone, so that only the bad ones fail.
+One thread runs the network. While it runs, sets of new requests gather; the next batch takes one set of each key in turn,
+and of each request of a key, until it is full. Only where the last batch served several requests does the next one linger a
+few milliseconds for the same clients to come back. If a batch fails, its sets are run alone, so that only the bad ones fail.
 """
 
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -39,8 +39,9 @@ class _Waiting:
 class Ticket:
     """An accepted request: its cells are reserved until `close`. Use with `with`."""
 
-    def __init__(self, batcher: "MicroBatcher", num_cells: int):
+    def __init__(self, batcher: "MicroBatcher", num_cells: int, owner: str):
         self._batcher = batcher
+        self.owner = owner
         self.num_cells = num_cells
         self.waiting: deque[_Waiting] = deque()
         self.closed = False
@@ -97,6 +98,9 @@ class MicroBatcher:
         self._condition = threading.Condition()
         self._order: deque[Ticket] = deque()
         """Tickets with waiting sets, the one whose turn is next first."""
+        self._turns: Counter[str] = Counter()
+        """When each key was served last: keys take turns, and within a key its requests."""
+        self._num_turns = 0
         self._reserved = 0
         self._rate: float | None = None
         """Cells per second, smoothed."""
@@ -109,8 +113,8 @@ class MicroBatcher:
         """Cells accepted and not yet answered."""
         return self._reserved
 
-    def accept(self, num_cells: int) -> Ticket:
-        """Reserve room for a request; a full queue is a `ServiceError` 503 that says when to come back."""
+    def accept(self, num_cells: int, owner: str = "") -> Ticket:
+        """Reserve room for a request of `owner`; a full queue is a `ServiceError` 503 that says when to come back."""
         with self._condition:
             if self._stopping:
                 raise ServiceError("the service is shutting down", status=503, code="shutting_down", retry_after=5)
@@ -123,7 +127,7 @@ class MicroBatcher:
                     retry_after=self._expected_wait(),
                 )
             self._change_reserved(num_cells)
-        return Ticket(self, num_cells)
+        return Ticket(self, num_cells, owner)
 
     def enqueue(self, ticket: Ticket, planned: PlannedSet) -> "Future[PredictedSet]":
         """See `Ticket.submit`."""
@@ -187,12 +191,14 @@ class MicroBatcher:
         served: set[int] = set()
         num_cells = 0
         while self._order:
-            ticket = self._order[0]
+            ticket = min(self._order, key=lambda waiting: self._turns[waiting.owner])
             size = ticket.waiting[0].planned.num_cells
             if batch and num_cells + size > self._batch_cells:
                 break
             waiting = ticket.waiting.popleft()
-            self._order.popleft()
+            self._num_turns += 1
+            self._turns[ticket.owner] = self._num_turns
+            self._order.remove(ticket)
             if ticket.waiting:
                 self._order.append(ticket)
             if waiting.future.set_running_or_notify_cancel():

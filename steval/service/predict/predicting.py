@@ -1,8 +1,9 @@
 """`POST /predict`: from a validated body to an answer, through the batcher.
 
-Plans and answers are made by the functions of `steval predict` (`make_plan`, `predicted_means`, `write_predictions`); the cells
-between them come from the batcher's queue (`QueuedCells`). That work, planning included, is done in one thread; when a client
-leaves, its queued cells are closed and the thread ends at its next set.
+A request is measured and admitted (`Admission`) before anything is planned. Plans and answers are made by the functions of
+`steval predict` (`make_plan`, `predicted_means`, `write_predictions`); the cells between them come from the batcher's queue
+(`QueuedCells`). That work, planning included, is done in one thread; when a client leaves, its queued cells are closed and the
+thread ends at its next set.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ from steval.service.http.encoding import (
     json_object,
     wants_zstd,
 )  # fmt: skip
+from steval.service.predict.admission import Admission, Place
 from steval.service.predict.batcher import MicroBatcher, Ticket
 from steval.service.runtime import Model, Runtime
 from steval.service.schemas import PredictBody
@@ -53,8 +55,9 @@ class QueuedCells:
     `admit` comes first, in the thread that does the work; `close` may come at any time, from any thread.
     """
 
-    def __init__(self, batcher: MicroBatcher, seconds: float):
+    def __init__(self, batcher: MicroBatcher, place: Place, seconds: float):
         self._batcher = batcher
+        self._place = place
         self._ticket: Ticket | None = None
         self._lock = threading.Lock()
         self.closed = False
@@ -68,7 +71,7 @@ class QueuedCells:
         with self._lock:
             if self.closed:
                 raise CancelledError
-            self._ticket = self._batcher.accept(plan.num_cells)
+            self._ticket = self._batcher.accept(plan.num_cells, self._place.owner)
         return self._sets(self._ticket, plan)
 
     def close(self) -> None:
@@ -77,6 +80,7 @@ class QueuedCells:
             self.closed = True
             if self._ticket is not None:
                 self._ticket.close()
+            self._place.release()
 
     def _sets(self, ticket: Ticket, plan: PredictionPlan) -> Iterator[PredictedSet]:
         for future in ticket.windows(list(plan.sets())):
@@ -101,24 +105,29 @@ class PredictionService:
             max_workers=runtime.settings.max_requests, thread_name_prefix="steval-answer"
         )
 
+        self._admission = Admission(runtime.settings.max_queued_cells, runtime.settings.queue_timeout)
+
     def close(self) -> None:
         """End the threads when they have finished."""
         self._threads.shutdown()
 
-    async def predict(self, body: PredictBody, headers: Headers) -> Response:
-        """The answer to a request; raises `StevalError` for everything that is no success."""
+    async def predict(self, body: PredictBody, headers: Headers, owner: str) -> Response:
+        """The answer to a request of the key `owner`; raises `StevalError` for everything that is no success."""
         model = self._runtime.model
         kind = choose_format(headers.get("accept", ""), body.output)
-        request = self._checked(model, body, kind)
-        queued = QueuedCells(model.batcher, model.settings.request_timeout)
+        _require_size(model, body, kind)
+        began = time.monotonic()
+        place = await self._admission.admit(owner, body.num_cells)
+        left = model.settings.request_timeout - (time.monotonic() - began)
+        queued = QueuedCells(model.batcher, place, left)
         zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
         streaming = False
         try:
             if kind == "json":
-                return _whole(await self._run(_summary, model, queued, request), JSON, zstd)
+                return _whole(await self._run(_summary, model, queued, body), JSON, zstd)
             if kind == "h5ad":
-                return await self._file(model, queued, request)
-            answer = await self._stream(model, queued, request, zstd)
+                return await self._file(model, queued, body)
+            answer = await self._stream(model, queued, body, zstd)
             streaming = True
             return answer
         except CancelledError as error:
@@ -127,33 +136,11 @@ class PredictionService:
             if not streaming:
                 queued.close()
 
-    def _checked(self, model: Model, body: PredictBody, kind: str) -> PredictionRequest:
-        settings = model.settings
-        num_cells = sum(one.num_cells or 0 for one in body.items())
-        if num_cells > settings.max_cells:
-            raise ServiceError(
-                f"the request asks for {num_cells} cells of {len(body.perturbations)} perturbations; the limit is "
-                f"{settings.max_cells} a request: send several",
-                status=413,
-                code="too_many_cells",
-            )
-        num_values = len(body.perturbations) * len(model.genes)
-        if kind == "json" and num_values > settings.max_json_values:
-            raise ServiceError(
-                f"{len(body.perturbations)} profiles of {len(model.genes)} genes are {num_values} numbers; the limit for JSON is "
-                f"{settings.max_json_values}: ask for Accept: {ARROW} or {H5AD}",
-                status=413,
-                code="too_large_for_json",
-            )
-        return body.to_request()
-
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *args))
 
-    async def _stream(
-        self, model: Model, queued: QueuedCells, request: PredictionRequest, zstd: bool
-    ) -> StreamingResponse:
-        pieces = _arrow(model, queued, request)
+    async def _stream(self, model: Model, queued: QueuedCells, body: PredictBody, zstd: bool) -> StreamingResponse:
+        pieces = _arrow(model, queued, body)
         first = await self._run(next, pieces)
 
         async def content() -> AsyncIterator[bytes]:
@@ -161,13 +148,13 @@ class PredictionService:
             while (piece := await self._run(next, pieces, _END)) is not _END:
                 yield piece
 
-        body = compressed(content()) if zstd else content()
-        return _Stream(body, queued, media_type=ARROW, headers=_headers(zstd))
+        answer = compressed(content()) if zstd else content()
+        return _Stream(answer, queued, media_type=ARROW, headers=_headers(zstd))
 
-    async def _file(self, model: Model, queued: QueuedCells, request: PredictionRequest) -> FileResponse:
+    async def _file(self, model: Model, queued: QueuedCells, body: PredictBody) -> FileResponse:
         path = self._runtime.scratch / f"{secrets.token_hex(8)}.h5ad"
         try:
-            await self._run(_write, path, queued, request, model)
+            await self._run(_write, path, queued, body, model)
         except BaseException:
             queued.close()  # first: a thread that finishes the file after this removes it itself
             path.unlink(missing_ok=True)
@@ -175,18 +162,38 @@ class PredictionService:
         return _TemporaryFile(path, media_type=H5AD, filename="predictions.h5ad")
 
 
-def _write(path: Path, queued: QueuedCells, request: PredictionRequest, model: Model) -> None:
+def _require_size(model: Model, body: PredictBody, kind: str) -> None:
+    """A `ServiceError` 413 where more is asked for than one request may."""
+    settings = model.settings
+    if body.num_cells > settings.max_cells:
+        raise ServiceError(
+            f"the request asks for {body.num_cells} cells of {len(body.perturbations)} perturbations; the limit is "
+            f"{settings.max_cells} a request: send several",
+            status=413,
+            code="too_many_cells",
+        )
+    num_values = len(body.perturbations) * len(model.genes)
+    if kind == "json" and num_values > settings.max_json_values:
+        raise ServiceError(
+            f"{len(body.perturbations)} profiles of {len(model.genes)} genes are {num_values} numbers; the limit for JSON is "
+            f"{settings.max_json_values}: ask for Accept: {ARROW} or {H5AD}",
+            status=413,
+            code="too_large_for_json",
+        )
+
+
+def _write(path: Path, queued: QueuedCells, body: PredictBody, model: Model) -> None:
     """The file of `steval predict`; none where the client has left meanwhile."""
-    plan = model.predictor.plan(request, model.pool)
+    plan = model.predictor.plan(body.to_request(), model.pool)
     blocks = (PredictedBlock([one.planned], one.cells) for one in queued.admit(plan))
     write_predictions(path, plan, blocks, model.predictor.facts("steval serve"))
     if queued.closed:
         path.unlink(missing_ok=True)
 
 
-def _summary(model: Model, queued: QueuedCells, request: PredictionRequest) -> bytes:
+def _summary(model: Model, queued: QueuedCells, body: PredictBody) -> bytes:
     """The JSON of `schemas.PredictAnswer`."""
-    plan = model.predictor.plan(request, model.pool)
+    plan = model.predictor.plan(body.to_request(), model.pool)
     profiles = list(predicted_means(plan, queued.admit(plan)))
     cell_types = {profile.cell_type for profile in profiles}
     predictions = [
@@ -203,12 +210,13 @@ def _summary(model: Model, queued: QueuedCells, request: PredictionRequest) -> b
     ]
     controls = [piece for cell_type, piece in model.control_json.items() if cell_type in cell_types]
     raw = {"genes": model.genes_json, "controls": json_array(controls), "predictions": json_array(predictions)}
-    return json_object(_facts(model, request), raw)
+    return json_object(_facts(model, plan.request), raw)
 
 
-def _arrow(model: Model, queued: QueuedCells, request: PredictionRequest) -> Iterator[bytes]:
+def _arrow(model: Model, queued: QueuedCells, body: PredictBody) -> Iterator[bytes]:
     """The pieces of an Arrow stream: one for each set (or mean profile), then the end marker."""
-    plan = model.predictor.plan(request, model.pool)
+    plan = model.predictor.plan(body.to_request(), model.pool)
+    request = plan.request
     sets = queued.admit(plan)
     of_cells = request.output == "cells"
     num_rows = request.num_cells if of_cells else len(request.items)

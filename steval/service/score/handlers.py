@@ -1,7 +1,5 @@
 """What `/score` answers: submit, status, result, files, removal."""
 
-import errno
-import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -11,15 +9,13 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from steval.errors import OutputError, ServiceError
 from steval.machine import num_cores
-from steval.service.http.access import KEY_NAME
-from steval.service.http.answers import validation_answer
+from steval.service.http.access import KEY_NAME, NOBODY
+from steval.service.http.answers import disk_answer, validation_answer
 from steval.service.runtime import Runtime
 from steval.service.schemas import ScoreJob
 from steval.service.score.confinement import Limits
-from steval.service.score.jobs import ENDED, INPUTS, NOBODY, SCORE, JobStore
+from steval.service.score.jobs import ENDED, INPUTS, SCORE, JobStore
 from steval.service.score.uploads import InvalidBody, read_submission
-
-log = logging.getLogger(__name__)
 
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -43,23 +39,6 @@ def _owner(request: Request) -> str:
     return request.scope.get(KEY_NAME) or NOBODY
 
 
-def _not_stored(error: OSError | OutputError) -> ServiceError:
-    """What a client may know of a disk that takes no more."""
-    log.error("an upload could not be stored: %s", error)
-    cause = error.__cause__ if isinstance(error, OutputError) else error
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ServiceError(
-            "the service's disk has no room for what was sent, and nothing was kept; come back later, or tell whoever runs it",
-            status=507,
-            code="insufficient_storage",
-        )
-    return ServiceError(
-        "the service cannot store what was sent, and nothing was kept; whoever runs it finds the reason in its log",
-        status=503,
-        code="cannot_write",
-    )
-
-
 async def submit(request: Request) -> Response:
     """Submit a scoring job."""
     runtime = _runtime(request)
@@ -67,7 +46,7 @@ async def submit(request: Request) -> Response:
     try:
         job_id = await run_in_threadpool(store.reserve, _owner(request))
     except (OSError, OutputError) as error:
-        raise _not_stored(error) from error
+        raise disk_answer(error) from error
     try:
         body, files = await read_submission(request, store.path(job_id) / INPUTS, settings.data_dir)
         if "real" not in files and not runtime.model.card.has_evaluation_data:
@@ -98,7 +77,7 @@ async def submit(request: Request) -> Response:
         return validation_answer(error.findings)
     except (OSError, OutputError) as error:
         await run_in_threadpool(store.remove, job_id)
-        raise _not_stored(error) from error
+        raise disk_answer(error) from error
     except BaseException:
         store.remove(job_id)
         raise

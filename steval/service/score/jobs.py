@@ -27,12 +27,11 @@ from typing import Any
 
 from steval.data.files import atomic_path
 from steval.errors import ServiceError
+from steval.service.http.access import NOBODY
 from steval.service.schemas import ScoreJob
 
 log = logging.getLogger(__name__)
 
-NOBODY = ""
-"""Owner of jobs where the service has no keys."""
 OWNER = "owner"
 INPUTS = "inputs"
 SCORE = "score"
