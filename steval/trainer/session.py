@@ -24,6 +24,7 @@ from steval.trainer.fit.optimiser import freeze, parameter_sets
 from steval.trainer.fit.phase import PhaseFit, Stage
 from steval.trainer.fit.validation import Validator
 from steval.trainer.inputs import RunInputs
+from steval.trainer.new_layers import start_from_data
 from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
 from steval.trainer.progress.keeper import Keeper, QuickEval, Warmup
 from steval.trainer.progress.notices import Notice, OnStep, PhaseBar, Tell
@@ -107,6 +108,10 @@ class Session:
             first, *rest = transplant.lines()
             tell(Notice(f"Transplant: {first}", ("tensor",), tuple((line,) for line in rest)))
             record["transplant"] = transplant.as_dict()
+        tensors, starts = start_from_data(config.network, model, cells, weights, transplant)
+        weights |= tensors
+        tell(Notice("New layers", ("layer", "starts"), starts))
+        record["new_layers"] = dict(starts)
         return replace(opened, weights=weights)
 
     def start(self, warmup: Warmup | None) -> None:

@@ -94,9 +94,10 @@ def test_rows_name_losses_rates_and_gradient_norms(finished: Path) -> None:
 
 
 def test_each_phase_is_announced_with_counts_and_rates(finished: Path, notices: list[Notice]) -> None:
-    preflight, first, second = notices
+    preflight, layers, first, second = notices
     assert finished.exists()
     assert dict(preflight.rows)["input space"] == "expression, 48 columns"
+    assert [row[0] for row in layers.rows] == ["perturbation encoder, first layer", "project_out, last layer"]
     assert "frozen: top" in first.title
     assert {row[0] for row in first.rows} == {"encoders", "outputs"}
     assert {row[0]: row[2] for row in second.rows}["block_00"] == "0.00025"

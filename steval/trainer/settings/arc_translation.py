@@ -157,7 +157,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _network(model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     inner = dict(model.get("transformer_backbone_kwargs") or {})
-    values = _named(model, _NETWORK) | _named(inner, _BACKBONE) | {"head": "down-then-up"}
+    values = _named(model, _NETWORK) | _named(inner, _BACKBONE) | {"head": "down-then-up", "initial_weights": "random"}
     if "bidirectional_attention" in inner:
         values["attention"] = "bidirectional" if inner["bidirectional_attention"] else "causal-rope"
     if data.get("output_space") in ("gene", "all", "embedding"):

@@ -1,6 +1,6 @@
 """The network of a run: the checkpoint's, changed where the data or the configuration says so, or a fresh one; torch-free."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -52,6 +52,10 @@ class NetworkSettings(Settings):
     """Add an embedding of the batch to each cell."""
     gene_decoder: tuple[PositiveInt, ...] | None = None
     """Hidden sizes of a decoder from an embedding to genes; none: no decoder."""
+    initial_weights: Literal["data", "random"] = "data"
+    """Where layers that no checkpoint brings start. `data`: the perturbation encoder as drawn for standardised features, the
+    last layer of `project_out` at the mean of the training effects and the axes along which they differ (where it adds to
+    expression and no `down-then-up` stands behind it); `random`: as drawn. The run says which it was."""
 
 
 def plan_network(
