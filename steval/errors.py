@@ -7,6 +7,7 @@
     │   ├── UnknownPerturbationError    HTTP 404  a name that the vocabulary lacks
     │   ├── MissingReferenceError       HTTP 422  a recorded data file that is nowhere to be found
     │   ├── OutputError                 HTTP 503  a file that cannot be written (a full disk)
+    │   ├── NotFiniteError              HTTP 422  NaN or infinite values that were to be written
     │   └── EvaluationError    exit 4, HTTP 422   predictions and real data that cannot be scored together
     ├── BatchError             exit 5             some jobs of a batch failed
     └── ServiceError           exit 2, its status an HTTP answer that is no 200 (exit 1 for a 500: a bug in the service)
@@ -93,6 +94,12 @@ class OutputError(DataError):
 
     http_status = 503
     code = "cannot_write"
+
+
+class NotFiniteError(DataError):
+    """Values that were to be written and are NaN or infinite; nothing is under the file's name."""
+
+    code = "not_finite"
 
 
 class EvaluationError(DataError):

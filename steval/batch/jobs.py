@@ -125,6 +125,10 @@ class Task:
     part: tuple[int, int] = (0, 0)
     """First and last+1 item (predict) or perturbation (de) of the chunk."""
     side: Literal["pred", "real"] = "pred"
+    seconds: float = 3600.0
+    """A worker that is at it for longer is stopped."""
+    owner: str = ""
+    """The runner that submitted it."""
 
     @property
     def name(self) -> str:

@@ -49,6 +49,8 @@ class Ledger:
 
     def __init__(self, path: Path | str):
         self.path = path
+        self._seen: dict[str, tuple[float, float]] = {}
+        """Runner → its last heartbeat, and since when by this process's own clock it has been that."""
         if path != ":memory:":
             require_directory(Path(path).parent)
         with contextlib.ExitStack() as on_error:
@@ -160,11 +162,27 @@ class Ledger:
         self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (place, *known, sha256))
         return Stamp(place=place, num_bytes=known[0], modified_ns=0 if is_url(place) else known[1], sha256=sha256)
 
+    def holders(self, keys: Sequence[str]) -> dict[str, str]:
+        """Who holds these jobs: machine and process, job by job."""
+        wanted = set(keys)
+        rows = self._execute(
+            "SELECT key, host, pid FROM jobs JOIN runners ON runner = runners.id WHERE state = 'running'"
+        )
+        return {key: f"process {pid} on {host.partition(':')[0]}" for key, host, pid in rows if key in wanted}
+
     def _is_gone(self, runner_id: str | None, lease_seconds: float, now: float) -> bool:
         row = self._execute("SELECT id, host, pid, born, heartbeat FROM runners WHERE id = ?", (runner_id,)).fetchone()
         if row is None:
             return True
-        return now - row[4] > lease_seconds or is_gone(RunnerIdentity(*row[:4]))
+        *identity, heartbeat = row
+        if now - heartbeat > lease_seconds or is_gone(RunnerIdentity(*identity)):
+            return True
+        # the clock of another machine may be ahead: a heartbeat that does not move is none, whatever time it tells
+        seen, since = self._seen.get(identity[0], (None, 0.0))
+        if seen != heartbeat:
+            self._seen[identity[0]] = (heartbeat, time.monotonic())
+            return False
+        return time.monotonic() - since > lease_seconds
 
     def _prepare(self) -> None:
         database = self._database

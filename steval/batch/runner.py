@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steval.batch.engines.base import Engine
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0
 BEAT_SECONDS = 5.0
+WORD_SECONDS = 60.0
+"""Between two messages of a runner that waits for others."""
 
 
 @dataclass
@@ -63,7 +65,9 @@ class Runner:
         self._waiters: dict[Path, list[str]] = {}
         """Output that was submitted or is to be → jobs that need it."""
         self._tries: dict[Path, int] = {}
-        self._num_submitted = 0
+        self._submitted: set[Path] = set()
+        """Outputs of the tasks that the engine has of this runner."""
+        self._next_word = 0.0
         self._started = time.time()
         self._counts = RunCounts()
 
@@ -78,18 +82,40 @@ class Runner:
                 bar.update(total - len(self._open))
                 while self._open or self._active:
                     left = len(self._open) + len(self._active)
-                    self._fill()
-                    if self._num_submitted:
-                        for outcome in self._engine.wait(WAIT_SECONDS):
-                            self._num_submitted -= 1
-                            self._settle(outcome)
-                    elif not self._active and self._open:
-                        time.sleep(WAIT_SECONDS)  # another runner holds what is left
+                    self._step()
                     bar.update(left - len(self._open) - len(self._active))
         finally:
             beat.stop()
+            self._engine.withdraw(self._identity.id)
             self._ledger.leave(self._identity)
         return self._counts
+
+    def _step(self) -> None:
+        """Submit what can be done, then wait for something to happen."""
+        self._fill()
+        if self._submitted:
+            for outcome in self._engine.wait(WAIT_SECONDS):
+                self._submitted.remove(outcome.task.output)
+                self._settle(outcome)
+        elif self._active:
+            lacking = sorted({path.name for active in self._active.values() for path in active.missing})
+            raise BatchError(
+                f"the batch stands still: {len(self._active)} jobs wait for {len(lacking)} tasks that nobody does "
+                f"({', '.join(lacking[:5])}). This is a bug; what is done is kept, and the same command goes on from there"
+            )
+        elif self._open:
+            self._say_who_holds()
+            time.sleep(WAIT_SECONDS)
+
+    def _say_who_holds(self) -> None:
+        """Now and then, while other runners hold all that is left."""
+        if time.monotonic() < self._next_word:
+            return
+        self._next_word = time.monotonic() + WORD_SECONDS
+        holders = self._ledger.holders([job.key for job in self._open])
+        logger.info(
+            "waiting for %d jobs that others hold: %s", len(self._open), ", ".join(sorted(set(holders.values()))) or "?"
+        )
 
     def _reconcile(self) -> None:
         """Whole results on disk are done, whatever the ledger says; the ledger's others are to be made again."""
@@ -101,12 +127,13 @@ class Runner:
                 self._counts.reused += 1
 
     def _fill(self) -> None:
-        while self._num_submitted < self._engine.capacity:
+        while len(self._submitted) < self._engine.capacity:
             if not self._ready and not self._claim():
                 return
             if self._ready:
-                self._engine.submit(self._ready.popleft())
-                self._num_submitted += 1
+                task = replace(self._ready.popleft(), owner=self._identity.id)
+                self._engine.submit(task)
+                self._submitted.add(task.output)
 
     def _claim(self) -> bool:
         """Take the next job that nobody holds; False where there is none."""

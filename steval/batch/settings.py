@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from steval.batch.places import plain_name
 from steval.data.columns import ColumnOptions
 from steval.evaluator.settings import ScoreSettings
+from steval.predictor.requests import NumCells
 from steval.settings import Settings
 
 Do = Literal["predict", "score", "both"]
@@ -67,7 +68,7 @@ class RequestEntry(Settings):
     """Only these; empty: all of the data set, or of `file`."""
     file: str | None = None
     """CSV or TSV table of perturbations and cell numbers, as for `steval predict --request`."""
-    cells: PositiveInt | None = None
+    cells: NumCells | None = None
     """Cells of each perturbation (and cell type). None: as many as the data set has."""
     seed: int = Field(default=0, ge=0)
     output: Literal["cells", "mean"] = "cells"
@@ -112,6 +113,9 @@ class Running(Settings):
     dtype: Literal["float32", "bf16"] = "float32"
     retries: NonNegativeInt = 2
     """How often a task is tried again after its worker died or it failed for another reason than its input."""
+    task_seconds: PositiveFloat | None = None
+    """A worker that is at one task for longer is stopped and the task tried again, as after its death. None: an hour, or fifty
+    times what the task's size lets expect where that is more."""
     lease_seconds: PositiveFloat = 60.0
     """A runner on another machine that gave no sign of life for so long is taken for dead."""
 

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import require_unique
 from steval.data.cells.scale import Scale, lognorm, resolve_scale
+from steval.data.cells.writer import require_finite
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import atomic_path, require_file
 from steval.data.labels import labels_of
@@ -87,6 +88,7 @@ def pack(
         obs = {output_perturbation: pd.Categorical(labels_of(cells.obs, named.perturbation, str(pred)))}
         if with_cell_type:
             obs[output_cell_type] = _cell_types(cells.obs, named, str(pred))
+        require_finite(matrix, f"the predictions in {pred}")
         minimal = _minimal(matrix, obs, [cells.genes[i] for i in order])
     num_bytes = _write_archive(minimal, Path(out))
     num_perturbations = int(minimal.obs[output_perturbation].nunique()) - 1

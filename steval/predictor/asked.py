@@ -5,13 +5,14 @@ The same for a checkpoint here and for a service (`steval predict --url`), so th
 
 from pathlib import Path
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from steval.data.columns import ColumnOptions
 from steval.predictor.request_files import read_request
 from steval.predictor.requests import (
     DEFAULT_CELLS,
     LARGEST_SEED,
+    NumCells,
     Output,
     PredictionRequest,
     PredictionVocabulary,
@@ -33,10 +34,10 @@ class AskedPredictions(Settings):
     """A CSV or TSV table, or an h5ad: predict as in this file."""
     all: bool = False
     """Every perturbation that the checkpoint knows; so also where nothing is asked for."""
-    cells: PositiveInt = DEFAULT_CELLS
+    cells: NumCells = DEFAULT_CELLS
     """Cells of each perturbation, where the request has no numbers."""
-    min_cells: PositiveInt | None = None
-    max_cells: PositiveInt | None = None
+    min_cells: NumCells | None = None
+    max_cells: NumCells | None = None
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     output: Output = "cells"
     cell_types: tuple[str, ...] = ()

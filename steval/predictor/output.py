@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,9 @@ from pydantic import FiniteFloat, PositiveFloat, model_validator
 
 from steval.checkpoints.manifest import Manifest
 from steval.data.cells.record import steval_record
-from steval.data.cells.writer import CellWriter, Compression, OutputLayout
+from steval.data.cells.writer import CellWriter, Compression, OutputLayout, require_finite
 from steval.data.rows.csr import csr_of
-from steval.errors import ConfigError
+from steval.errors import CheckpointError, ConfigError, NotFiniteError
 from steval.logs import progress_bar
 from steval.predictor.counts import DepthTable, draw_counts, restore_counts
 from steval.predictor.means import control_mean, predicted_means
@@ -112,6 +113,7 @@ def write_predictions(
         compression=options.compression,
     )
     with (
+        _of_checkpoint(facts),
         writer,
         progress_bar(plan.num_cells, "predicting", "cell") as bar,
         ThreadPoolExecutor(1, "writing") as beside,
@@ -141,6 +143,18 @@ def write_predictions(
     return done
 
 
+@contextmanager
+def _of_checkpoint(facts: PredictionFacts) -> Generator[None]:
+    """Predicted values that are not finite are the checkpoint's fault."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise CheckpointError(
+            f"{facts.checkpoint} predicts values that are not finite: {error}. Its weights have grown out of range (a training "
+            "that diverged), or do not suit the number format; try --dtype float32, or take an earlier checkpoint of the run"
+        ) from error
+
+
 def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: pd.DataFrame, layout: OutputLayout) -> None:
     writer.append(csr_of(cells) if layout == "csr" else cells, obs)
 
@@ -155,6 +169,7 @@ def clip(cells: Any, options: OutputOptions) -> Any:
     """`cells` limited to the options' range; as they are where there is none."""
     if (options.clip_low is None and options.clip_high is None) or options.scale == "counts":
         return cells
+    require_finite(cells, "predicted cells before they are clipped")  # a limit would hide an overflow
     return np.clip(cells, options.clip_low, options.clip_high)
 
 
@@ -180,6 +195,7 @@ def _cells(
 
 def _counts(block: PredictedBlock, depths: DepthTable, options: OutputOptions) -> sp.csr_matrix:
     """Counts of each set, drawn by the set's own generator."""
+    require_finite(block.cells, "predicted cells before their counts are drawn")
     limits = options.model_copy(update={"scale": None})
     drawn = [
         sp.csr_matrix(draw_counts(clip(one.cells, limits), depths.depths(one.planned), one.planned.generator("counts")))

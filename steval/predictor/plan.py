@@ -14,6 +14,8 @@ from steval.predictor.controls import ControlPool
 from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedItem, PlannedSet
 
+MOST_SET_CELLS = 2**16
+
 
 @dataclass(frozen=True)
 class PredictionPlan:
@@ -54,6 +56,12 @@ def make_plan(
     require_unique(request.items, "the request")
     require_known((item.perturbation for item in request.items), manifest.perturbation_names, manifest.control)
     _require_batches(pool, manifest)
+    size = set_size or manifest.model.cell_set_size
+    if size > MOST_SET_CELLS:
+        raise ConfigError(
+            f"sets of {size} cells cannot be predicted: every cell of a set looks at every other; at most {MOST_SET_CELLS} are "
+            "allowed (--set-size)"
+        )
     members = _Members(pool)
     problems: dict[str, None] = {}
     items: list[PlannedItem] = []
@@ -68,7 +76,7 @@ def make_plan(
         items.append(PlannedItem(position, item.perturbation, item.num_cells, cell_type, batch, rows, item.median_umi))
     if problems:
         raise ConfigError("the controls cannot serve this request", list(problems))
-    return PredictionPlan(request, pool, manifest, set_size or manifest.model.cell_set_size, tuple(items))
+    return PredictionPlan(request, pool, manifest, size, tuple(items))
 
 
 def _require_batches(pool: ControlPool, manifest: Manifest) -> None:

@@ -19,6 +19,7 @@ from steval.data.labels import labels_of, labels_or
 from steval.errors import ConfigError, DataError, nearest_names
 from steval.predictor.requests import (
     DEFAULT_CELLS,
+    MOST_CELLS,
     Output,
     PredictionRequest,
     RequestItem,
@@ -200,8 +201,9 @@ def _item(row: dict[str, str], default_cells: int) -> tuple[RequestItem | None, 
     num_cells, depth = default_cells, None
     if "num_cells" in row:
         value = _number(row["num_cells"])
-        if value is None or value < 1 or value != int(value):
-            problems.append(f"num_cells must be a whole number of at least 1, got {row['num_cells']!r}")
+        if value is None or not 1 <= value <= MOST_CELLS or value != int(value):
+            allowed = f"at least 1 and at most {MOST_CELLS}" if value is not None and value > 1 else "at least 1"
+            problems.append(f"num_cells must be a whole number of {allowed}, got {row['num_cells']!r}")
         else:
             num_cells = int(value)
     if row.get("median_umi"):

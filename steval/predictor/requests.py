@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from steval.data.columns import Columns
 from steval.errors import ConfigError, UnknownPerturbationError
@@ -13,7 +13,10 @@ from steval.settings import Settings
 
 DEFAULT_CELLS = 100
 """Cells per perturbation where a request does not say."""
+MOST_CELLS = 10**8
+"""Cells of one request in all: days of computing and terabytes of disk. More is a slip of the keyboard."""
 LARGEST_SEED = 2**63 - 1
+NumCells = Annotated[int, Field(ge=1, le=MOST_CELLS)]
 Output = Literal["cells", "mean"]
 
 
@@ -34,7 +37,7 @@ class RequestItem(Settings):
     """Cells of one perturbation, all of one cell type (and one batch, where that is given)."""
 
     perturbation: str = Field(min_length=1)
-    num_cells: PositiveInt = DEFAULT_CELLS
+    num_cells: NumCells = DEFAULT_CELLS
     cell_type: str | None = None
     """None: the request's, else the only one that the controls have."""
     batch: str | None = None
@@ -59,6 +62,8 @@ class PredictionRequest(Settings):
     def _some(cls, items: tuple[RequestItem, ...]) -> tuple[RequestItem, ...]:
         if not items:
             raise ValueError("name at least one perturbation")
+        if (total := sum(item.num_cells for item in items)) > MOST_CELLS:
+            raise ValueError(f"{total} cells of {len(items)} perturbations; a request has at most {MOST_CELLS} in all")
         return items
 
     @property
@@ -70,9 +75,9 @@ class PredictionRequest(Settings):
         """The request with each item's cell number brought into `[min_cells, max_cells]`."""
         if min_cells is not None and max_cells is not None and min_cells > max_cells:
             raise ConfigError(f"--min-cells {min_cells} is more than --max-cells {max_cells}")
-        low, high = min_cells or 1, max_cells or LARGEST_SEED
-        items = [item.model_copy(update={"num_cells": min(max(item.num_cells, low), high)}) for item in self.items]
-        return self.model_copy(update={"items": tuple(items)})
+        low, high = min_cells or 1, max_cells or MOST_CELLS
+        items = [{**item.model_dump(), "num_cells": min(max(item.num_cells, low), high)} for item in self.items]
+        return PredictionRequest.parse({**self.model_dump(), "items": items}, source="the request")
 
 
 def request_names(

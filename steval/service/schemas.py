@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
 from steval.evaluator.metrics.profiles import ProfileName
 from steval.evaluator.settings import ScoreChoice
-from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, PredictionRequest, require_unique
+from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, MOST_CELLS, PredictionRequest, require_unique
 from steval.settings import Settings
 
 MOST_NAMES = 10_000
@@ -20,7 +20,7 @@ class PredictItem(Settings):
     """A perturbation with a cell number, cell type or batch of its own; a line of a request table."""
 
     perturbation: Name
-    num_cells: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
+    num_cells: Annotated[int, Field(ge=1, le=MOST_CELLS, strict=True)] | None = None
     """None: the request's `cells`."""
     cell_type: Name | None = None
     """None: the request's."""
@@ -46,7 +46,7 @@ class PredictBody(Settings):
     perturbations: list[Asked] = Field(min_length=1, max_length=MOST_NAMES)
     """Names of the checkpoint's vocabulary (see `GET /perturbations`), or objects with more than the name; each once for a cell
     type and batch."""
-    cells: int = Field(default=DEFAULT_CELLS, ge=1, le=10**9, strict=True)
+    cells: int = Field(default=DEFAULT_CELLS, ge=1, le=MOST_CELLS, strict=True)
     """Cells to predict for each perturbation."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
     """Decides which control cells the prediction starts from; the same seed gives the same answer."""

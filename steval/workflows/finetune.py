@@ -9,9 +9,10 @@ import numpy as np
 from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
+from steval.data.cells.writer import require_finite
 from steval.data.labels import labels_of
 from steval.data.splits.selection import open_reference
-from steval.errors import ConfigError
+from steval.errors import CheckpointError, ConfigError, NotFiniteError
 from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.request_files import items_of
@@ -80,6 +81,13 @@ def warmup_record(checkpoint: Checkpoint) -> WarmupRecord | None:
     name, cell_type = predictor.known[0], pool.cell_type_names[0]
     item = RequestItem(perturbation=name, num_cells=WARMUP_CELLS, cell_type=cell_type)
     cells = np.concatenate([block.cells for block in predictor.predict(PredictionRequest(items=(item,)), pool)])
+    try:
+        require_finite(cells, f"the predicted cells of {name!r}")
+    except NotFiniteError as error:
+        raise CheckpointError(
+            f"the network predicts values that are not finite, so it is no checkpoint to use: {error}. Its weights have "
+            "grown out of range: train with a lower rate, or take an earlier checkpoint"
+        ) from error
     mean = cells[:, :WARMUP_GENES].astype(np.float64).mean(axis=0)
     return WarmupRecord(perturbation=name, num_cells=WARMUP_CELLS, seed=0, mean=tuple(float(value) for value in mean))
 

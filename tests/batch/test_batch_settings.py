@@ -40,10 +40,11 @@ def test_all_problems_are_listed_at_once():
         pytest.param({"do": "score"}, "predictions goes with do: score", id="score-without-predictions"),
         pytest.param({"do": "both", "predictions": "x"}, "predictions goes with", id="predictions-unasked"),
         pytest.param({"do": "both", "output": "mean"}, "cannot be scored", id="means-scored"),
+        pytest.param({"cells": 10**12}, "less than or equal to 100000000 .*got 1000000000000", id="cells-without-end"),
         pytest.param({"file": "r.csv", "cells": 3}, "leave perturbations and cells out", id="file-and-cells"),
     ],
 )
-def test_contradictions_are_refused(request_values: dict, message: str):
+def test_contradictions_and_slips_are_refused(request_values: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         BatchManifest.parse({**BASE, "requests": [request_values]})
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from steval.data.cells.writer import CellWriter
-from steval.errors import DataError
+from steval.errors import DataError, NotFiniteError
 
 
 @pytest.mark.parametrize("layout", ["csr", "dense"])
@@ -30,6 +30,23 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), CellWriter(tmp_path / "cells.h5ad", ["a"], {}) as writer:
         writer.append(np.ones((2, 1), np.float32), {"x": [1, 2]})
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["X", "obsm"])
+def test_values_that_are_not_finite_are_counted_and_never_written(tmp_path: Path, layout, value, place):
+    good, bad = np.ones((3, 4), np.float32), np.ones((3, 4), np.float32)
+    bad[1, 2] = bad[2, 0] = value
+    with (
+        pytest.raises(NotFiniteError, match="2 of 12 values are NaN or infinite"),
+        CellWriter(tmp_path / "cells.h5ad", list("abcd"), {}, layout=layout) as writer,
+    ):
+        writer.append(good, {"x": [1, 2, 3]})
+        if place == "X":
+            writer.append(bad, {"x": [1, 2, 3]})
+        writer.obsm["X_other"] = bad
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,11 +1,14 @@
 """Requests: every form gives the same items, and every problem of a bad one is told at once."""
 
+import numpy as np
 import pytest
 
 from steval.data.cells.cellfile import CellFile
 from steval.errors import ConfigError, DataError, UnknownPerturbationError
+from steval.predictor.controls import checkpoint_controls
+from steval.predictor.plan import make_plan
 from steval.predictor.request_files import items_like, read_request
-from steval.predictor.requests import PredictionRequest, request_names, split_names
+from steval.predictor.requests import MOST_CELLS, PredictionRequest, request_names, split_names
 
 KNOWN = ["MED12", "SRC", "STAT1", "TET1", "TMSB4X", "non-targeting"]
 
@@ -139,3 +142,25 @@ def test_names_with_commas_are_split_by_what_is_known():
 def test_no_names():
     with pytest.raises(ConfigError, match="names no perturbation"):
         request_names([])
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "1e20", str(MOST_CELLS + 1)])
+def test_more_cells_than_a_request_may_have_are_refused_with_the_limit(tmp_path, number):
+    with pytest.raises(ConfigError, match=rf"line 2: num_cells .* at most {MOST_CELLS}, got '{number}'"):
+        read(write(tmp_path, f"perturbation,num_cells\nSTAT1,{number}\n"))
+    several = "perturbation,num_cells\n" + "".join(f"{name},{MOST_CELLS // 2}\n" for name in KNOWN[:3])
+    with pytest.raises(ConfigError, match=f"150000000 cells of 3 perturbations; a request has at most {MOST_CELLS}"):
+        read(write(tmp_path, several))
+    with pytest.raises(ConfigError, match="at most"):
+        request_names(["STAT1", "SRC"], 5).with_limits(min_cells=MOST_CELLS)
+
+
+def test_a_large_request_is_planned_at_once_and_drawn_as_it_is_taken(checkpoint):
+    pool = checkpoint_controls(checkpoint)
+    plan = make_plan(request_names(["STAT1"], MOST_CELLS), pool, checkpoint.manifest)
+    assert plan.num_cells == MOST_CELLS
+    first = next(plan.sets())
+    (alone,) = make_plan(request_names(["STAT1"], first.num_cells), pool, checkpoint.manifest).sets()
+    np.testing.assert_array_equal(first.control_indices, alone.control_indices)
+    with pytest.raises(ConfigError, match=r"sets of 1000000000000 cells .* at most 65536"):
+        make_plan(request_names(["STAT1"], 5), pool, checkpoint.manifest, set_size=10**12)

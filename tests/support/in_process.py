@@ -31,6 +31,9 @@ class InProcessEngine:
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
+    def withdraw(self, owner: str) -> None:
+        self._outcomes = [one for one in self._outcomes if one.task.owner != owner]
+
     def close(self) -> None:
         pass
 

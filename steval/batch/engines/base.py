@@ -6,7 +6,10 @@ from steval.batch.jobs import Outcome, Task
 
 
 class Engine(Protocol):
-    """Does tasks on this machine or on many. Every accepted task comes back once from `wait`, whatever happens to it."""
+    """Does tasks on this machine or on many, for one runner at a time.
+
+    Every accepted task comes back once from `wait`, whatever happens to it, unless its owner has withdrawn.
+    """
 
     name: str
 
@@ -21,6 +24,10 @@ class Engine(Protocol):
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Tasks that ended, or an empty list after `seconds`. The death of a worker is the engine's to repair."""
+        ...
+
+    def withdraw(self, owner: str) -> None:
+        """Forget the tasks of a runner that has ended: none of them is begun any more, and no outcome comes back."""
         ...
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ Workers read checkpoints and data themselves, where they are; a task carries nam
 output directory must be on storage that all of them see, and steval must be installed on each.
 """
 
+import faulthandler
 import importlib
 import importlib.util
 import logging
@@ -96,6 +97,12 @@ class RayEngine:
                 outcomes.append(Outcome(task, error=f"its worker died ({kind}): {text}", error_kind="WorkerDied"))
         return outcomes
 
+    def withdraw(self, owner: str) -> None:
+        """Cancel the owner's tasks."""
+        for reference in [one for one, task in self._running_refs.items() if task.owner == owner]:
+            self._ray.cancel(reference, force=True)
+            del self._running_refs[reference]
+
     def close(self) -> None:
         """Cancel what runs and leave the cluster; a fresh one ends."""
         for reference in self._running_refs:
@@ -120,4 +127,9 @@ def _require_reachable(address: str) -> None:
 def _perform(task: Task) -> Outcome:
     from steval.batch.work.tasks import perform
 
-    return perform(task, "cuda" if task.gpus else "cpu")
+    # a task that takes too long ends its process, which Ray tries again like a worker that died
+    faulthandler.dump_traceback_later(task.seconds, exit=True)
+    try:
+        return perform(task, "cuda" if task.gpus else "cpu")
+    finally:
+        faulthandler.cancel_dump_traceback_later()

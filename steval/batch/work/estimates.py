@@ -29,6 +29,10 @@ ENERGY = 2.7
 BASELINES, CHECKS = 4, 3
 """Sides that are scored anew: one for each baseline, for each split of the ceiling (two halves), for each check of `full`."""
 
+LEAST_LIMIT = 3600.0
+PATIENCE = 50.0
+"""Times the first guess."""
+
 
 @dataclass(frozen=True)
 class DataSize:
@@ -100,6 +104,11 @@ class Sizes:
             BASELINES * data.has_training + scoring.splits * scoring.ceiling + CHECKS * (scoring.integrity == "full")
         )
         return first + times * (anew + energy)
+
+
+def limit_seconds(kind: Kind, units: float) -> float:
+    """How long a task may take before it is taken for hung: far beyond what a slow machine needs."""
+    return max(LEAST_LIMIT, PATIENCE * (FIRST_GUESS[kind] * units + LOADING_SECONDS[kind]))
 
 
 def estimate_seconds(

@@ -2,7 +2,7 @@
 
 from steval.batch.jobs import SCORE_DIR, BatchLayout, Job, Kind, Task
 from steval.batch.plan import BatchPlan
-from steval.batch.work.estimates import Sizes
+from steval.batch.work.estimates import Sizes, limit_seconds
 from steval.batch.work.tasks import chunk_path, chunk_ranges
 
 
@@ -60,6 +60,7 @@ class _Maker:
         side: str = "pred",
         share: float = 1.0,
     ) -> Task:
+        units = self._sizes.units(kind, share)
         return Task(
             kind=kind,
             job=self._job,
@@ -67,9 +68,10 @@ class _Maker:
             root=layout.root,
             threads=self._run.threads,
             memory=self._sizes.memory(kind),
-            units=self._sizes.units(kind, share),
+            units=units,
             gpus=self._run.gpus if kind == "predict" else 0.0,
             dtype=self._run.dtype,
             part=part,
             side="real" if side == "real" else "pred",
+            seconds=self._run.task_seconds or limit_seconds(kind, units),
         )

@@ -15,14 +15,30 @@ import scipy.sparse as sp
 
 from steval.data.cells.record import KEY
 from steval.data.files import atomic_path
+from steval.errors import NotFiniteError
 
 OutputLayout = Literal["csr", "dense"]
 Compression = Literal["gzip", "lzf", "none"]
 CHUNK_VALUES = 1 << 18
 
 
+def require_finite(values: np.ndarray | sp.csr_matrix, what: str) -> None:
+    """Every file that steval writes holds finite values: others are a `NotFiniteError` that counts them.
+
+    `what` says whose values they are and ends as a sentence would go on: "X of a.h5ad".
+    """
+    plain = values.data if isinstance(values, sp.csr_matrix) else np.asarray(values)
+    # the largest and the smallest tell, without an array of their own: NaN wins in both
+    if not plain.size or plain.dtype.kind != "f" or bool(np.isfinite(plain.max()) and np.isfinite(plain.min())):
+        return
+    count = int((~np.isfinite(plain)).sum())
+    raise NotFiniteError(f"{what}: {count} of {plain.size} values are NaN or infinite, and no such file is written")
+
+
 class CellWriter:
     """Write an h5ad of float32 cells `[n, G]` by blocks; the file appears under its name only when `with` ends well.
+
+    Blocks and matrices that are not finite are a `NotFiniteError`.
 
     `layout` csr keeps non-zero values only; dense keeps all. `obs` of each block is a frame whose index names the cells, or a
     mapping of column → values (cells are numbered).
@@ -73,6 +89,7 @@ class CellWriter:
             frame.index = pd.RangeIndex(self.num_cells, self.num_cells + len(frame))
         if block.shape != (len(frame), len(self._genes)):
             raise ValueError(f"block of shape {block.shape} for {len(frame)} cells × {len(self._genes)} genes")
+        require_finite(block, f"cells {self.num_cells} to {self.num_cells + len(frame) - 1} of {self.path}")
         if self._layout == "dense":
             self._append_dense(block)
         else:
@@ -122,6 +139,8 @@ class CellWriter:
         dataset[self.num_cells :] = block if isinstance(block, np.ndarray) else block.toarray()
 
     def _finish(self) -> None:
+        for key, matrix in self.obsm.items():
+            require_finite(matrix, f"obsm[{key!r}] of {self.path}")
         if self._layout == "csr":
             group = self._handle["X"]
             group.create_dataset("indptr", data=np.concatenate(self._indptr))
