@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steval.data.files import atomic_path, require_directory
+from steval.data.files import atomic_path, matching, require_directory
 from steval.errors import ConfigError, DataError
 from steval.settings import json_digest
 
@@ -21,18 +21,23 @@ def is_url(place: str) -> bool:
 def find(place: str, base: Path) -> list[str]:
     """Absolute paths or URLs that `place` means, sorted; one that is no glob is itself, whether it exists or not."""
     if not is_url(place):
-        given = base / Path(place).expanduser()
-        path = str(given.parent.resolve() / given.name if ".." in given.parts else given)
-        if not glob.has_magic(path) or Path(path).exists():
-            return [path]
-        return sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        if not glob.has_magic(place):
+            return [str(_without_dots(base / Path(place).expanduser()))]
+        return [str(_without_dots(path)) for path in matching(place, base)]
     if not glob.has_magic(place):
         return [place]
     filesystem, path = _filesystem(place)
     try:
+        if filesystem.exists(path):
+            return [place]
         return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
     except OSError as error:
         raise ConfigError(f"cannot list {place}: {error}") from error
+
+
+def _without_dots(path: Path) -> Path:
+    """The same place without `..`; links in its last part stay."""
+    return path.parent.resolve() / path.name if ".." in path.parts else path
 
 
 def local_copy(place: str, cache: Path) -> Path:

@@ -1,9 +1,10 @@
 """Files written beside their final name and moved into place, and their content digests."""
 
+import glob
 import hashlib
 import os
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +52,38 @@ def require_file(path: Path, what: str = "file") -> Path:
     if not path.is_file():
         raise DataError(f"{path} is not a {what} but a directory")
     return path
+
+
+def matching(pattern: str, base: Path | None = None) -> list[Path]:
+    """The files and directories that `pattern` means, sorted: the path itself where it exists, else what the glob finds.
+
+    A relative pattern is taken from `base` (or the working directory), whose own name is never read as a pattern.
+    """
+    literal = Path(pattern).expanduser()
+    placed = literal if base is None else base / literal
+    if placed.exists() or not glob.has_magic(pattern):
+        return [placed] if placed.exists() else []
+    found = glob.glob(absolute_pattern(pattern, base) if base is not None else str(literal), recursive=True)  # noqa: PTH207
+    return sorted(Path(path) for path in found)
+
+
+def absolute_pattern(pattern: str, base: Path | None = None) -> str:
+    """The same pattern from everywhere; characters of the directory that it is taken from are not part of it."""
+    path, directory = Path(pattern).expanduser(), base or Path.cwd()
+    if path.is_absolute():
+        return str(path)
+    literal = directory / path
+    return str(literal if literal.exists() or not glob.has_magic(pattern) else Path(glob.escape(str(directory))) / path)
+
+
+def files_named(name: str, directories: Sequence[Path]) -> list[Path]:
+    """The files of exactly this name in and below `directories`, sorted within each."""
+    return [
+        path
+        for directory in directories
+        for path in sorted(Path(directory).rglob("*"))
+        if path.name == name and path.is_file()
+    ]
 
 
 def sha256_file(path: Path) -> str:

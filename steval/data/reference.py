@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from steval.data.columns import Columns
-from steval.data.files import sha256_file
+from steval.data.files import files_named, sha256_file
 from steval.errors import DataError, MissingReferenceError
 from steval.settings import Settings
 
@@ -32,11 +32,7 @@ class FileReference(Settings):
         A file that is nowhere is a `MissingReferenceError`, one whose digest differs a `DataError`.
         """
         recorded = Path(self.path)
-        candidates = [
-            recorded,
-            *(match for directory in data_dirs for match in sorted(Path(directory).rglob(recorded.name))),
-        ]
-        existing = [path for path in candidates if path.is_file()]
+        existing = [path for path in (recorded, *files_named(recorded.name, data_dirs)) if path.is_file()]
         if not existing:
             raise MissingReferenceError(
                 f"the data file {self.path} that the checkpoint records is not there. Give the file by its option, "

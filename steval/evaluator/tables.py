@@ -86,11 +86,18 @@ def read_score_dir(directory: Path | str) -> ScoreReport:
         summary = json.loads((directory / SCORE_FILE).read_text(encoding="utf-8"))
         if summary["format"] != FORMAT:
             raise DataError(f"{directory} has format {summary['format']}; this version of steval reads format {FORMAT}")
-        frames = {name: pl.read_parquet(directory / f"{name}.parquet") for name in PARQUET_TABLES}
-        frames |= {name: pl.read_csv(directory / f"{name}.csv", schema=schema) for name, schema in CSV_TABLES.items()}
+        frames = {name: pl.read_parquet(_bytes(directory / f"{name}.parquet")) for name in PARQUET_TABLES}
+        frames |= {
+            name: pl.read_csv(_bytes(directory / f"{name}.csv"), schema=schema) for name, schema in CSV_TABLES.items()
+        }
         return ScoreReport(**frames, record=summary["record"])
     except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{directory} is damaged and cannot be read: {error}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    """The content of one file: Polars would read its name as a pattern."""
+    return path.read_bytes()
 
 
 def score_summary(report: ScoreReport) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from steval.data.files import absolute_pattern
 from steval.data.splits.assignment import CellSplit, SplitSettings, TomlSplit
 from steval.data.training.cells import CellsSettings
 from steval.data.training.sets import ControlMapping, Sampling
@@ -190,7 +191,7 @@ class FinetuneConfig(Settings):
     def with_absolute_paths(self) -> "FinetuneConfig":
         """The same with every path taken from the working directory, so that a run can be resumed from another."""
         data = self.data
-        files = tuple(_absolute(pattern) for pattern in data.files)
+        files = tuple(absolute_pattern(pattern) for pattern in data.files)
         singles = ("features", "gene_list", "input_gene_list", "evaluation_file", "cache_dir")
         changed = {name: _absolute(value) for name in singles if (value := getattr(data, name)) is not None}
         split = data.split

@@ -148,7 +148,7 @@ def _scored_checkpoint(score_json: Path) -> str | None:
 def _score_metrics(directories: Mapping[str, Path]) -> pl.DataFrame:
     frames = []
     for name, directory in directories.items():
-        table = pl.read_csv(directory / "breakdown.csv", infer_schema_length=None)
+        table = pl.read_csv((directory / "breakdown.csv").read_bytes(), infer_schema_length=None)
         frames.append(table.select("metric", pl.col("value").cast(pl.Float64, strict=False).alias(name)))
     joined = frames[0]
     for frame in frames[1:]:

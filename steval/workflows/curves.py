@@ -85,7 +85,7 @@ def _metric_files(path: Path) -> Sequence[Path]:
 
 def _read(file: Path) -> pl.DataFrame:
     try:
-        frame = pl.read_csv(file, infer_schema_length=None, truncate_ragged_lines=True, null_values=[""])
+        frame = pl.read_csv(file.read_bytes(), infer_schema_length=None, truncate_ragged_lines=True, null_values=[""])
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ConfigError(f"{file} is not a table of metrics: {error}") from error
     numbers = [name for name in frame.columns if name != "phase"]

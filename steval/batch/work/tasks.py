@@ -133,7 +133,9 @@ def _tables(directory: Path, job: Job) -> "pl.DataFrame":
     import polars as pl
 
     numbers = range(len(chunk_ranges(len(job.perturbations), job.chunk)))
-    return pl.concat([pl.read_parquet(chunk_path(directory, "de", number, "parquet")) for number in numbers])
+    return pl.concat(
+        [pl.read_parquet(chunk_path(directory, "de", number, "parquet").read_bytes()) for number in numbers]
+    )
 
 
 @contextmanager

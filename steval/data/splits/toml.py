@@ -11,7 +11,6 @@ perturbation that the data lacks, one perturbation in val and in test, a context
 the control in a list.
 """
 
-import glob
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from steval.data.files import matching
 from steval.errors import ConfigError, DataError
 from steval.settings import Settings
 
@@ -118,14 +118,14 @@ def parse_split_toml(content: Mapping[str, Any], source: str) -> SplitTable:
 
 
 def dataset_files(place: str) -> list[Path]:
-    """h5ad (and h5) files of a directory, a file, a glob, or `{a,b}` alternatives, sorted."""
+    """h5ad (and h5) files of a directory, a file, a glob, or `{a,b}` alternatives, sorted; a name that exists is no pattern."""
     found: set[Path] = set()
-    for pattern in _alternatives(place):
+    for pattern in [place] if Path(place).expanduser().exists() else _alternatives(place):
         path = Path(pattern).expanduser()
         if path.is_dir():
             found.update(match for suffix in ("*.h5ad", "*.h5") for match in path.glob(suffix))
         else:
-            found.update(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207  absolute patterns
+            found.update(matching(pattern))
     return sorted(found)
 
 

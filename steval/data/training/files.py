@@ -1,6 +1,5 @@
 """The files that training reads: globs expanded, labels coded, scale and columns resolved, each file read once."""
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.obs_codes import CodedColumn
 from steval.data.cells.scale import Scale, ScaleRecord, resolve_scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
-from steval.data.files import require_file
+from steval.data.files import matching, require_file
 from steval.data.rows.matrix import StoredMatrix
 from steval.data.rows.open_file import OpenFile
 from steval.data.rows.row_copies import cached_rows
@@ -73,10 +72,10 @@ def expand_files(patterns: Sequence[str], split: Split) -> tuple[list[Path], Spl
     paths: dict[Path, None] = {}
     problems = []
     for pattern in patterns:
-        found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  absolute patterns
+        found = matching(pattern)
         if not found:
             problems.append(f"no file matches {pattern}")
-        paths.update(dict.fromkeys(require_file(Path(name), "data file") for name in found))
+        paths.update(dict.fromkeys(require_file(path, "data file") for path in found))
     if problems:
         raise DataError("training data is missing", problems)
     if not isinstance(split, TomlSplit):
