@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from steval.wording import printable
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,7 @@ class _CurrentStderr(logging.Handler):
     """Writes to whatever stderr is at the time, also after it was replaced, and never across a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 
 def progress_bar(total: int | None, description: str, unit: str) -> tqdm:

@@ -13,5 +13,7 @@ def main() -> None:
     atexit.register(gc.freeze)
     os.environ.update(thread_environment(os.environ))  # before any library with threads is loaded
     from steval.cli.app import app
+    from steval.cli.output import prepare_streams
 
+    prepare_streams()
     app()

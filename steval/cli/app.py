@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from steval import __version__
 from steval.errors import StevalError
 from steval.logs import configure
+from steval.wording import printable
 
 COMMANDS = (
     "demo", "prepare", "finetune", "predict", "score", "pack", "serve", "batch", "compare", "doctor", "inspect", "convert",
@@ -59,7 +60,7 @@ app = typer.Typer(
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(printable(message) + "\n")
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_json, print_table, say
 from steval.errors import BatchError
+from steval.wording import counted
 
 if TYPE_CHECKING:
     from steval.batch.run import BatchResult, Outline
@@ -101,9 +102,12 @@ def _show_plan(plan: "Outline", as_json: bool) -> None:
         print_json({**summary, "plan": rows})
         return
     print_table("Plan", list(rows[0]), [list(row.values()) for row in rows])
-    size = f"{summary['jobs']} jobs, {summary['tasks']} tasks on {plan.workers} workers"
-    typer.echo(f"{size}: about {summary['minutes']:.1f} minutes ({basis})")
-    typer.echo(f"Results would go to {summary['directory']}")
+    size = (
+        ", ".join((counted(len(rows), "job"), counted(summary["tasks"], "task")))
+        + f" on {counted(plan.workers, 'worker')}"
+    )
+    say(f"{size}: about {summary['minutes']:.1f} minutes ({basis})")
+    say(f"Results would go to {summary['directory']}")
 
 
 def _show_result(result: "BatchResult", as_json: bool) -> None:
@@ -119,4 +123,4 @@ def _show_result(result: "BatchResult", as_json: bool) -> None:
         )
         return
     print_table("Leaderboard", SHOWN, result.leaderboard.select(SHOWN).rows())
-    typer.echo(f"Leaderboard: {result.report}")
+    say(f"Leaderboard: {result.report}")

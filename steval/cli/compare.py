@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_json, print_table, say
 
 
 def compare(
@@ -40,4 +40,4 @@ def compare(
         if frame.height:
             print_table(title, frame.columns, frame.rows())
     if written:
-        typer.echo(f"-> {written}")
+        say(f"-> {written}")

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json
+from steval.cli.output import print_json, say
+from steval.wording import counted
 
 
 def convert(
@@ -85,10 +86,9 @@ def convert(
     if probed:
         for regime, loss in probed.losses.items():
             taken = "  <- taken" if regime == report.manifest.model.attention else ""
-            typer.echo(f"energy loss under {regime}: {loss:.8g}{taken}")
+            say(f"energy loss under {regime}: {loss:.8g}{taken}")
     for note in report.manifest.notes:
-        typer.echo(f"- {note}")
+        say(f"- {note}")
     manifest = report.manifest
-    typer.echo(
-        f"{len(manifest.perturbations)} perturbations, attention {manifest.model.attention}, scale {manifest.scale} -> {out}"
-    )
+    held = counted(len(manifest.perturbations), "perturbation")
+    say(f"{held}, attention {manifest.model.attention}, scale {manifest.scale} -> {out}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_json, print_table, say
 from steval.cli.score import print_report
 
 REAL_CAVEAT = """
@@ -47,7 +47,7 @@ def demo(
         overwrite=overwrite,
         device=device,
         overrides=tuple(set_ or ()),
-        announce=lambda text: typer.echo(text, err=True),
+        announce=lambda text: say(text, err=True),
     )
     if json:
         places = {"checkpoint": result.checkpoint, "preds": result.preds, "score": result.score_dir}
@@ -57,11 +57,11 @@ def demo(
     if result.recovered is not None:
         columns = list(result.recovered.columns)
         print_table("Known effects found", columns, list(result.recovered.itertuples(index=False, name=None)))
-    typer.echo(SYNTHETIC_CAVEAT if synthetic else REAL_CAVEAT)
+    say(SYNTHETIC_CAVEAT if synthetic else REAL_CAVEAT)
     checkpoint, preds = shlex.quote(str(result.checkpoint)), shlex.quote(str(result.preds))
     predicted = shlex.quote(str(result.directory / "more.h5ad"))
     name = result.report.results["perturbation"][0]
-    typer.echo(
+    say(
         f"\ncheckpoint:  {result.checkpoint}\npredictions: {result.preds}\n"
         f"report:      {result.score_dir / 'report.html'}\n\n"
         f"Try next:\n  steval score {checkpoint} {preds}\n  steval serve {checkpoint}\n"

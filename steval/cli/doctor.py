@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_json, print_table, say
+from steval.wording import counted
 
 
 def doctor(
@@ -30,9 +31,11 @@ def doctor(
         print_json({"target": target, "findings": [asdict(finding) for finding in findings]})
         return
     if not findings:
-        typer.echo(f"{target}: nothing found")
+        say(f"{target}: nothing found")
         return
     columns = ("severity", "topic", "evidence", "change")
     print_table(
-        f"{target}: {len(findings)} findings", columns, [tuple(asdict(finding).values()) for finding in findings]
+        f"{target}: {counted(len(findings), 'finding')}",
+        columns,
+        [tuple(asdict(finding).values()) for finding in findings],
     )

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from steval.cli import options
 from steval.cli.memory import importing, keep_freed_memory
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from steval.trainer.config import FinetuneConfig
@@ -102,9 +102,9 @@ def finetune(
         best = {"path": str(result.best), **result.best_record}
         print_json({"run": str(result.run_dir), "finished": result.finished, "step": result.step, "best": best})
     else:
-        typer.echo(f"best checkpoint: {result.best} ({_said(result.best_record)})")
+        say(f"best checkpoint: {result.best} ({_said(result.best_record)})")
     if not result.finished:
-        typer.echo(f"stopped at step {result.step}; continue with: steval finetune --resume {result.run_dir}", err=True)
+        say(f"stopped at step {result.step}; continue with: steval finetune --resume {result.run_dir}", err=True)
         raise typer.Exit(128 + (result.stopped_by or signal.SIGINT))
 
 
@@ -133,7 +133,7 @@ def _configuration(config: str | None, arc_config: Path | None, overrides: tuple
 
     translation = translate(arc_config)
     for line in translation.lines():
-        typer.echo(line, err=True)
+        say(line, err=True)
     return FinetuneConfig.parse(apply_overrides(translation.values, overrides), str(arc_config))
 
 

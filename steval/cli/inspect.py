@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_facts, print_json, print_table, say
 
 SHOWN_NAMES = 8
 
@@ -30,14 +30,14 @@ def inspect(
     if json:
         print_json(found)
         return
-    print_table(str(path), ("what", "value"), _rows(found))
+    print_facts(str(path), _rows(found))
     print_table(
         f"Parameters: {found['parameters']['total']:,}",
         ("module", "parameters"),
         [(module, f"{count:,}") for module, count in found["parameters"]["by_module"].items()],
     )
     for note in found["notes"]:
-        typer.echo(f"Note: {note}")
+        say(f"Note: {note}")
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -1,41 +1,75 @@
-"""Printing: tables for people, JSON for machines, both on stdout."""
+"""Printing: tables and facts for people, JSON for machines, both on stdout; whatever stdout is, and whatever names hold."""
 
+import codecs
 import json
 import math
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from steval.wording import printable
 
 FILE_WIDTH = 160
-"""Columns of text when stdout is not a terminal."""
+"""Columns of text when stdout is not a terminal and COLUMNS is not set."""
+NARROWEST = 40
+LONGEST_KEY, MOST_KEYS = 6, 2
+"""Words of a key, and columns of keys."""
+_PLAIN = str.maketrans(
+    {"–": "-", "—": "-", "×": "x", "…": "...", "→": "->", "─": "-", "│": "|", "’": "'", "·": "-", "−": "-"}
+)
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """Text for a person; control characters of names and files are made visible."""
+    _write(printable(text), sys.stderr if err else sys.stdout)
 
 
 def print_json(value: Any) -> None:
     """One JSON document; NaN and infinities become null."""
-    typer.echo(json.dumps(_jsonable(value), indent=2))
+    _write(json.dumps(_jsonable(value), indent=2), sys.stdout)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table as wide as it needs to be; numbers right-aligned with four significant digits."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    numeric = [
-        any(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in rows)
-        for i in range(len(columns))
-    ]
-    for name, is_number in zip(columns, numeric, strict=True):
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
-    for row in rows:
-        table.add_row(*(escape(format_value(value)) for value in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    console.print(f"[bold]{escape(title)}[/bold]")
-    console.print(table)
+    """A table that fits the terminal without cutting a number or a key; numbers have four significant digits.
+
+    The first column, and texts right after it, are the keys: they are repeated where the table has to be divided.
+    """
+    from steval.cli.tables import Column, lay_out, with_intervals
+
+    numeric = dict(zip(columns, ([_is_number(row[i]) for row in rows] for i in range(len(columns))), strict=True))
+    texts = [[printable(format_value(value)) for value in row] for row in rows]
+    names, joined = with_intervals([printable(name) for name in columns], texts)
+    shown = []
+    keys = True
+    for position, name in enumerate(names):
+        found = numeric.get(name, [])
+        is_number = bool(found) and all(one is not False for one in found) and any(found)
+        words = max((len(row[position].split()) for row in joined), default=1)
+        keys = (
+            keys and not is_number and words <= LONGEST_KEY and position < MOST_KEYS and not name.endswith(" interval")
+        )
+        shown.append(Column(name, tuple(row[position] for row in joined), is_number, keys))
+    _print_lines(title, lay_out(shown, terminal_width()))
+
+
+def print_facts(title: str, pairs: Sequence[tuple[str, Any]]) -> None:
+    """Names and values, a line each; what has no value is left out."""
+    from steval.cli.tables import facts
+
+    shown = [(printable(name), printable(format_value(value))) for name, value in pairs if value is not None]
+    _print_lines(title, facts(shown, terminal_width()))
+
+
+def terminal_width() -> int:
+    """Columns to fill: the terminal's; elsewhere COLUMNS, or those of a wide page."""
+    if sys.stdout.isatty():
+        return max(NARROWEST, shutil.get_terminal_size().columns)
+    columns = os.environ.get("COLUMNS", "")
+    return max(NARROWEST, int(columns)) if columns.isdigit() and int(columns) else FILE_WIDTH
 
 
 def format_value(value: Any) -> str:
@@ -47,6 +81,75 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if 1e-12 < abs(value) < 1e-3 else f"{value:.4f}"
     return str(value)
+
+
+class ForgivingStream:
+    """stdout or stderr of a process: signs that its encoding lacks are written in other letters, and a reader who has left
+    (`steval … | head`) ends the writing, not the work."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As a stream's."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._write_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        """As a stream's."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._write_nowhere()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _write_nowhere(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+def prepare_streams() -> None:
+    """Once, where a process begins to be a command."""
+    codecs.register_error("steval.plain", _in_other_letters)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="steval.plain")
+            setattr(sys, name, ForgivingStream(stream))
+
+
+def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    plain = lacking.translate(_PLAIN)
+    return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def _print_lines(title: str, lines: Sequence[str]) -> None:
+    heading = printable(title)
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        heading = typer.style(heading, bold=True)
+    _write("\n".join([heading, *lines, ""]), sys.stdout)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """A line, or several; not by click, which takes a stream of ASCII for one of UTF-8."""
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def _is_number(value: Any) -> bool | None:
+    """None where there is nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _jsonable(value: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json
+from steval.cli.output import print_json, say
+from steval.wording import counted
 
 
 def pack(
@@ -51,9 +52,10 @@ def pack(
     if json:
         print_json(asdict(submission))
         return
-    size = f"{submission.num_cells} cells × {submission.num_genes} genes, {submission.num_perturbations} perturbations"
-    typer.echo(f"{size}, {submission.num_bytes / 2**20:.1f} MiB -> {submission.path}")
+    size = f"{counted(submission.num_cells, 'cell')} × {counted(submission.num_genes, 'gene')}"
+    size += f", {counted(submission.num_perturbations, 'perturbation')}"
+    say(f"{size}, {submission.num_bytes / 2**20:.1f} MiB -> {submission.path}")
     if submission.normalised:
-        typer.echo("counts were scaled to the cells' median total and log-transformed, as cell-eval does")
+        say("counts were scaled to the cells' median total and log-transformed, as cell-eval does")
     if submission.reordered:
-        typer.echo("genes were put into the order of the gene list")
+        say("genes were put into the order of the gene list")

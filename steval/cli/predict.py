@@ -7,7 +7,8 @@ import typer
 
 from steval.cli import options
 from steval.cli.memory import importing, keep_freed_memory
-from steval.cli.output import print_json
+from steval.cli.output import print_json, say
+from steval.wording import counted
 
 
 def predict(
@@ -203,8 +204,10 @@ def predict(
             }
         )
         return
-    beside = f", {done.num_controls} measured controls beside them" if done.num_controls else ""
-    typer.echo(f"{done.num_cells} cells of {done.num_perturbations} perturbations{beside} -> {done.path}")
+    beside = f", {counted(done.num_controls, 'measured control')} beside them" if done.num_controls else ""
+    say(
+        f"{counted(done.num_cells, 'cell')} of {counted(done.num_perturbations, 'perturbation')}{beside} -> {done.path}"
+    )
 
 
 SOURCE = "what was asked of steval predict"
@@ -243,7 +246,7 @@ def _predict_by_service(url: str, api_key: str | None, asked: dict[str, Any], js
             {"path": job.out, "cells": request.num_cells, "perturbations": num_perturbations, "url": service.url}
         )
         return
-    typer.echo(f"{request.num_cells} cells of {num_perturbations} perturbations -> {job.out}")
+    say(f"{counted(request.num_cells, 'cell')} of {counted(num_perturbations, 'perturbation')} -> {job.out}")
 
 
 def clip_range(text: str | None) -> tuple[float | None, float | None]:

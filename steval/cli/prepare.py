@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_facts, print_json, print_table, say
+from steval.wording import counted
 
 
 def prepare(
@@ -85,8 +86,8 @@ def prepare(
         return
     found = [*((key, value) for key, value in report.found.items() if key != "columns")]
     found += [(f"column: {key}", value) for key, value in report.found["columns"].items()]
-    print_table(f"Found in {source}", ("what", "value"), [(key, str(value)) for key, value in found])
+    print_facts(f"Found in {source}", [(key, str(value)) for key, value in found])
     print_table("Done", ("step",), [(step,) for step in report.done])
     sizes = list(report.perturbations.items())
-    print_table(f"Cells per perturbation ({len(sizes)} labels)", ("label", "cells"), sizes[:20])
-    typer.echo(f"{report.num_cells} cells × {report.num_genes} genes (lognorm) -> {report.path}")
+    print_table(f"Cells per perturbation ({counted(len(sizes), 'label')})", ("label", "cells"), sizes[:20])
+    say(f"{counted(report.num_cells, 'cell')} × {counted(report.num_genes, 'gene')} (lognorm) -> {report.path}")

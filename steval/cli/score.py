@@ -9,7 +9,8 @@ import typer
 
 from steval.cli import options
 from steval.cli.memory import importing
-from steval.cli.output import print_json, print_table
+from steval.cli.output import print_json, print_table, say
+from steval.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -125,7 +126,7 @@ def score(
         print_json({"directory": directory, **loads((directory / "score.json").read_text(encoding="utf-8"))})
         return
     print_report(report)
-    typer.echo(f"Score directory: {directory}  (report: {directory / 'report.html'})")
+    say(f"Score directory: {directory}  (report: {directory / 'report.html'})")
 
 
 def print_report(report: "ScoreReport") -> None:
@@ -144,12 +145,12 @@ def print_report(report: "ScoreReport") -> None:
     more = f"; the first {shown.height}" if report.results.height > shown.height else ""
     _print_frame(f"Perturbations ({report.results.height}{more})", shown, shown.columns)
     if report.integrity.height and not report.findings.height:
-        typer.echo(f"Integrity: {report.integrity.height} checks, nothing found")
+        say(f"Integrity: {counted(report.integrity.height, 'check')}, nothing found")
     if report.remarks.height:
         title = "Integrity" if report.findings.height else "Integrity: worth knowing"
         _print_frame(title, report.remarks, ("cell_type", "check", "status", "sentence"))
     for warning in report.record.get("warnings", []):
-        typer.echo(f"Note: {warning}")
+        say(f"Note: {warning}")
 
 
 def _print_frame(title: str, frame: "pl.DataFrame", columns: Sequence[str]) -> None:

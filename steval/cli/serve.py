@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steval.cli import options
+from steval.cli.output import say
 from steval.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def serve(
     command = [sys.executable, "-m", "bentoml", "serve", "steval.service.app:StevalService"]
     command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(shutdown_seconds)]
     _require_bentoml()
-    typer.echo(f"serving {settings.checkpoint} on http://{host}:{port} (Ctrl-C to stop)", err=True)
+    say(f"serving {settings.checkpoint} on http://{host}:{port} (Ctrl-C to stop)", err=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEVAL_")}
     environment = {**MALLOC, **OPENMP, **inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
     sys.stderr.flush()
@@ -109,7 +110,7 @@ def _make_key(name: str, path: Path | None) -> None:
         raise ConfigError("say where the new key's hash goes: steval serve --new-key NAME --api-key-file FILE")
     key = add_key(path, name)
     typer.echo(key)
-    typer.echo(f"this is the only time the key of {name!r} is shown; {path} holds its hash", err=True)
+    say(f"this is the only time the key of {name!r} is shown; {path} holds its hash", err=True)
 
 
 def _require_keys(settings: "ServiceSettings", host: str) -> None:

@@ -15,13 +15,13 @@ from steval.trainer.fit.optimiser import ParameterSet
 from steval.trainer.progress.notices import Notice
 from steval.trainer.settings.phases import PhaseSettings
 from steval.trainer.sources import Base
+from steval.wording import memory_size
 
 MISMATCH = (
     "the input is the embedding {key!r}, and the evaluator compares genes: the published rounds with embedding input "
     "scored under 0.2, the rounds with expression in and out 5.7. Use expression as input (recipe raw-staged), or go on "
     "with --allow-mismatch"
 )
-GIB = 2**30
 
 
 def guard_representation(
@@ -67,7 +67,7 @@ def preflight_notice(
         ("sets per epoch", f"{samplers['train'].num_sets:,} train, {samplers['val'].num_sets:,} val (fixed)"),
         ("parameters", f"{total:,}"),
         ("attention", model.attention),
-        ("memory estimate", f"{estimate_memory(config, model) / GIB:.1f} GiB on each device"),
+        ("memory estimate", f"{memory_size(estimate_memory(config, model))} on each device"),
     ]
     return Notice("Preflight", ("what", "value"), tuple(rows), tuple(warnings))
 
