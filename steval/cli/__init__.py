@@ -2,7 +2,9 @@
 
 import atexit
 import gc
+import io
 import os
+import sys
 
 from steval.machine import thread_environment
 
@@ -12,6 +14,10 @@ def main() -> None:
     # Python looks through a million objects for circles as it ends, for up to a second, when all of them go anyway
     atexit.register(gc.freeze)
     os.environ.update(thread_environment(os.environ))  # before any library with threads is loaded
+    os.environ["MPLBACKEND"] = "agg"  # no command shows a window; a notebook's choice, inherited, need not exist here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode costs a character, not what was computed
+            stream.reconfigure(errors="backslashreplace")
     from steval.cli.app import app
     from steval.cli.output import prepare_streams
 

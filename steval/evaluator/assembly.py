@@ -1,7 +1,7 @@
 """From computed pairs to the frames of a `ScoreReport`."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from steval import __version__
+from steval.evaluator.attempt import attempt
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.metrics.changes import de_counts, shown_changes
 from steval.evaluator.metrics.evaluation import Evaluation
@@ -41,7 +42,11 @@ Parts = Mapping[str | None, PairScore]
 
 def assemble(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None) -> ScoreReport:
     """The report of the scored `parts` (cell type → pair; the single key None unless made by cell type)."""
-    intervals = {name: _intervals(work, part) for name, part in parts.items()}
+    warnings = [warning for name, part in parts.items() for warning in _of_part(name, part.warnings)]
+    intervals = {name: _intervals(work, part, warnings) for name, part in parts.items()}
+    changes = attempt("the table of changes", lambda: _changes(parts), pl.DataFrame(schema=CHANGES_SCHEMA), warnings)
+    empty = pl.DataFrame(schema=DE_COUNTS_SCHEMA)
+    counts = attempt("the table of significant genes", lambda: _de_counts(parts), empty, warnings)
     overall = pl.concat([_overall(work, name, part, intervals[name]) for name, part in parts.items()])
     return ScoreReport(
         results=_tagged({name: _plain(part.evaluation.results) for name, part in parts.items()}),
@@ -52,25 +57,40 @@ def assemble(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, 
         integrity=_integrity(parts),
         intervals=_framed(intervals, INTERVALS_SCHEMA),
         failures=_framed({name: part.evaluation.failures for name, part in parts.items()}, FAILURES_SCHEMA),
-        changes=_framed(
-            {name: shown_changes(part.pair, part.evaluation) for name, part in parts.items()}, CHANGES_SCHEMA
-        ),
-        de_counts=_framed({name: de_counts(part.evaluation) for name, part in parts.items()}, DE_COUNTS_SCHEMA),
-        record=_record(work, parts, pair, model_record),
+        changes=changes,
+        de_counts=counts,
+        record=_record(work, parts, pair, model_record, warnings),
     )
 
 
-def _intervals(work: ScoreWork, part: PairScore) -> pl.DataFrame:
-    columns = work.columns
-    reference = part.baselines.get(REFERENCE)
-    return score_intervals(
-        part.evaluation.results,
-        None if reference is None else reference.results,
-        list(columns),
-        list(work.best(part.evaluation).values()),
-        0 if work.settings.metrics_only else work.settings.bootstrap,
-        work.settings.seed,
-    )
+def _of_part(name: str | None, warnings: Sequence[str]) -> list[str]:
+    return list(warnings) if name is None else [f"{name}: {warning}" for warning in warnings]
+
+
+def _changes(parts: Parts) -> pl.DataFrame:
+    shown = {name: shown_changes(part.pair, part.evaluation) for name, part in parts.items()}
+    return _framed(shown, CHANGES_SCHEMA)
+
+
+def _de_counts(parts: Parts) -> pl.DataFrame:
+    return _framed({name: de_counts(part.evaluation) for name, part in parts.items()}, DE_COUNTS_SCHEMA)
+
+
+def _intervals(work: ScoreWork, part: PairScore, warnings: list[str]) -> pl.DataFrame:
+    settings, reference = work.settings, part.baselines.get(REFERENCE)
+
+    def make(draws: int) -> pl.DataFrame:
+        return score_intervals(
+            part.evaluation.results,
+            None if reference is None else reference.results,
+            list(work.columns),
+            list(work.best(part.evaluation).values()),
+            draws,
+            settings.seed,
+        )
+
+    draws = 0 if settings.metrics_only else settings.bootstrap
+    return attempt("the table of intervals", lambda: make(draws), make(0), warnings)
 
 
 def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:
@@ -213,10 +233,11 @@ def _framed(frames: Mapping[str | None, pl.DataFrame], schema: dict[str, Any]) -
     return _tagged(frames).select([pl.col(name).cast(kind) for name, kind in schema.items()])
 
 
-def _record(work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None) -> dict[str, Any]:
-    warnings = [warning for part in parts.values() for warning in part.warnings]
+def _record(
+    work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None, warnings: list[str]
+) -> dict[str, Any]:
     if work.training is None and not work.settings.metrics_only:
-        warnings.insert(0, NO_TRAINING)
+        warnings = [NO_TRAINING, *warnings]
     notes = [
         *pair.notes,
         *(note for part in parts.values() for note in part.evaluation.notes if note not in pair.notes),

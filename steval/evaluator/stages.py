@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from steval.evaluator.attempt import attempt
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.clock import Clock
 from steval.evaluator.integrity.checks import Scored, check_integrity
@@ -15,7 +16,7 @@ from steval.evaluator.integrity.verdict import Verdict
 from steval.evaluator.metrics.catalog import Best, Metric
 from steval.evaluator.metrics.evaluation import Evaluation, evaluate
 from steval.evaluator.metrics.profiles import resolve
-from steval.evaluator.reference.baselines import REFERENCE, available_kinds, baseline_pair, missing_contexts
+from steval.evaluator.reference.baselines import BASELINES, REFERENCE, available_kinds, baseline_pair, missing_contexts
 from steval.evaluator.reference.ceiling import Ceiling, estimate_ceiling
 from steval.evaluator.reference.members import Overall, member_table, metric_means
 from steval.evaluator.reference.training import TrainingSummary
@@ -61,17 +62,22 @@ class ScoreWork:
         baselines: dict[str, Evaluation] = {}
         if self.training is not None:
             with self.clock.stage("baselines"):
-                baselines = self._baselines(pair, self.training, de_real)
+                baselines = self._baselines(pair, self.training, de_real, warnings)
             warnings += _context_warnings(pair, self.training)
         ceiling = None
         if self.settings.ceiling:
             with self.clock.stage("ceiling"):
-                ceiling = self._ceiling(pair)
-            warnings += ceiling.notes
+                ceiling = attempt("the ceiling", lambda: self._ceiling(pair), None, warnings)
+            warnings += ceiling.notes if ceiling else ()
         checks: dict[str, Verdict] = {}
         if self.settings.integrity != "none":
             with self.clock.stage("integrity"):
-                checks = self._integrity(pair, evaluation, baselines.get(REFERENCE), de_real)
+                checks = attempt(
+                    "the table of integrity checks",
+                    lambda: self._integrity(pair, evaluation, baselines.get(REFERENCE), de_real, warnings),
+                    {},
+                    warnings,
+                )
         return PairScore(pair, evaluation, baselines, ceiling, checks, warnings)
 
     def evaluate(
@@ -101,15 +107,30 @@ class ScoreWork:
         base = None if baseline is None else metric_means(baseline.results, columns)
         return member_table(means, base, best)
 
-    def _baselines(self, pair: Pair, training: TrainingSummary, de_real: pl.DataFrame | None) -> dict[str, Evaluation]:
-        made: dict[str, Evaluation] = {}
-        for kind in available_kinds(training, self.features):
-            baseline = baseline_pair(pair, training, kind, seed=self.settings.seed, features=self.features)
-            made[kind] = self.evaluate(baseline, de_real)
-        return made
+    def _baselines(
+        self, pair: Pair, training: TrainingSummary, de_real: pl.DataFrame | None, warnings: list[str]
+    ) -> dict[str, Evaluation]:
+        def make(kind: str) -> Evaluation:
+            made = baseline_pair(pair, training, kind, seed=self.settings.seed, features=self.features)
+            return self.evaluate(made, de_real)
+
+        found = {
+            kind: attempt(f"the {BASELINES[kind].label}", lambda kind=kind: make(kind), None, warnings)
+            for kind in available_kinds(training, self.features)
+        }
+        if found.get(REFERENCE) is None:
+            warnings.append(
+                f"without the {BASELINES[REFERENCE].label} the normalised columns and the overall score are empty"
+            )
+        return {kind: evaluation for kind, evaluation in found.items() if evaluation is not None}
 
     def _integrity(
-        self, pair: Pair, evaluation: Evaluation, baseline: Evaluation | None, de_real: pl.DataFrame | None
+        self,
+        pair: Pair,
+        evaluation: Evaluation,
+        baseline: Evaluation | None,
+        de_real: pl.DataFrame | None,
+        warnings: list[str],
     ) -> dict[str, Verdict]:
         def rescore(changed: Pair) -> Overall:
             return self.overall(self.evaluate(changed, de_real), baseline)[1]
@@ -124,7 +145,8 @@ class ScoreWork:
                 rescore=rescore,
                 seed=self.settings.seed,
                 threads=self.threads or num_cores(),
-            )
+            ),
+            warnings,
         )
 
     def _ceiling(self, pair: Pair) -> Ceiling:

@@ -6,9 +6,11 @@ what a comparison or a new drawing of the report needs; `docs/scoring.md` has th
 """
 
 import json
+import logging
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from steval.evaluator.report.report import (
     PREDICTION,
     ScoreReport,
 )
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 SCORE_FILE = "score.json"
@@ -63,9 +67,11 @@ def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
         report.results.write_csv(partial / "results.csv")
         for name in CSV_TABLES:
             getattr(report, name).write_csv(partial / f"{name}.csv")
-        text = json.dumps(score_summary(report), indent=2, allow_nan=False)
+        notes: list[str] = []
+        page = render_report(report, notes)
+        text = json.dumps(score_summary(report, notes), indent=2, allow_nan=False)
         (partial / SCORE_FILE).write_text(text + "\n", encoding="utf-8")
-        (partial / REPORT_FILE).write_text(render_report(report), encoding="utf-8")
+        (partial / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
         _sync(partial)
         _take_place(partial, directory)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -74,6 +80,8 @@ def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for note in notes:
+        logger.warning("%s", note)
     return directory
 
 
@@ -100,7 +108,7 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def score_summary(report: ScoreReport) -> dict[str, Any]:
+def score_summary(report: ScoreReport, notes: Sequence[str] = ()) -> dict[str, Any]:
     """What `score.json` holds: overall scores, members and the record, as plain JSON (NaN and infinity become null)."""
     overall = report.overall.filter(pl.col("predictor") == PREDICTION)
     headline = overall.row(0, named=True) if not overall.is_empty() else dict.fromkeys(OVERALL_SCHEMA)
@@ -116,7 +124,7 @@ def score_summary(report: ScoreReport) -> dict[str, Any]:
             status: report.integrity["status"].to_list().count(status) for status in ("ok", "note", "warn", "fail")
         },
         "findings": report.findings.to_dicts(),
-        "warnings": report.record["warnings"],
+        "warnings": [*report.record["warnings"], *notes],
         "record": report.record,
     }
     return _json_numbers(summary)

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from steval.evaluator.attempt import attempt
 from steval.evaluator.cells.digests import sketch_genes
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import StoredCells
@@ -82,13 +83,20 @@ class Check:
     """Made under the full level only, because it scores again."""
 
 
-def check_integrity(scored: Scored) -> dict[str, Verdict]:
-    """What each check found, by name, in the order of the table."""
+def check_integrity(scored: Scored, warnings: list[str] | None = None) -> dict[str, Verdict]:
+    """What each check found, by name, in the order of the table; one that breaks is a note, with a sentence in `warnings`."""
     pair, training = scored.pair, scored.training
     sketched = _control_sketch(pair) if training is None else training.sketched
     pred, real = (gather_evidence(side, pair.control, sketched, scored.threads) for side in (pair.pred, pair.real))
     facts = Facts(scored, pred, real)
-    return {check.name: check.measure(facts) for check in CHECKS if scored.full or not check.full}
+    told = [] if warnings is None else warnings
+    return {check.name: _made(check, facts, told) for check in CHECKS if scored.full or not check.full}
+
+
+def _made(check: Check, facts: Facts, warnings: list[str]) -> Verdict:
+    before = len(warnings)
+    found = attempt(f"the integrity check '{check.name}'", lambda: check.measure(facts), None, warnings)
+    return found or Verdict("note", None, None, f"Not checked: {warnings[before]}.")
 
 
 def _control_sketch(pair: Pair) -> np.ndarray:

@@ -218,13 +218,14 @@ def _cell(value: Value, name: str, part: str) -> float | None:
 def _undefined(
     chosen: Sequence[Metric], values: Mapping[str, Value], results: pl.DataFrame
 ) -> list[dict[str, str | None]]:
-    """A row for each value that is null or NaN although its metric did not fail."""
+    """A row for each value that is no finite number although its metric did not fail."""
     rows: list[dict[str, str | None]] = []
     for metric in chosen:
         if metric.name not in values:
             continue
         for column in metric.columns:
-            absent = results.filter(pl.col(column).is_null() | pl.col(column).is_nan())["perturbation"].to_list()
+            is_number = pl.col(column).is_finite().fill_null(False)
+            absent = results.filter(~is_number)["perturbation"].to_list()
             if metric.over_all and absent:
                 absent = [None]
             rows += [{"perturbation": name, "metric": column, "reason": metric.undefined} for name in absent]

@@ -47,7 +47,7 @@ class Inputs:
         if key not in self._embedded:
             side = self.pair.side(which)
             self._embedded[key] = np.vstack(
-                [side.embedding(embed_key, name).mean(axis=0, dtype=np.float64) for name in side.groups]
+                [_embedding(side, embed_key, name).mean(axis=0, dtype=np.float64) for name in side.groups]
             )
         values = self._embedded[key]
         return values if precise else values.astype(np.float32)
@@ -126,7 +126,15 @@ def _energies(inputs: Inputs, which: Which, key: str | None, distance: str, opti
 def _cells(side: "Cells", name: str, key: str | None) -> Any:
     from steval.evaluator.cells.sides import whole_group
 
-    return whole_group(side, name) if key is None else side.embedding(key, name)
+    return whole_group(side, name) if key is None else _embedding(side, key, name)
+
+
+def _embedding(side: "Cells", key: str, name: str) -> np.ndarray:
+    """`obsm[key]` of the cells of `name`, `[n, D]`, every value a finite number."""
+    values = side.embedding(key, name)
+    if not np.isfinite(values).all():
+        raise EvaluationError(f"obsm {key!r} of the {side.name} cells of {name} holds NaN or infinite values")
+    return values
 
 
 def clusters(options: Options, inputs: Inputs) -> Value:

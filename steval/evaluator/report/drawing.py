@@ -4,12 +4,13 @@ Colours are placeholders that `Drawing` turns into CSS variables, so that one dr
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steval.evaluator.reference.baselines import BASELINES
 from steval.evaluator.report.report import PREDICTION
@@ -32,6 +33,7 @@ COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
 _PLACEHOLDERS = {name: f"#{number:02x}{number:02x}{number:02x}" for number, name in enumerate(COLOURS, start=1)}
 """Colours that no figure has otherwise."""
 WIDTH = 7.2
+LONGEST_LABEL = 40
 MOST_TICKS = 5
 """Steps of an axis; ticks take more time to draw than anything else."""
 _LONG_NUMBER = re.compile(r"(?<![\d.])([1-9]\d*\.\d\d)\d+")
@@ -59,23 +61,42 @@ class Drawing:
         return text
 
 
-def draw(figure: "Figure", number: int, title: str) -> Drawing:
-    """SVG of a figure without XML head; identifiers start with the figure's number, so that several fit on one page."""
+def draw(make: "Callable[[], Figure | None]", number: int, title: str) -> Drawing | None:
+    """SVG of the figure that `make` gives, without XML head; None where it gives none.
+
+    Identifiers start with `number`, so that several fit on one page. A user's matplotlib settings (fonts, LaTeX) do not apply.
+    """
+    import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    buffer = StringIO()
-    FigureCanvasSVG(figure)
-    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
+    defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with warnings.catch_warnings(), matplotlib.rc_context(defaults):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script is drawn as boxes
+        figure = make()
+        if figure is None:
+            return None
+        buffer = StringIO()
+        FigureCanvasSVG(figure)
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    return Drawing(_embeddable(buffer.getvalue(), number, title))
+
+
+def _embeddable(text: str, number: int, title: str) -> str:
     text = text[text.index("<svg") :]
     identifiers = dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))
     renamed = {name: f"f{number}-{index}" for index, name in enumerate(identifiers)}
     text = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{renamed[m[1]]}"', text)
     text = re.sub(r'(url\(#|href="#)([^")]+)', lambda m: m[1] + renamed.get(m[2], m[2]), text)
     text = _LONG_NUMBER.sub(r"\1", text)
-    text = re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(title)}" ', text, count=1)
-    return Drawing(text.strip())
+    return re.sub(r"<svg ", lambda _: f'<svg role="img" aria-label="{escape(title)}" ', text, count=1).strip()
+
+
+def plain(label: str) -> str:
+    """A user's label as matplotlib draws it letter by letter: no formula, no control characters, not too long."""
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in label)
+    shown = shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
+    return shown.replace("$", r"\$")
 
 
 def colour(name: str) -> str:

@@ -11,7 +11,7 @@ from steval.evaluator.metrics.catalog import BY_COLUMN
 from steval.evaluator.metrics.changes import SIGNIFICANT_FDR
 from steval.evaluator.reference.baselines import BASELINES, REFERENCE
 from steval.evaluator.reference.members import unclipped_members
-from steval.evaluator.report.drawing import colour, new_figure
+from steval.evaluator.report.drawing import colour, new_figure, plain
 from steval.evaluator.report.report import PREDICTION, ScoreReport, of_type
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def draw_members(report: ScoreReport, cell_type: str | None) -> "Figure | None":
             if other["unclipped"] is not None and np.isfinite(other["unclipped"]):
                 spot = max(other["unclipped"], LEFT_LIMIT)
                 axes.plot(spot, height, marker="|", ms=11, mew=2.2, color=colour(other["baseline"]), zorder=3)
-    axes.set_yticks(range(rows.height), rows["metric"].to_list())
+    axes.set_yticks(range(rows.height), [plain(metric) for metric in rows["metric"]])
     axes.set_ylim(rows.height - 0.5, -0.5)
     axes.set_xlim(LEFT_LIMIT - 0.05, 1.12)
     axes.set_xlabel("normalised: 0 = mean baseline, 1 = best possible value")
@@ -78,7 +78,7 @@ def draw_distributions(report: ScoreReport, cell_type: str | None) -> "Figure | 
     for axes in grid[len(metrics) :]:
         axes.set_visible(False)
     for position, axes in enumerate(grid):
-        axes.set_yticks(range(len(groups)), list(groups) if position % columns == 0 else [""] * len(groups))
+        axes.set_yticks(range(len(groups)), [plain(name) for name in groups] if position % columns == 0 else [""] * len(groups))
         axes.set_ylim(len(groups) - 0.5, -0.5)
     return figure
 
@@ -177,7 +177,7 @@ def _legend(axes: "Axes", predictors: Sequence[str], ceiling: bool) -> None:
     handles = []
     for name in predictors:
         marker, size = ("o", 6) if name == PREDICTION else ("|", 9)
-        handles.append(Line2D([], [], ls="", marker=marker, ms=size, mew=2, color=colour(name), label=name))
+        handles.append(Line2D([], [], ls="", marker=marker, ms=size, mew=2, color=colour(name), label=plain(name)))
     for marker, label in (("D", "ceiling"), ("d", "replicate")) if ceiling else ():
         handles.append(Line2D([], [], ls="", marker=marker, mfc="none", ms=5.5, color=colour("ceiling"), label=label))
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=len(handles), frameon=False,
@@ -199,7 +199,7 @@ def _draw_strip(axes: "Axes", metric: str, groups: Mapping[str, np.ndarray]) -> 
         quartiles = np.quantile(values, [0.25, 0.5, 0.75])
         axes.plot(quartiles[[0, 2]], [height, height], color=colour("ink"), lw=1.1)
         axes.plot(quartiles[1], height, marker="|", ms=11, mew=1.6, color=colour("ink"))
-    axes.set_title(metric, fontsize=8.5)
+    axes.set_title(plain(metric), fontsize=8.5)
 
 
 def _draw_change(axes: "Axes", name: str, rows: pl.DataFrame) -> None:
@@ -212,7 +212,7 @@ def _draw_change(axes: "Axes", name: str, rows: pl.DataFrame) -> None:
     _label_genes(axes, name, rows["gene"].to_list(), real, pred, limit)
     constant = real.std() == 0 or pred.std() == 0
     correlation = "" if constant or len(real) < 3 else f"   r = {np.corrcoef(real, pred)[0, 1]:.2f}"
-    axes.set_title(f"{name}{correlation}", fontsize=8.5)
+    axes.set_title(f"{plain(name)}{correlation}", fontsize=8.5)
     axes.set_xlim(-limit, limit)
     axes.set_ylim(-limit, limit)
     axes.grid(axis="both", color=colour("grid"), lw=0.6)
@@ -230,7 +230,7 @@ def _label_genes(
             continue
         placed.append((x, y))
         right = x <= 0
-        axes.annotate(genes[index], (x, y), (4 if right else -4, 2), textcoords="offset points", fontsize=6,
+        axes.annotate(plain(genes[index]), (x, y), (4 if right else -4, 2), textcoords="offset points", fontsize=6,
                       ha="left" if right else "right", color=colour("ink"))  # fmt: skip
 
 

@@ -2,13 +2,16 @@
 
 import base64
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
 
 import polars as pl
 
+from steval.evaluator.attempt import attempt
 from steval.evaluator.integrity.verdict import REMARKS, Status
 from steval.evaluator.metrics.catalog import BY_COLUMN
 from steval.evaluator.report.drawing import COLOURS, draw
@@ -48,8 +51,19 @@ class Section:
     num_perturbations: int
 
 
-def render_report(report: ScoreReport) -> str:
-    """HTML text of `report`."""
+def render_report(report: ScoreReport, notes: list[str] | None = None) -> str:
+    """HTML text of `report`; what could not be drawn is left out, with a sentence in `notes` and on the page."""
+    told: list[str] = []
+    failed = (
+        "<!doctype html><title>Score report</title><p>The page could not be made. The tables beside it hold everything."
+    )
+    page = attempt("the page of the score report", lambda: _page(report, told), failed, told)
+    if notes is not None:
+        notes += told
+    return page
+
+
+def _page(report: ScoreReport, notes: list[str]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -59,11 +73,12 @@ def render_report(report: ScoreReport) -> str:
     environment.filters["signed"] = partial(number, sign=True)
     environment.filters["json"] = lambda value: json.dumps(value, indent=1)
     types = report.breakdown["cell_type"].unique(maintain_order=True).to_list()
-    sections = [_section(report, cell_type, position) for position, cell_type in enumerate(types)]
+    sections = [_section(report, cell_type, position, notes) for position, cell_type in enumerate(types)]
     mean = report.overall.filter(pl.col("cell_type").is_null() & (pl.col("predictor") == PREDICTION))
     return environment.get_template("report.html.j2").render(
         record=report.record,
         colours=COLOURS,
+        warnings=[*report.record["warnings"], *notes],
         inputs=report.record["inputs"],
         sections=sections,
         headline=None if mean.is_empty() else mean.row(0, named=True),
@@ -83,7 +98,7 @@ def number(value: Any, digits: int = 3, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def _section(report: ScoreReport, cell_type: str | None, position: int) -> Section:
+def _section(report: ScoreReport, cell_type: str | None, position: int, notes: list[str]) -> Section:
     frames = {
         name: of_type(getattr(report, name), cell_type) for name in ("breakdown", "results", "integrity", "overall")
     }
@@ -95,7 +110,7 @@ def _section(report: ScoreReport, cell_type: str | None, position: int) -> Secti
         headline=None if headline.is_empty() else headline.row(0, named=True),
         baselines=_baseline_rows(report, cell_type),
         breakdown=breakdown,
-        figures=_figures(report, cell_type, position),
+        figures=_figures(report, cell_type, position, notes),
         integrity=sorted(frames["integrity"].to_dicts(), key=lambda row: _rank(row["status"])),
         results=results.head(MOST_ROWS).to_dicts(),
         metrics=[column for column in results.columns if column != "perturbation"],
@@ -108,37 +123,44 @@ def _rank(status: str) -> int:
     return REMARKS.index(status) if status in REMARKS else len(REMARKS)
 
 
-def _figures(report: ScoreReport, cell_type: str | None, position: int) -> dict[str, FigureView]:
-    drawn = {
+FIGURES: Mapping[str, tuple[Callable[[ScoreReport, str | None], "Figure | None"], str]] = MappingProxyType(
+    {
         "members": (
-            draw_members(report, cell_type),
+            draw_members,
             "Members of the score between the mean baseline (0) and the best possible value (1), unclipped. Bars: 95\u00a0% "
             "bootstrap interval over perturbations. Ticks: the baselines.",
         ),
-        "distributions": (
-            draw_distributions(report, cell_type),
-            "Values by perturbation; bar and tick: quartiles and median.",
-        ),
+        "distributions": (draw_distributions, "Values by perturbation; bar and tick: quartiles and median."),
         "overlap": (
-            draw_overlap(report, cell_type),
+            draw_overlap,
             "Left: overlap of differentially expressed genes against their number in the real data. Right: numbers of "
             "significant genes; dashed: equal.",
         ),
         "changes": (
-            draw_changes(report, cell_type),
+            draw_changes,
             "Change of mean log-normalised expression from control, predicted against real, for perturbations spread over "
             "the size of the real effect; the most changed genes of each, r over these. Blue: significant in the real data.",
         ),
     }
-    return {
-        name: _view(figure, name, caption, 10 * position + index)
-        for index, (name, (figure, caption)) in enumerate(drawn.items())
-        if figure is not None
-    }
+)
+"""What draws each figure, and its caption."""
 
 
-def _view(figure: "Figure", name: str, caption: str, index: int) -> FigureView:
-    drawing = draw(figure, index, caption.split(".")[0])
+def _figures(report: ScoreReport, cell_type: str | None, position: int, notes: list[str]) -> dict[str, FigureView]:
+    views = {}
+    for index, name in enumerate(FIGURES):
+        number = 10 * position + index
+        views[name] = attempt(
+            f"the figure '{name}'", lambda name=name, number=number: _view(report, cell_type, name, number), None, notes
+        )
+    return {name: view for name, view in views.items() if view is not None}
+
+
+def _view(report: ScoreReport, cell_type: str | None, name: str, number: int) -> FigureView | None:
+    function, caption = FIGURES[name]
+    drawing = draw(lambda: function(report, cell_type), number, caption.split(".")[0])
+    if drawing is None:
+        return None
     return FigureView(
         svg=drawing.themed(),
         download=base64.b64encode(drawing.plain().encode()).decode(),
