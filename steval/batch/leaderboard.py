@@ -68,11 +68,13 @@ def build_leaderboard(plan: BatchPlan) -> pl.DataFrame:
 
 def write_leaderboard(plan: BatchPlan, frame: pl.DataFrame, name: str = NAME) -> Path:
     """Write `NAME.parquet`, `.csv` and `.html` to the batch's directory; returns the HTML file."""
+    from steval.evaluator.spreadsheet import write_csv
+
     root = plan.layout.root
     with atomic_path(root / f"{name}.parquet") as partial:
         frame.write_parquet(partial)
     with atomic_path(root / f"{name}.csv") as partial:
-        frame.write_csv(partial)
+        write_csv(frame, partial)
     with atomic_path(root / f"{name}.html") as partial:
         partial.write_text(render(frame), encoding="utf-8")
     return root / f"{name}.html"

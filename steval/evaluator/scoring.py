@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,6 @@ def score(
         raise ConfigError("the scoring options are not valid", [problem])
     clock = Clock()
     with ExitStack() as stack:
-        cache = cache_dir or Path(stack.enter_context(TemporaryDirectory(prefix="steval-score-")))
         with clock.stage("open"):
             pair = stack.enter_context(Pair.build(pred, real, columns, scale=scale, takes=scored_scale(how.chosen)))
         training = None
@@ -73,10 +71,11 @@ def score(
                 )
                 stack.callback(training.cells.close)
                 require_contexts(pair, training)
-        work = ScoreWork(how, training, features, cache, clock, threads)
+        work = ScoreWork(how, training, features, cache_dir, clock, threads)
         pairs: dict[str | None, Pair] = {None: pair} if how.by is None else dict(pair.by_cell_type())
         with ThreadPoolExecutor(1) as background:
-            background.submit(pair.stored_pred.digest)  # for the record; an error comes again when it is asked for
+            for side in (pair.stored_pred, pair.real):
+                background.submit(side.digest)  # for the record; an error comes again when it is asked for
             parts = {name: work.run(one, de_real, de_pred) for name, one in pairs.items()}
         return assemble(work, parts, pair, model_record)
 

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import require_unique
 from steval.data.cells.scale import Scale, lognorm, resolve_scale
-from steval.data.cells.writer import require_finite
+from steval.data.cells.writer import new_hdf5, require_finite
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import atomic_path, require_file
 from steval.data.labels import labels_of
@@ -157,12 +157,14 @@ def _minimal(matrix: sp.csr_matrix, obs: dict[str, pd.Categorical], genes: list[
 
 def _write_archive(minimal: "ad.AnnData", out: Path) -> int:
     """Compress and archive; two temporary files stand beside `out` and go in any case."""
+    import anndata as ad
     import zstandard
 
     with atomic_path(out) as archive:
         plain, packed = archive.with_suffix(".h5ad"), archive.with_suffix(".zst")
         try:
-            minimal.write_h5ad(plain)
+            with new_hdf5(plain) as handle:
+                ad.io.write_elem(handle, "/", minimal)
             with plain.open("rb") as source, packed.open("wb") as target:
                 zstandard.ZstdCompressor(threads=-1).copy_stream(source, target, size=plain.stat().st_size)
             plain.unlink()

@@ -30,6 +30,7 @@ from steval.evaluator.report.report import (
     PREDICTION,
     ScoreReport,
 )
+from steval.evaluator.spreadsheet import read_csv, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,9 @@ def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
         partial.mkdir()
         for name in PARQUET_TABLES:
             getattr(report, name).write_parquet(partial / f"{name}.parquet")
-        report.results.write_csv(partial / "results.csv")
+        write_csv(report.results, partial / "results.csv")
         for name in CSV_TABLES:
-            getattr(report, name).write_csv(partial / f"{name}.csv")
+            write_csv(getattr(report, name), partial / f"{name}.csv")
         notes: list[str] = []
         page = render_report(report, notes)
         text = json.dumps(score_summary(report, notes), indent=2, allow_nan=False)
@@ -94,18 +95,12 @@ def read_score_dir(directory: Path | str) -> ScoreReport:
         summary = json.loads((directory / SCORE_FILE).read_text(encoding="utf-8"))
         if summary["format"] != FORMAT:
             raise DataError(f"{directory} has format {summary['format']}; this version of steval reads format {FORMAT}")
-        frames = {name: pl.read_parquet(_bytes(directory / f"{name}.parquet")) for name in PARQUET_TABLES}
-        frames |= {
-            name: pl.read_csv(_bytes(directory / f"{name}.csv"), schema=schema) for name, schema in CSV_TABLES.items()
-        }
+        # as bytes: Polars would take a name for a pattern
+        frames = {name: pl.read_parquet((directory / f"{name}.parquet").read_bytes()) for name in PARQUET_TABLES}
+        frames |= {name: read_csv(directory / f"{name}.csv", schema) for name, schema in CSV_TABLES.items()}
         return ScoreReport(**frames, record=summary["record"])
     except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{directory} is damaged and cannot be read: {error}") from error
-
-
-def _bytes(path: Path) -> bytes:
-    """The content of one file: Polars would read its name as a pattern."""
-    return path.read_bytes()
 
 
 def score_summary(report: ScoreReport, notes: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The cache never serves a wrong value: changed data misses, damage heals, processes share, a full disk does no harm."""
 
 import logging
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +117,64 @@ def test_a_cache_that_cannot_be_written_changes_nothing(files, tmp_path, caplog)
         evaluation = scored(files, blocked / "cache")
     assert "could not be written" in caplog.text
     assert evaluation.results.equals(scored(files, None).results)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_an_entry_that_cannot_be_read_stays_and_is_no_damage(files, tmp_path, caplog, monkeypatch, error):
+    expected = scored(files, tmp_path).results
+    (entry,) = entries(tmp_path)
+    opened = Path.open
+
+    def refuses(path, mode="r", **given):
+        if path == entry and mode == "rb":
+            raise error
+        return opened(path, mode, **given)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("another user's entry was removed"))
+    monkeypatch.setattr("steval.evaluator.measure.cache.store_tables", lambda *_: None)
+    with caplog.at_level(logging.INFO):
+        again = scored(files, tmp_path)
+    assert again.results.equals(expected)
+    assert not came_from_cache(again)
+    assert "damaged" not in caplog.text
+    assert error.strerror in caplog.text
+
+
+def test_damage_that_cannot_be_removed_changes_nothing(files, tmp_path, monkeypatch):
+    expected = scored(files, tmp_path).results
+    (entry,) = entries(tmp_path)
+    entry.write_bytes(b"not a cache entry")
+
+    def refuses(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    monkeypatch.setattr(Path, "replace", refuses)
+    monkeypatch.setattr("steval.data.files.atomic_path", refuses)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steval.evaluator.measure.cache.atomic_path", refuses)
+        assert scored(files, tmp_path).results.equals(expected)
+
+
+def test_a_full_cache_disk_changes_nothing(files, tmp_path, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with caplog.at_level(logging.WARNING):
+            evaluation = scored(files, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "could not be written" in caplog.text
+    assert evaluation.results.equals(scored(files, None).results)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_entries_can_be_read_by_those_whom_the_umask_lets(files, tmp_path):
+    (tmp_path / "plain").touch()
+    scored(files, tmp_path)
+    (entry,) = entries(tmp_path)
+    assert entry.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_two_processes_share_a_directory(files, tmp_path):

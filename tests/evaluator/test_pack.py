@@ -1,7 +1,9 @@
 """Submissions: the same archive, member for member, as `cell-eval prep` makes with its external programs."""
 
 import argparse
+import gc
 import io
+import resource
 import shutil
 import tarfile
 
@@ -14,7 +16,7 @@ import zstandard
 
 from steval.data.columns import Columns
 from steval.data.example import example
-from steval.errors import ConfigError, DataError, EvaluationError
+from steval.errors import ConfigError, DataError, EvaluationError, OutputError
 from steval.evaluator.submission import pack
 
 
@@ -118,3 +120,19 @@ def test_what_cannot_be_packed_leaves_no_file(tmp_path, lognorm, change, error, 
     with pytest.raises(error, match=message):
         pack(source, tmp_path / "out.vcc", **change)
     assert not (tmp_path / "out.vcc").exists()
+
+
+@pytest.mark.parametrize("limit", [100, 20_000], ids=["at once", "later"])
+def test_a_full_disk_is_one_error_that_leaves_nothing(lognorm, tmp_path, capfd, limit):
+    (tmp_path / "in").mkdir()
+    lognorm.write_h5ad(tmp_path / "in" / "pred.h5ad")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*out\.vcc: File too large$"):
+            pack(tmp_path / "in" / "pred.h5ad", tmp_path / "out.vcc")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert capfd.readouterr().err == ""  # h5py's tracebacks of objects that it cannot close

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from steval.data.cells.obs_codes import CodedColumn, StoredTable, column_names, num_rows, read_coded, row_names
 from steval.data.cells.record import read_record
+from steval.data.cells.writer import new_hdf5
 from steval.data.columns import Columns
 from steval.data.files import atomic_path, require_file
 from steval.data.labels import label_text, labelled_rows
@@ -284,8 +285,8 @@ def read_anndata(path: Path) -> ad.AnnData:
 
 def write_anndata(adata: ad.AnnData, path: Path, compression: Literal["gzip", "lzf"] | None = "gzip") -> None:
     """Write an h5ad atomically."""
-    with atomic_path(path) as partial:
-        adata.write_h5ad(partial, compression=compression)
+    with atomic_path(path) as partial, new_hdf5(partial) as handle:
+        ad.io.write_elem(handle, "/", adata, dataset_kwargs={"compression": compression})
 
 
 def no_matrix(name: str, layers: Sequence[str]) -> str:

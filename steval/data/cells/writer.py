@@ -1,7 +1,7 @@
 """Streaming h5ad writer: cells are appended block by block, so that memory stays flat for any number of cells."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -169,6 +169,17 @@ def _writable(values: pd.Series) -> Any:
     if numeric or texts:
         return values
     return pd.Categorical(values.astype(object).where(values.notna(), None).map(str, na_action="ignore"))
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Generator[h5py.File]:
+    """A new HDF5 file at `path`, closed at the end; a disk that refuses a write is an `OSError` then, and nothing worse."""
+    with _Disk(path) as disk:
+        try:
+            with h5py.File(disk, "w") as handle:
+                yield handle
+        finally:
+            disk.check()
 
 
 class _Disk(FileIO):

@@ -1,17 +1,20 @@
 """What depends on one side alone, kept on disk: content digest + parameters + versions → one checked file.
 
-A file is written beside its name and moved into place, so processes may share a directory; it carries a checksum of its
-arrays, and an entry that does not match is removed and computed again.
+A file is written beside its name and moved into place, so processes and users may share a directory; it carries a checksum of
+its arrays, and an entry that does not match is removed and computed again. Nothing that goes wrong here fails a command.
 """
 
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from steval import __version__
 from steval.data.files import atomic_path
@@ -63,7 +66,7 @@ def _read(
     tables = scan(side, control, genes, needs, threads)
     try:
         store_tables(entry_path(directory, content, needs), tables)
-    except StevalError as error:
+    except (StevalError, SafetensorError, OSError) as error:
         logger.warning("the scoring cache could not be written, results are not affected: %s", error)
     return tables, False
 
@@ -76,8 +79,6 @@ def entry_path(directory: Path, content: dict[str, str], needs: Needs) -> Path:
 
 def store_tables(path: Path, tables: SideTables) -> None:
     """Write an entry atomically."""
-    from safetensors.numpy import save_file
-
     arrays = {"means": tables.means}
     described = {"names": tables.names, "single": bool(tables.single), "de": None}
     if tables.energy is not None:
@@ -94,14 +95,20 @@ def store_tables(path: Path, tables: SideTables) -> None:
             arrays[f"de.{name}"] = getattr(de, name)
     text = json.dumps(described)
     with atomic_path(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(arrays, partial, metadata={"tables": text, "sha256": _checksum(text, arrays)})
+        partial.chmod(mode)  # safetensors' files are the writer's alone; a cache may be shared
 
 
 def load_tables(path: Path) -> SideTables | None:
-    """An entry, or None where there is none; a damaged one is removed."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
+    """An entry, or None where there is none or it cannot be read; a damaged one is removed."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # another user's, perhaps: it stays
+        logger.info("cache entry %s cannot be read (%s); it is computed again", path.name, error.strerror or error)
         return None
     try:
         with safe_open(path, framework="numpy") as handle:
@@ -113,7 +120,8 @@ def load_tables(path: Path) -> SideTables | None:
         return _tables(json.loads(text), arrays)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         logger.warning("cache entry %s is damaged (%s); it is computed again", path.name, error)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         return None
 
 

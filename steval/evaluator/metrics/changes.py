@@ -79,7 +79,7 @@ def _with_fdr(frame: pl.DataFrame, evaluation: Evaluation) -> pl.DataFrame:
         return frame.with_columns(pl.lit(None).alias("real_fdr"), pl.lit(None).alias("pred_fdr"))
     shown = frame["perturbation"].unique()
     tables = [
-        table.filter(pl.col("target").cast(pl.String).is_in(shown))
+        table.filter(pl.col("target").cast(pl.String).is_in(shown.implode()))
         for table in (evaluation.de_real, evaluation.de_pred)
     ]
     return frame.join(_joined(*tables), on=["perturbation", "gene"], how="left")

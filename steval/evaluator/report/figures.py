@@ -78,7 +78,9 @@ def draw_distributions(report: ScoreReport, cell_type: str | None) -> "Figure | 
     for axes in grid[len(metrics) :]:
         axes.set_visible(False)
     for position, axes in enumerate(grid):
-        axes.set_yticks(range(len(groups)), [plain(name) for name in groups] if position % columns == 0 else [""] * len(groups))
+        axes.set_yticks(
+            range(len(groups)), [plain(name) for name in groups] if position % columns == 0 else [""] * len(groups)
+        )
         axes.set_ylim(len(groups) - 0.5, -0.5)
     return figure
 
