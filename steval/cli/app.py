@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from steval import __version__
+from steval.cli.help import Command, Group
 from steval.errors import StevalError
 from steval.logs import configure
 from steval.wording import printable
@@ -19,7 +19,7 @@ COMMANDS = (
 """In the order of `--help`; each is a function in the module of its name."""
 
 
-class ErrorMappingGroup(TyperGroup):
+class ErrorMappingGroup(Group):
     """Runs a command and turns errors into one message on stderr and an exit code; `--debug` anywhere shows the traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -51,7 +51,6 @@ app = typer.Typer(
     cls=ErrorMappingGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="markdown",
     help="Fine-tune, serve and score State Transition (ST) models of cell responses.",
     epilog="Exit codes: 0 done, 1 a bug, 2 bad usage or configuration, 3 a checkpoint that cannot be trusted or read, "
@@ -86,7 +85,7 @@ def _configure(
 
 def _register() -> None:
     for name in COMMANDS:
-        app.command(name)(getattr(import_module(f"steval.cli.{name}"), name))
+        app.command(name, cls=Command)(getattr(import_module(f"steval.cli.{name}"), name))
 
 
 _register()

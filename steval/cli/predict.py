@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from steval.cli import options
+from steval.cli.help import COLUMNS, CONTROLS, HARDWARE, INPUT, NETWORK, WRITTEN, shown_as
 from steval.cli.memory import importing, keep_freed_memory
 from steval.cli.output import print_json, say
 from steval.wording import counted
@@ -211,10 +212,8 @@ def predict(
 
 
 SOURCE = "what was asked of steval predict"
-_BY_SERVICE = {
-    *("out", "perturbations", "request", "all_known", "cells", "min_cells", "max_cells", "seed"),
-    *("cell_type", "batch", "output", "url", "api_key", "json"),
-}
+_LOCAL = frozenset({INPUT, CONTROLS, WRITTEN, NETWORK, COLUMNS, HARDWARE})
+"""Groups of options that the service decides, not its caller."""
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -222,11 +221,12 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_local_options(context: typer.Context) -> None:
-    """Options that the service decides, not its caller."""
+    """The checkpoint, and the options that the service decides."""
     given = [
         parameter.opts[-1]
         for parameter in context.command.params
-        if parameter.name not in _BY_SERVICE
+        if parameter.name != "out"
+        and ((shown := shown_as(parameter)) is None or shown.group in _LOCAL)
         and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
     ]
     if given:
