@@ -85,13 +85,11 @@ def batches(ctx: Any) -> Iterable[str]:
 @quietly
 def obs_columns(ctx: Any) -> Iterable[str]:
     """Columns of the cells of a file that was named before."""
-    return _columns(ctx, "obs")
+    from steval.data.cells.cellfile import CellFile
 
-
-@quietly
-def var_columns(ctx: Any) -> Iterable[str]:
-    """Columns of the genes of a file that was named before."""
-    return _columns(ctx, "var")
+    path = next(path for path in _given(ctx) if path.suffix == ".h5ad" and path.is_file())
+    with CellFile.open(path, with_obs=False) as cells:
+        return cells.column_names()
 
 
 def _given(ctx: Any) -> list[Path]:
@@ -104,11 +102,3 @@ def _manifest(ctx: Any) -> Any:
     from steval.checkpoints.manifest import read_manifest
 
     return read_manifest(next(path for path in _given(ctx) if path.suffix == ".safetensors"))
-
-
-def _columns(ctx: Any, table: str) -> list[str]:
-    import h5py
-
-    path = next(path for path in _given(ctx) if path.suffix == ".h5ad" and path.is_file())
-    with h5py.File(path, "r", locking=False) as handle:
-        return sorted(name for name in handle[table] if name != handle[table].attrs.get("_index"))

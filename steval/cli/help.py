@@ -61,7 +61,7 @@ OPTIONS: dict[str, Shown] = {
     "--train": Shown(INPUT, "H5AD"),
     "--data-dir": Shown(INPUT, "DIR"),
     "--genes": Shown(INPUT, "FILE"),
-    "--gene-col": Shown(INPUT, "COLUMN", completion.var_columns),
+    "--gene-col": Shown(INPUT, "COLUMN"),
     "--duplicate-genes": Shown(INPUT, "error|sum"),
     "--probe": Shown(INPUT, "H5AD"),
     "--perturbation-map": Shown(INPUT, "FILE"),

@@ -3,7 +3,9 @@
 import re
 from typing import get_args
 
-import h5py
+import anndata as ad
+import numpy as np
+import pandas as pd
 import pytest
 import typer
 from rich.cells import cell_len
@@ -91,11 +93,9 @@ def test_values_are_completed(tmp_path):
     assert "quick-cpu" in completed("finetune", "config", "q")
     assert completed("score", "--profile", "v") == ["vcc"]
     assert completed("score", "--metrics", "mse,ma")[:1] == ["mse,mae"]
-    with h5py.File(tmp_path / "cells.h5ad", "w") as handle:
-        obs = handle.create_group("obs")
-        obs.attrs["_index"] = "_index"
-        for name in ("_index", "gene", "guide", "batch"):
-            obs.create_dataset(name, data=[b"a"])
+    obs = pd.DataFrame({"gene": ["a", "b"], "guide": ["1", "2"], "n": [1, 2]}, index=["x", "y"])
+    cells = ad.AnnData(np.ones((2, 3), np.float32), obs=obs)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
     assert completed("prepare", "--pert-col", "g", source=tmp_path / "cells.h5ad") == ["gene", "guide"]
 
 
