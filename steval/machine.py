@@ -1,7 +1,8 @@
-"""What the machine gives this process: processors, and how the threads of libraries are to use them."""
+"""What the machine gives this process: processors, how the threads of libraries are to use them, and who else is there."""
 
 import math
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,33 @@ _TUNED_BY = {
     "OMP_WAIT_POLICY": ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), "KMP_BLOCKTIME": ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY"),
 }  # fmt: skip
 """Variables by which a user has decided about waiting already."""
+
+
+def machine_name() -> str:
+    """This machine and, in containers, the process namespace: where a process number means this or that process."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}:{namespace.readlink() if namespace.exists() else ''}"
+
+
+def process_birth(pid: int) -> str:
+    """When a process of this machine began, in the system's own count; empty where there is none, or the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    state, *fields = status.rpartition(")")[2].split()
+    return "" if state == "Z" else fields[18]
+
+
+def process_is_gone(pid: int, birth: str) -> bool:
+    """Whether the process of this machine that began at `birth` certainly does not exist any more."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return bool(birth) and process_birth(pid) != birth
 
 
 def num_cores() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steval.batch.jobs import DONE_FILE, ERROR_FILE, SCORE_DIR, BatchLayout, Job, read_json
-from steval.data.files import atomic_path
+from steval.data.files import atomic_path, remove
 
 FORMAT = 1
 
@@ -48,10 +48,7 @@ def finish(layout: BatchLayout, job: Job, seconds: float) -> None:
 def _sweep(directory: Path) -> None:
     """Remove what killed writers left half done; the job's owner alone writes here."""
     for partial in directory.glob(".*.part"):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        remove(partial)
 
 
 def fail(layout: BatchLayout, job: Job, kind: str, message: str, details: str = "") -> None:

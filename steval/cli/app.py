@@ -9,6 +9,7 @@ import typer
 
 from steval import __version__
 from steval.cli.help import Command, Group
+from steval.data.files import end_on_sigterm
 from steval.errors import StevalError
 from steval.logs import configure
 from steval.wording import printable
@@ -27,6 +28,7 @@ class ErrorMappingGroup(Group):
         return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
 
     def invoke(self, ctx: Any) -> Any:
+        end_on_sigterm()
         try:
             return super().invoke(ctx)
         except StevalError as error:

@@ -1,27 +1,42 @@
-"""Files written beside their final name and moved into place, and their content digests."""
+"""Files written beside their final name and moved into place, and their content digests.
 
+What is being written is called `.NAME.PROCESS.part`. A writer that ends, by an error or by SIGTERM (`end_on_sigterm`), removes
+it; what a killed one left is removed by the next writer of the same name, as soon as the process is known to be gone.
+"""
+
+import functools
 import glob
 import hashlib
 import os
+import re
 import secrets
+import shutil
+import signal
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from steval.errors import ConfigError, DataError, OutputError
+from steval.machine import machine_name, process_birth, process_is_gone
+
+_PART = re.compile(r"\.(?P<pid>\d+)-(?P<birth>\d*)-(?P<machine>[0-9a-f]{8})-[0-9a-f]{8}\.\w+")
+"""What follows the name of the file that a part is to be."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
-    A reader sees the old file or the whole new one, never a part (also after a kill: only a `.part` file may remain).
+    A reader sees the old file or the whole new one, never a part (also after a kill: only a `.part` file may remain, until
+    the next writer of `path`).
     """
     path = Path(path)
     require_directory(path.parent)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory")
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    partial = partial_beside(path)
     try:
         yield partial
         with partial.open("rb") as handle:
@@ -34,6 +49,55 @@ def atomic_path(path: Path) -> Generator[Path]:
         raise OutputError(f"cannot write {path}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_beside(path: Path) -> Path:
+    """A name beside `path` for what is to take its place; parts of it that writers left which are gone are removed."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        owner = _PART.fullmatch(left.name.removeprefix(f".{path.name}"))
+        if owner and owner["machine"] == _machine() and process_is_gone(int(owner["pid"]), owner["birth"]):
+            remove(left)
+    pid = os.getpid()
+    return path.with_name(f".{path.name}.{pid}-{process_birth(pid)}-{_machine()}-{secrets.token_hex(4)}.part")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: what was being written is removed on the way out."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+def end_on_sigterm() -> None:
+    """From here on SIGTERM raises `TerminatedError` in this process's main thread; a second one ends it at once.
+
+    Without effect where somebody else handles the signal, and in processes that are forked from this one.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return
+    pid = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != pid:
+            os.kill(os.getpid(), number)
+            return
+        raise TerminatedError("terminated; nothing half-written was left")
+
+    signal.signal(signal.SIGTERM, end)
+
+
+@functools.cache
+def _machine() -> str:
+    return hashlib.sha256(machine_name().encode()).hexdigest()[:8]
 
 
 def require_directory(directory: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from steval.data.files import require_directory
+from steval.data.files import partial_beside, require_directory
 from steval.errors import ConfigError, DataError
 from steval.evaluator.report.report import (
     BASELINES_SCHEMA,
@@ -60,7 +60,7 @@ def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
     directory = Path(directory)
     _require_replaceable(directory)
     require_directory(directory.parent)
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    partial = partial_beside(directory)
     try:
         partial.mkdir()
         for name in PARQUET_TABLES:

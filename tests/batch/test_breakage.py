@@ -16,13 +16,13 @@ from steval.batch.leaderboard import build_leaderboard
 from steval.batch.ledger import Ledger, ledger_path
 from steval.batch.runner import Runner
 from support.batch_cases import CONTROL, start_batch, write_manifest
-from support.engine_cases import RAY, engine_of, rows_of, tear, wait_for_children, write_compressed, write_torn
+from support.engine_cases import RAY, engine_of, rows_of, tear, wait_for_children, write_compressed
 from support.in_process import plan_of, run_in_process
 
 REASONS = {
     "changed": "has changed since the batch was planned",
     "missing": "was there when the batch was planned and is not any more",
-    "torn": "is damaged: X cannot be read",
+    "torn": "is damaged: /X/data cannot be read",
     "truncated": "has changed since the batch was planned",
 }
 
@@ -74,20 +74,23 @@ def test_files_that_break_after_planning_fail_their_jobs_until_they_are_mended(c
 
 @pytest.mark.parametrize("engine", [pytest.param("local", marks=pytest.mark.slow), RAY])
 def test_damage_found_in_mid_job_is_exit_5_and_the_next_run_tries_again(case: Path, tmp_path: Path, engine: str):
-    write_torn(case / "data" / "packaged.h5ad", tmp_path / "torn.h5ad", "SRC")
-    shutil.copy(case / "data" / "synthetic.h5ad", tmp_path / "whole.h5ad")
+    """Training cells: planning looks at their genes and labels, and reads no values."""
+    train = ad.read_h5ad(case / "train.h5ad")
+    write_compressed(train, tmp_path / "train.h5ad")
+    tear(tmp_path / "train.h5ad", int(rows_of(train, "SRC")[3]))
+    data = str(case / "data" / "synthetic.h5ad")
     values = {
         "checkpoints": [str(case / "models" / "a.safetensors")],
-        "data": ["*.h5ad"],
-        "score": {"metrics_only": True},
+        "data": [{"real": data, "name": "whole"}, {"real": data, "name": "torn", "train": "train.h5ad"}],
+        "score": {"bootstrap": 10},
     }
     manifest = write_manifest(tmp_path, **values, requests=[{"name": "x", "perturbations": ["SRC"], "cells": 20}])
     for number in (1, 2):
         process = start_batch(manifest, "--engine", engine, "--json")
         out, err = process.communicate(timeout=300)
         assert process.returncode == 5, err
-        assert "1 of 2 jobs have no result" in err and "a × torn × x: de: " in err
-        assert "is damaged: X cannot be read" in err and "Traceback" not in err
+        assert "1 of 2 jobs have no result" in err and "a × torn × x: score: " in err
+        assert "is damaged: /X/data cannot be read" in err and "Traceback" not in err
         result = json.loads(out)
         assert [(row["data"], row["state"]) for row in result["leaderboard"]] == [
             ("whole", "scored"),
@@ -115,7 +118,12 @@ def test_a_full_disk_fails_the_job_in_one_line_and_leaves_nothing_under_a_final_
     assert not list((tmp_path / "night.batch").rglob("*.part"))
 
 
-def test_ctrl_c_says_one_line_ends_the_workers_and_the_next_run_goes_on(case: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signals_say_one_line_end_the_workers_and_the_next_run_goes_on(
+    case: Path, tmp_path: Path, number: int, code: int, word: str
+):
     values = {"checkpoints": [str(case / "models" / "a.safetensors")], "data": [str(case / "data" / "packaged.h5ad")]}
     manifest = write_manifest(tmp_path, **values, requests=[{"name": "x", "do": "predict"}])
     process = start_batch(manifest, "--json")
@@ -123,11 +131,11 @@ def test_ctrl_c_says_one_line_ends_the_workers_and_the_next_run_goes_on(case: Pa
     for worker in workers:
         (blocked,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{worker}/status").read_text())
         assert int(blocked, 16) & 1 << (signal.SIGINT - 1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
-    assert "Traceback" not in err and "Process Spawn" not in err and err.splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in err and "Process Spawn" not in err and err.splitlines()[-1].startswith(word)
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline

@@ -16,8 +16,6 @@ import pytest
 from steval.batch.engines.base import Engine
 from steval.batch.run import make_engine
 from steval.batch.settings import Running
-from steval.batch.sources import SCALE_CELLS
-from steval.data.cells.scale import sample_indices
 from support.in_process import InProcessEngine
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (steval[ray])")
@@ -67,15 +65,6 @@ def tear(path: Path, row: int) -> None:
         file.seek(piece.byte_offset)
         file.write(b"\xff" * piece.size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def write_torn(source: Path, path: Path, label: str) -> None:
-    """Many times the cells of `source`, spoilt in a cell of `label` that planning, which looks at a few cells, does not read."""
-    cells = ad.read_h5ad(source)
-    many = ad.concat([cells] * 15, uns_merge="first", index_unique="-")
-    write_compressed(many, path)
-    looked_at = sample_indices(many.n_obs, SCALE_CELLS)
-    tear(path, next(row for row in rows_of(many, label) if np.abs(looked_at - row).min() > 5))
 
 
 def rows_of(cells: ad.AnnData, label: str) -> np.ndarray:

@@ -129,15 +129,16 @@ class LocalEngine:
         self._queue = deque(task for task in self._queue if task.owner != owner)
 
     def close(self) -> None:
-        """Let idle workers go home, kill the others."""
+        """Let idle workers go home, end the others: those that do not end within seconds are killed."""
         self._queue.clear()
         for worker in self._workers:
             if worker.task is not None or not worker.is_ready:
-                worker.process.kill()
+                worker.process.terminate()
             else:
                 worker.pipe.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for worker in self._workers:
-            worker.process.join(CLOSE_SECONDS)
+            worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.kill()
         self._workers.clear()
 

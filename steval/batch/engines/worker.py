@@ -6,6 +6,7 @@
 import faulthandler
 import os
 import signal
+import sys
 import threading
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -31,6 +32,7 @@ def work(pipe: Connection, threads: int) -> None:
         os.environ[variable] = str(threads)
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what it was writing is removed
     threading.Thread(target=_die_with_parent, daemon=True).start()
     from tqdm import tqdm
 

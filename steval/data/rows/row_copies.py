@@ -124,7 +124,15 @@ Blocks = Iterator[tuple[int, np.ndarray, np.ndarray]]
 def _csr_blocks(stored: h5py.Group, group: h5py.Group) -> Blocks:
     group.create_dataset("indptr", data=stored["indptr"][:].astype(np.int64))
     for start in range(0, stored["data"].shape[0], BLOCK_VALUES):
-        yield start, stored["indices"][start : start + BLOCK_VALUES], stored["data"][start : start + BLOCK_VALUES]
+        yield start, _block(stored["indices"], start), _block(stored["data"], start)
+
+
+def _block(dataset: h5py.Dataset, start: int) -> np.ndarray:
+    """Stored values from `start` on; damage is an error of the file that is read, not of the copy that is written."""
+    try:
+        return dataset[start : start + BLOCK_VALUES]
+    except OSError as error:
+        raise DataError(f"{dataset.file.filename} is damaged: {dataset.name} cannot be read ({error})") from error
 
 
 def _csc_blocks(
@@ -133,7 +141,7 @@ def _csc_blocks(
     num_cells, num_values = matrix.shape[0], stored["data"].shape[0]
     lengths = np.zeros(num_cells, dtype=np.int64)
     for start in range(0, num_values, BLOCK_VALUES):
-        rows = stored["indices"][start : start + BLOCK_VALUES]
+        rows = _block(stored["indices"], start)
         if rows.min() < 0 or rows.max() >= num_cells:
             raise DataError(f"{matrix.path} is damaged: X holds values outside its {num_cells} rows")
         lengths += np.bincount(rows, minlength=num_cells)
@@ -160,11 +168,11 @@ def _deal(stored: h5py.Group, edges: np.ndarray, buckets: list[Path]) -> None:
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in buckets]
         for start in range(0, stored["data"].shape[0], BLOCK_VALUES):
-            rows = stored["indices"][start : start + BLOCK_VALUES]
+            rows = _block(stored["indices"], start)
             entries = np.empty(len(rows), dtype=_record(stored))
             entries["row"] = rows
             entries["column"] = np.searchsorted(indptr, np.arange(start, start + len(rows)), side="right") - 1
-            entries["value"] = stored["data"][start : start + BLOCK_VALUES]
+            entries["value"] = _block(stored["data"], start)
             bucket = np.searchsorted(edges, rows, side="right") - 1
             order = np.argsort(bucket, kind="stable")
             ends = np.cumsum(np.bincount(bucket, minlength=len(buckets)))
