@@ -1,355 +1,436 @@
 #!/usr/bin/env python
-"""Scores of what a user can choose when fine-tuning, three seeds each: mean and spread.
+"""What a prediction is worth beside simple models: leaderboard scores on held-out pairs, on four kinds of data.
 
-    python benchmarks/quality.py thp1_rep1_rep2.h5ad --work quality -o quality.json
+    python benchmarks/quality.py --work quality --screens screens/*.h5ad --kang kang.h5ad --thp1 thp1.h5ad --features go.parquet
 
-The file holds the raw counts of a THP-1 knock-out screen in two replicates (docs/quality.md says where it comes from and what the
-task is). Parts, chosen with --parts:
+Files hold raw counts. `--screens`: screens of several cell types (labels `target_gene`, `cell_type`); the cell type and the
+perturbations that validate (8) and test (15) are drawn by the place in the list. `--kang`: IFN-β in many cell types, each
+with 40 cells on each side is held out once. `--thp1`: docs/quality.md. `--features`: vectors by gene symbol, for `unseen`.
+Parts, chosen with --parts:
 
-    task       recipe quick-cpu from nothing; 3,000 steps of it, last weights, as the prototype of docs/quality.md trained;
-               held-out perturbations of rep_2; baselines beside it
-    transfer   pre-trained on rep_1, fine-tuned on rep_2: frozen, staged, full, and from nothing, at equal steps
-    space      embedding input (50 principal components, gene decoder) against expression, from nothing, at equal steps
-    generated  generated cells of two cell types: pre-trained on one, fine-tuned on the other (needs no file)
+    simple   mean, control, additive (as of commit 6b50d96 and now), simple models, and the default with the network at 0,
+             calibrated on each screen's own training and validation pairs; ten draws of control cells
+    kang     the same on held-out cell types, one draw
+    unseen   ten perturbations of each screen measured in no cell type: told from features against the mean effect
+    network  `steval finetune quick-cpu` as shipped on each of --network-screens, with each of --seeds: what the network puts
+             out, its effect carried, the default; minutes for each
 
-A run that is finished in --work is not repeated. Scores are cell-eval's metrics, by steval's evaluator, of as many cells as
-were measured; rows `, 1,280 cells` predict so many of each perturbation.
+Every unit of work is a JSON file under --work and is not repeated. Differences are paired by perturbation; intervals are 95 %
+bootstrap intervals over perturbations of all screens.
 """
 
 import argparse
-import csv
 import json
-import statistics
-import time
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
-import torch
+import pandas as pd
+import scipy.sparse as sp
+from additive_6b50d96 import shifted
 
-from steval.checkpoints.store import load_checkpoint
 from steval.data.cells.cellfile import CellFile, write_anndata
-from steval.data.cells.prepare import PrepareSettings, prepare
-from steval.data.columns import ColumnOptions
-from steval.data.reference import DataReference
-from steval.data.splits.selection import open_reference
-from steval.data.synthetic import generate
-from steval.evaluator.scoring import score
-from steval.predictor.controls import cell_controls
-from steval.predictor.engine import Predictor
-from steval.predictor.job import predict_into
-from steval.predictor.requests import PredictionRequest
-from steval.settings import apply_overrides, read_yaml
-from steval.trainer.config import FinetuneConfig
-from steval.trainer.recipes import recipe_path
-from steval.trainer.run import finetune
-from steval.workflows.predict import request_items
+from steval.data.cells.record import steval_record
+from steval.data.cells.scale import lognorm
+from steval.data.columns import Columns
+from steval.data.effects.anchors import SIMPLE_MODELS, Anchors, AnchorSettings
+from steval.data.effects.carry import carry, mean_of_cells
+from steval.data.effects.decoding import DecodingSettings
+from steval.data.effects.measure import measure_file
+from steval.data.effects.record import TrainingEffects
+from steval.evaluator.heldout import MEMBERS, HeldOut, leaderboard_parts
+from steval.workflows.calibrate import mean_profile, pairs_of
+from steval.workflows.calibration import HeldOutPairs, choose_anchor
 
-METRICS = {
-    "mae": "MAE",
-    "discrimination_score_l1": "discrimination L1",
-    "pearson_delta": "Pearson delta",
-    "overlap_at_N": "overlap at N",
-}
-VALIDATION = ["CUL3", "IFNGR2", "IRF1", "STAT3"]
-TEST = ["ATF2", "BRD4", "CAV1", "CD86", "IFNGR1", "IRF7", "JAK2", "MARCH8", "NFKBIA", "SMAD4", "STAT1", "STAT2"]
-MANY_CELLS = 1280
-COMPONENTS = 50
-PRETRAINING_STEPS = 500
-TUNING_STEPS = 300
-SPACE_STEPS = 300
-SMALL = ("network={hidden_dim: 64, num_layers: 3, num_heads: 4, intermediate_dim: 128, head: plain}",)
-STAGES = ("phases.1.top_blocks=1", "phases.2.top_blocks=1")
-"""Three blocks: one each at the top, in the middle and below."""
+CONTROL = "non-targeting"
+TARGET_SUM = 1e4
+NUM_TEST, NUM_VALIDATION, NUM_UNSEEN = 15, 8, 10
+DRAWS = 10
+THP1_VALIDATION = ("CUL3", "IFNGR2", "IRF1", "STAT3")
+THP1_TEST = (
+    *("ATF2", "BRD4", "CAV1", "CD86", "IFNGR1", "IRF7"),
+    *("JAK2", "MARCH8", "NFKBIA", "SMAD4", "STAT1", "STAT2"),
+)
+DEFAULT = DecodingSettings(kind="carried", network_weight=0.0, anchor=AnchorSettings())
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One way to train: a recipe, changed, from nothing or from another plan's checkpoint of the same seed."""
+class Task:
+    """Lognorm cells with one context of which some perturbations validate and some test."""
 
     name: str
-    data: dict[str, Any]
-    recipe: str = "quick-cpu"
-    changes: tuple[str, ...] = ()
-    steps: int | None = None
-    """Of all phases together, shared out in the recipe's proportions; none: the recipe's own."""
-    init_from: str | None = None
-    parts: tuple[str, ...] = ("val",)
-    """Parts of the split that are scored."""
-    cells: tuple[int, ...] = (0,)
-    """Predicted cells of each perturbation; 0: as many as were measured."""
+    cells: ad.AnnData
+    columns: Columns
+    target_sum: float
+    context: str
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    """Perturbations that no context trains on."""
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self.cells.obs[self.columns.perturbation].astype(str).to_numpy()
 
-@dataclass
-class Bench:
-    """Runs and scores under one directory."""
+    @property
+    def contexts(self) -> np.ndarray:
+        return self.cells.obs[self.columns.cell_type].astype(str).to_numpy()
 
-    work: Path
-    threads: int
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    def part(self, names: Sequence[str], context: str | None = None) -> ad.AnnData:
+        """Cells of `names` in a context with its controls."""
+        here = self.contexts == (context or self.context)
+        return self.cells[here & np.isin(self.labels, [CONTROL, *names])]
 
-    def run(self, plan: Plan, seed: int) -> None:
-        """Train and score a plan with one seed, unless that was done before."""
-        directory = self.work / "runs" / f"{plan.name}-{seed}"
-        done = directory / "quality.json"
-        if not done.exists():
-            done.write_text(json.dumps(self._measure(plan, seed, directory)))
-        self.rows += json.loads(done.read_text())
+    def training(self) -> ad.AnnData:
+        """Everything but what validates and tests, and unseen perturbations."""
+        held = (self.contexts == self.context) & np.isin(self.labels, [*self.validation, *self.test])
+        return self.cells[~(held | np.isin(self.labels, self.unseen))]
 
-    def _measure(self, plan: Plan, seed: int, directory: Path) -> list[dict[str, Any]]:
-        torch.set_num_threads(self.threads)
-        start = self.work / "runs" / f"{plan.init_from}-{seed}" / "checkpoints" / "best-val.safetensors"
-        wall, processor = time.perf_counter(), time.process_time()
-        result = finetune(
-            configuration(plan, seed),
-            directory,
-            init_from=start if plan.init_from else None,
-            overwrite=True,
-            device="cpu",
-            allow_mismatch="space" in plan.name,
+    def pairs(self, names: Sequence[str], baseline: np.ndarray, context: str | None = None) -> HeldOutPairs:
+        """`names` of a context as held-out pairs, every cell of them."""
+        part = self.part(names, context)
+        labels, matrix = part.obs[self.columns.perturbation].astype(str).to_numpy(), sp.csr_matrix(part.X)
+        controls = matrix[labels == CONTROL]
+        real = HeldOut(controls, {name: matrix[labels == name] for name in names}, list(part.var_names))
+        return HeldOutPairs(
+            context or self.context, real, controls, real.mean_baseline(baseline), self.target_sum, hidden=tuple(names)
         )
-        if not result.finished:
-            raise SystemExit(f"{directory} was stopped at step {result.step}; run the command again")
-        common = {
-            "plan": plan.name,
-            "seed": seed,
-            "steps": result.step,
-            "best_step": result.best_record["step"],
-            "validation_loss": result.best_record["value"],
-            "last_validation_loss": _last_validation(directory / "metrics.csv"),
-            "training_seconds": result.seconds,
-            "wall_seconds": time.perf_counter() - wall,
-            "processor_seconds": time.process_time() - processor,
-        }
-        return [
-            {**common, "part": part, "cells": cells, **self._scored(result.best, part, cells)}
-            for part in plan.parts
-            for cells in plan.cells
-        ]
-
-    def _scored(self, path: Path, part: str, cells: int) -> dict[str, float]:
-        """cell-eval's metrics, means over the perturbations of a part."""
-        checkpoint = load_checkpoint(path)
-        manifest = checkpoint.manifest
-        predictions = path.parent / f"{part}-{cells}.h5ad"
-        with self._real(path, part) as real:
-            items = request_items(real.obs, manifest.columns)
-            items = tuple(item.model_copy(update={"num_cells": cells or item.num_cells}) for item in items)
-            pool = cell_controls(real, manifest)
-            predict_into(predictions, Predictor(checkpoint, device="cpu"), PredictionRequest(items=items), pool)
-        with self._real(path, part) as real:
-            report = score(predictions, real, columns=manifest.columns, metrics=tuple(METRICS), metrics_only=True)
-        predictions.unlink()
-        return dict(zip(report.breakdown["metric"], report.breakdown["value"], strict=True))
-
-    def baselines(self, plan: Plan, seed: int, part: str) -> None:
-        """Rows of the predictions that need no network."""
-        path = self.work / "runs" / f"{plan.name}-{seed}" / "checkpoints" / "best-val.safetensors"
-        manifest = load_checkpoint(path).manifest
-        predictions = path.parent / "baselines.h5ad"
-        with self._real(path, part) as real:
-            items = request_items(real.obs, manifest.columns)
-            predict_into(
-                predictions, Predictor(load_checkpoint(path), device="cpu"), PredictionRequest(items=items),
-                cell_controls(real, manifest),
-            )  # fmt: skip
-        assert manifest.training_data is not None
-        with self._real(path, part) as real, open_reference(manifest.training_data) as train:
-            report = score(
-                predictions, real, columns=manifest.columns, train=train, metrics=tuple(METRICS), integrity="none",
-                bootstrap=0,
-            )  # fmt: skip
-        predictions.unlink()
-        for kind in ("control", "mean", "additive"):
-            chosen = report.baselines.filter(report.baselines["baseline"] == kind)
-            values = dict(zip(chosen["metric"], chosen["value"], strict=True))
-            self.rows.append({"plan": f"baseline: {kind}", "seed": seed, "part": part, "cells": 0, **values})
-
-    def _real(self, path: Path, part: str) -> CellFile:
-        manifest = load_checkpoint(path).manifest
-        assert manifest.training_data is not None
-        reference: DataReference = manifest.training_data.model_copy(update={"part": part, "perturbations": ()})
-        return open_reference(reference, genes=manifest.output_genes)
 
 
-def configuration(plan: Plan, seed: int) -> FinetuneConfig:
-    """The resolved configuration of a plan."""
-    values = read_yaml(recipe_path(plan.recipe)) | {"data": plan.data, "seed": seed, "loggers": ["csv"]}
-    if plan.steps is not None:
-        total = sum(phase["steps"] for phase in values["phases"])
-        for phase in values["phases"]:
-            phase["steps"] = max(round(phase["steps"] * plan.steps / total), 1)
-        values["checks"] = {"validate_every": 50, "log_every": 25, "save_every": 10_000}
-    return FinetuneConfig.parse(apply_overrides(values, plan.changes), source=plan.name)
+def screen_task(path: Path, number: int, unseen: bool = False) -> Task:
+    """Context and held-out perturbations of a screen by its place in the list; `unseen`: ten are measured nowhere."""
+    cells, generator = read_lognorm(path, TARGET_SUM), np.random.default_rng(1000 + number)
+    contexts = sorted(set(cells.obs["cell_type"].astype(str)))
+    names = sorted(set(cells.obs["target_gene"].astype(str)) - {CONTROL})
+    chosen = tuple(generator.permutation(names).tolist())
+    target = contexts[number % len(contexts)]
+    if unseen:
+        return Task(path.stem, cells, Columns(), TARGET_SUM, target, (), (), chosen[:NUM_UNSEEN])
+    test, validation = chosen[:NUM_TEST], chosen[NUM_TEST : NUM_TEST + NUM_VALIDATION]
+    return Task(path.stem, cells, Columns(), TARGET_SUM, target, validation, test)
 
 
-def task_plans(prepared: Path) -> list[Plan]:
-    """The recipe, and the schedule of the prototype that the task came with: twice the steps, the last weights."""
-    scored = {"parts": ("val", "test"), "cells": (0, MANY_CELLS)}
-    longer = ("phases.0.steps=3000", "checks.validate_every=3000")
-    return [
-        Plan("task", replicates([prepared]), **scored),
-        Plan("task, 3,000 steps, last weights", replicates([prepared]), changes=longer, **scored),
-    ]
+def kang_tasks(path: Path) -> list[Task]:
+    """Each cell type with at least 40 cells on each side held out, the others train; a change by IFN-β alone."""
+    cells = read_lognorm(path, 2000.0)
+    sizes = pd.crosstab(cells.obs["cell_type"], cells.obs["target_gene"])
+    types = sorted(sizes.index[(sizes >= 40).all(axis=1)])
+    cells = cells[cells.obs["cell_type"].isin(types)].copy()
+    return [Task(f"kang-{name}", cells, Columns(), 2000.0, name, (), ("IFNB1",)) for name in types]
 
 
-def replicates(files: Sequence[Path], **more: Any) -> dict[str, Any]:
-    """The task: replicates are contexts; some perturbations of rep_2 validate, some test, everything else trains."""
-    split = {"by": "contexts", "cell_type_key": "replicate", "val": {"rep_2": VALIDATION}, "test": {"rep_2": TEST}}
-    return {"files": [str(file) for file in files], "columns": {"cell_type": "replicate"}, "split": split, **more}
+def thp1_task(path: Path) -> Task:
+    """docs/quality.md; its test perturbations are reported and decide nothing."""
+    counts = ad.read_h5ad(path)
+    counts = counts[np.asarray(counts.X.sum(axis=1)).ravel() >= 20].copy()
+    cells = to_lognorm(counts, 200.0)
+    columns = Columns(cell_type="replicate", batch=None)
+    return Task("thp1", cells, columns, 200.0, "rep_2", THP1_VALIDATION, THP1_TEST)
 
 
-def tuning_plans(name: str, first: dict[str, Any], second: dict[str, Any], network: tuple[str, ...]) -> list[Plan]:
-    """Pre-training, then every way to go on with equally many steps."""
-    rates = "phases.0.rates={encoders: 1.0e-3, outputs: 1.0e-3, backbone: 1.0e-3}"
-    started = {"data": second, "steps": TUNING_STEPS, "parts": ("val", "test"), "init_from": f"{name}, pre-training"}
-    still = "phases.0.rates={encoders: 1.0e-12, outputs: 1.0e-12}"
-    sets = ("sets.size=32", "sets.per_batch=8")
-    return [
-        Plan(f"{name}, pre-training", first, "full", (*network, rates, *sets), steps=PRETRAINING_STEPS),
-        Plan(f"{name}, not tuned", **{**started, "steps": 1}, recipe="frozen-only", changes=(still, *sets)),
-        Plan(f"{name}, frozen-only", **started, recipe="frozen-only", changes=sets),
-        Plan(f"{name}, raw-staged", **started, recipe="raw-staged", changes=(*sets, *STAGES)),
-        Plan(f"{name}, full", **started, recipe="full", changes=sets),
-        Plan(f"{name}, from nothing", **{**started, "init_from": None}, recipe="full", changes=(*network, rates, *sets)),
-    ]  # fmt: skip
+def read_lognorm(path: Path, target_sum: float) -> ad.AnnData:
+    return to_lognorm(ad.read_h5ad(path), target_sum)
 
 
-def space_plans(prepared: Path) -> list[Plan]:
-    """Expression against principal components of expression, all else equal."""
-    embedded = replicates([prepared], input_key="X_pca")
-    return [
-        Plan("space, expression", replicates([prepared]), steps=SPACE_STEPS, parts=("val", "test")),
-        Plan("space, embedding", embedded, changes=("network.gene_decoder=[256]",), steps=SPACE_STEPS, parts=("val", "test")),
-    ]  # fmt: skip
+def to_lognorm(counts: ad.AnnData, target_sum: float) -> ad.AnnData:
+    cells = ad.AnnData(lognorm(sp.csr_matrix(counts.X), target_sum), obs=counts.obs, var=counts.var[[]])
+    cells.obs = cells.obs.astype(str)
+    return cells
 
 
-def prepared_file(source: Path, work: Path) -> Path:
-    """Lognorm to 200 per cell, cells of at least 20 counts; principal components of the training cells in `obsm`."""
-    path = work / "thp1.h5ad"
-    if path.exists():
-        return path
-    plain = work / "thp1-plain.h5ad"
-    prepare(source, plain, options=ColumnOptions(), settings=PrepareSettings(target_sum=200, min_counts=20))
-    cells = ad.read_h5ad(plain)
-    held_out = cells.obs["target_gene"].isin([*VALIDATION, *TEST]) & (cells.obs["replicate"] == "rep_2")
-    dense = cells.X.toarray().astype(np.float64)
-    mean = dense[~held_out.to_numpy()].mean(axis=0)
-    _, _, axes = np.linalg.svd(dense[~held_out.to_numpy()] - mean, full_matrices=False)
-    cells.obsm["X_pca"] = ((dense - mean) @ axes[:COMPONENTS].T).astype(np.float32)
-    write_anndata(cells, path)
-    return path
+def told(record: TrainingEffects, settings: AnchorSettings, pairs: HeldOutPairs) -> np.ndarray:
+    return Anchors(record, settings).effects(pairs.names, pairs.context, pairs.control_mean, pairs.hidden)
 
 
-def one_replicate(prepared: Path, name: str) -> Path:
-    """The cells of one replicate as a file of their own."""
-    path = prepared.with_name(f"{name}.h5ad")
-    if not path.exists():
-        cells = ad.read_h5ad(prepared)
-        write_anndata(cells[cells.obs["replicate"] == name].copy(), path)
-    return path
-
-
-def transfer_plans(prepared: Path) -> list[Plan]:
-    """rep_1 knows every perturbation; rep_2 lacks those that validate and test."""
-    first = {"files": [str(one_replicate(prepared, "rep_1"))], "columns": {"cell_type": "replicate"},
-             "split": {"by": "cells", "val": 0.1, "test": 0}}  # fmt: skip
-    second = replicates([one_replicate(prepared, "rep_2")])
-    return tuning_plans("transfer", first, second, SMALL)
-
-
-def generated_plans(work: Path, seed: int) -> list[Plan]:
-    """Two generated cell types whose effects correlate by 0.8; a third of the perturbations is held out in the second."""
-    files = {name: work / f"generated-{seed}-{name}.h5ad" for name in ("first", "second")}
-    if not all(path.exists() for path in files.values()):
-        screen = generate(num_genes=200, num_perturbations=18, cells_per_perturbation=150, num_controls=400,
-                          cell_types=("first", "second"), affected_genes=(5, 40), counts_per_cell=2000.0, seed=seed)  # fmt: skip
-        for name, path in files.items():
-            write_anndata(screen.cells[screen.cells.obs["cell_type"] == name].copy(), path)
-    names = sorted(set(ad.read_h5ad(files["second"]).obs["target_gene"].astype(str)) - {"non-targeting"})
-    first = {"files": [str(files["first"])], "target_sum": 2000, "split": {"by": "cells", "val": 0.1, "test": 0}}
-    split = {
-        "by": "contexts",
-        "cell_type_key": "cell_type",
-        "val": {"second": names[0:6:2]},
-        "test": {"second": names[1:6:2]},
+def simple_rows(task: Task, draws: int) -> list[Row]:
+    """A row for each predictor and test perturbation: members, part in the leaderboard score, Pearson delta, means over draws."""
+    record, _ = measure_file(CellFile.wrap(task.training()), task.columns)
+    baseline = mean_profile(record)
+    pairs = task.pairs(task.test, baseline)
+    decoding = calibrated(task, record, baseline)
+    anchor = decoding.anchor or AnchorSettings()
+    additive = told(record, SIMPLE_MODELS["additive"], pairs)
+    makers: dict[str, Callable[[sp.csr_matrix, int, np.random.Generator], sp.csr_matrix]] = {
+        "control": lambda cells, row, generator: cells,
+        "additive, 6b50d96": lambda cells, row, generator: shifted(cells, additive[row]),
+        "additive": lambda cells, row, generator: (
+            carry(cells, mean_of_cells(cells) + additive[row], generator, target_sum=task.target_sum).cells
+        ),
     }
-    second = {"files": [str(files["second"])], "target_sum": 2000, "split": split}
-    return tuning_plans("generated", first, second, SMALL)
+    carried = {f"carried: {name}": told(record, settings, pairs) for name, settings in SIMPLE_MODELS.items()}
+    carried["default, network at 0"] = told(record, anchor, pairs)
+    for name, effects in carried.items():
+        makers[name] = lambda cells, row, generator, effects=effects: (
+            decoding.carried(cells, pairs.control_mean, effects[row], generator, task.target_sum).cells
+        )
+    rows = [mean_row(task, pairs)]
+    for name, make in makers.items():
+        rows += scored(task, name, pairs, make, draws)
+    return [*rows, {"task": task.name, "predictor": "chosen", "decoding": decoding.as_dict()}]
 
 
-def tables(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each plan, part and number of cells; mean ± standard deviation over the seeds."""
-    grouped: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        grouped.setdefault((row["part"], row["cells"], row["plan"]), []).append(row)
-    lines = []
-    for part in sorted({key[0] for key in grouped}, reverse=True):
-        lines += [
-            f"\n**{part}**\n",
-            "| | " + " | ".join([*METRICS.values(), "validation loss", "at the end", "training, s"]) + " |",
-        ]
-        lines.append("|" + "---|" * (len(METRICS) + 4))
-        for (place, cells, plan), members in grouped.items():
-            if place != part:
-                continue
-            label = plan + (f", {cells:,} cells" if cells else "")
-            shown = [_spread([m.get(name) for m in members], 4 if name == "mae" else 3) for name in METRICS]
-            shown += [
-                _spread([m.get(name) for m in members], 4) for name in ("validation_loss", "last_validation_loss")
-            ]
-            shown.append(_spread([m.get("training_seconds") for m in members], 0))
-            lines.append(f"| {label} | " + " | ".join(shown) + " |")
+def calibrated(task: Task, record: TrainingEffects, baseline: np.ndarray) -> DecodingSettings:
+    """What a run's calibration chooses with the network at 0: on training pairs and on those that validate."""
+    generator = np.random.default_rng(0)
+    file = CellFile.wrap(task.training())
+    training = [
+        replace(one, hidden=one.names) for one in pairs_of(file, task.columns, task.target_sum, baseline, generator)
+    ]
+    validation = []
+    if task.validation:
+        held = CellFile.wrap(task.part(task.validation))
+        validation = list(pairs_of(held, task.columns, task.target_sum, baseline, generator))
+    return choose_anchor(record, None, [*training, *validation], DEFAULT).decoding
+
+
+def scored(task: Task, name: str, pairs: HeldOutPairs, make: Callable[..., sp.csr_matrix], draws: int) -> list[Row]:
+    """Rows of a predictor that makes cells of drawn controls; the same draws for every predictor."""
+    members, deltas, numbers = [], [], []
+    for draw in range(draws):
+        cells = {}
+        for row, perturbation in enumerate(pairs.names):
+            generator = np.random.default_rng([draw, row])
+            wanted, available = pairs.real.num_cells[perturbation], pairs.controls.shape[0]
+            chosen = np.concatenate([generator.permutation(available) for _ in range(-(-wanted // available))])
+            cells[perturbation] = make(pairs.controls[chosen[:wanted]], row, generator)
+        scores = pairs.real.scores(cells)
+        members.append(scores.members)
+        deltas.append(scores.pearson_delta)
+        numbers.append(scores.num_significant)
+    mean = np.mean(members, axis=0)
+    parts = leaderboard_parts(mean, pairs.baseline)
+    spread = float(np.std([leaderboard_parts(one, pairs.baseline).mean() for one in members]))
+    return [
+        {
+            "task": task.name, "predictor": name, "perturbation": perturbation, "leaderboard": float(parts[row]),
+            **dict(zip(MEMBERS, mean[row].tolist(), strict=True)),
+            "pearson_delta": float(np.nan_to_num(np.mean(deltas, axis=0)[row])),
+            "significant": float(np.mean(numbers, axis=0)[row]), "spread_over_draws": spread,
+        }
+        for row, perturbation in enumerate(pairs.names)
+    ]  # fmt: skip
+
+
+def mean_row(task: Task, pairs: HeldOutPairs) -> Row:
+    values = dict(zip(MEMBERS, pairs.baseline.tolist(), strict=True))
+    return {
+        "task": task.name,
+        "predictor": "mean",
+        "perturbation": "",
+        "leaderboard": 0.0,
+        "pearson_delta": 0.0,
+        **values,
+    }
+
+
+def unseen_rows(task: Task, features: Mapping[str, np.ndarray]) -> list[Row]:
+    """Pearson delta and MAE of perturbations that were measured nowhere, in every cell type: with features, and without."""
+    record, _ = measure_file(CellFile.wrap(task.training()), task.columns)
+    baseline, rows = mean_profile(record), []
+    models = {"mean effect": Anchors(record, AnchorSettings()), "features": Anchors(record, AnchorSettings(), features)}
+    for context in sorted(set(task.contexts)):
+        pairs = task.pairs(task.unseen, baseline, context)
+        for name, anchors in models.items():
+            effects = anchors.effects(pairs.names, context, pairs.control_mean)
+
+            def make(
+                cells: sp.csr_matrix,
+                row: int,
+                generator: np.random.Generator,
+                pairs: Any = pairs,
+                effects: Any = effects,
+            ) -> sp.csr_matrix:
+                return DEFAULT.carried(cells, pairs.control_mean, effects[row], generator, task.target_sum).cells
+
+            found = scored(task, f"unseen: {name}", pairs, make, 2)
+            rows += [{**row, "perturbation": f"{row['perturbation']} in {context}"} for row in found]
+    return rows
+
+
+def network_rows(task: Task, seed: int, work: Path) -> list[Row]:
+    """The command as users give it; then three predictions of the test pairs by its checkpoint, as `steval score` has them."""
+    directory = work / f"{task.name}-{seed}"
+    data = work / f"{task.name}.h5ad"
+    if not data.exists():
+        cells = task.cells.copy()
+        cells.uns["steval"] = steval_record(
+            made_by="benchmark", scale="lognorm", target_sum=task.target_sum, columns=task.columns
+        )
+        write_anndata(cells, data)
+    split = {
+        "by": "contexts", "cell_type_key": task.columns.cell_type,
+        "val": {task.context: list(task.validation)}, "test": {task.context: list(task.test)},
+    }  # fmt: skip
+    if not (directory / "calibrated").exists():
+        command = ["finetune", "quick-cpu", "--run", str(directory), "--overwrite", "--json"]
+        values = (f"data.files=['{data}']", f"data.split={json.dumps(split)}", f"seed={seed}", "loggers=[csv]")
+        columns = (f"data.columns.cell_type={task.columns.cell_type}",)
+        run_steval(*command, *(part for value in (*values, *columns) for part in ("--set", value)))
+        (directory / "calibrated").touch()
+    checkpoint = directory / "checkpoints" / "best-val.safetensors"
+    record = json.loads((directory / "run.json").read_text())
+    rows = [{"task": task.name, "seed": seed, "predictor": "calibration", **record["calibration"]}]
+    pairs = task.pairs(task.test, mean_profile(measure_file(CellFile.wrap(task.training()), task.columns)[0]))
+    real = directory / "test.h5ad"
+    part = task.part(task.test).copy()
+    part.uns["steval"] = steval_record(
+        made_by="benchmark", scale="lognorm", target_sum=task.target_sum, columns=task.columns
+    )
+    write_anndata(part, real)
+    for name, options in {"network": ("--decoding", "network"), "default": ()}.items():
+        for draw in range(3):
+            out = directory / f"{name}-{draw}.h5ad"
+            run_steval(
+                "predict", str(checkpoint), "-o", str(out), "--request", str(real), "--seed", str(draw), *options
+            )
+            predicted = ad.read_h5ad(out)
+            labels, matrix = predicted.obs[task.columns.perturbation].astype(str).to_numpy(), sp.csr_matrix(predicted.X)
+            scores = pairs.real.scores({one: matrix[labels == one] for one in pairs.names})
+            parts = leaderboard_parts(scores.members, pairs.baseline)
+            rows += [
+                {
+                    "task": task.name, "seed": seed, "draw": draw, "predictor": name, "perturbation": one,
+                    "leaderboard": float(parts[row]), **dict(zip(MEMBERS, scores.members[row].tolist(), strict=True)),
+                    "pearson_delta": float(np.nan_to_num(scores.pearson_delta[row])),
+                    "significant": float(scores.num_significant[row]),
+                }
+                for row, one in enumerate(pairs.names)
+            ]  # fmt: skip
+            out.unlink()
+    return rows
+
+
+def run_steval(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "steval", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def table(rows: Sequence[Row], title: str) -> str:
+    """Markdown: means over perturbations and tasks for each predictor, best first."""
+    frame = pd.DataFrame([row for row in rows if "leaderboard" in row])
+    columns = ["leaderboard", *MEMBERS, "pearson_delta", "significant"]
+    by_task = frame.groupby(["predictor", "task"])[columns].mean()
+    mean = by_task.groupby("predictor").mean().sort_values("leaderboard", ascending=False)
+    spread = by_task["leaderboard"].groupby("predictor").std()
+    lines = [
+        f"\n**{title}**\n",
+        "| | score | MAE | discrimination | overlap | Pearson delta | significant |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in mean.iterrows():
+        values = " | ".join(
+            [f"{row['mae']:.4f}", *(f"{row[c]:.3f}" for c in columns[2:5]), f"{row['significant']:.0f}"]
+        )
+        lines.append(f"| {name} | {row['leaderboard']:.1f} ± {spread[name]:.1f} | {values} |")
     return "\n".join(lines)
 
 
-def _last_validation(metrics: Path) -> float:
-    with metrics.open() as file:
-        return [float(row["val/gene"]) for row in csv.DictReader(file) if row.get("val/gene")][-1]
+def gain(rows: Sequence[Row], better: str, others: Sequence[str], column: str, lower_is_better: bool = False) -> Row:
+    """Paired difference of `better` from the better of `others` (by mean of each task), with a bootstrap interval."""
+    frame = pd.DataFrame([row for row in rows if "leaderboard" in row])
+    sign = -1.0 if lower_is_better else 1.0
+    differences = []
+    for _, part in frame.groupby("task"):
+        wide = part.pivot_table(index="perturbation", columns="predictor", values=column)
+        rival = max(others, key=lambda name: sign * wide[name].mean())
+        differences.append(sign * (wide[better] - wide[rival]).dropna().to_numpy())
+    found = np.concatenate(differences)
+    generator = np.random.default_rng(0)
+    means = [generator.choice(found, len(found)).mean() for _ in range(4000)]
+    error = float(found.std(ddof=1) / np.sqrt(len(found)))
+    return {
+        "of": better, "over": "the better of " + " and ".join(others), "in": column, "mean": float(found.mean()),
+        "interval": np.quantile(means, [0.025, 0.975]).tolist(), "standard_errors": float(found.mean() / error),
+        "pairs": len(found), "tasks_won": int(sum(one.mean() > 0 for one in differences)), "tasks": len(differences),
+    }  # fmt: skip
 
 
-def _spread(values: Sequence[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    mean = statistics.fmean(known)
-    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
+def kept(path: Path, make: Callable[[], list[Row]]) -> list[Row]:
+    """The rows of a unit of work, made unless they are there."""
+    if not path.exists():
+        rows = make()
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(rows))
+        partial.replace(path)
+        print(f"done: {path.stem}", file=sys.stderr, flush=True)
+    return json.loads(path.read_text())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="thp1_rep1_rep2.h5ad, raw counts")
-    parser.add_argument("--work", type=Path, default=Path("quality"), help="directory for data and runs")
-    parser.add_argument("--parts", nargs="+", default=["task", "transfer", "space", "generated"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("-o", "--output", type=Path, help="JSON with every figure")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.work, options.threads)
-    prepared = prepared_file(options.data, options.work)
-    for part in options.parts:
-        for seed in options.seeds:
-            plans = {
-                "task": lambda: task_plans(prepared),
-                "transfer": lambda: transfer_plans(prepared),
-                "space": lambda: space_plans(prepared),
-                "generated": lambda seed=seed: generated_plans(options.work, seed),
-            }[part]()
-            for plan in plans:
-                bench.run(plan, seed)
-            if part == "task" and seed == options.seeds[0]:
-                for which in ("val", "test"):
-                    bench.baselines(plans[0], seed, which)
-    print(tables(bench.rows))
-    if options.output:
-        options.output.write_text(json.dumps(bench.rows, indent=1))
+    parser.add_argument("--work", type=Path, default=Path("quality"))
+    parser.add_argument("--screens", type=Path, nargs="*", default=[])
+    parser.add_argument("--kang", type=Path)
+    parser.add_argument("--thp1", type=Path)
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--parts", nargs="+", default=["simple", "kang", "unseen", "network"])
+    parser.add_argument("--network-screens", type=int, default=2, help="So many of the screens, with --parts network.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    o = parser.parse_args()
+    o.work.mkdir(parents=True, exist_ok=True)
+    rivals = ("additive, 6b50d96", "additive")
+    results: dict[str, Any] = {}
+    if "simple" in o.parts and o.screens:
+        rows = [
+            row
+            for number, path in enumerate(o.screens)
+            for row in kept(
+                o.work / f"simple-{path.stem}.json", lambda p=path, n=number: simple_rows(screen_task(p, n), DRAWS)
+            )
+        ]
+        print(table(rows, f"{len(o.screens)} screens"))
+        results["screens"] = [
+            gain(rows, "default, network at 0", rivals, "leaderboard"),
+            gain(rows, "default, network at 0", rivals, "mae", lower_is_better=True),
+            *(gain(rows, "default, network at 0", rivals, name) for name in (*MEMBERS[1:], "pearson_delta")),
+        ]
+    if "simple" in o.parts and o.thp1:
+        print(table(kept(o.work / "simple-thp1.json", lambda: simple_rows(thp1_task(o.thp1), DRAWS)), "THP-1, test"))
+    if "kang" in o.parts and o.kang:
+        rows = [
+            row
+            for task in kang_tasks(o.kang)
+            for row in kept(o.work / f"{task.name}.json", lambda task=task: simple_rows(task, 3))
+        ]
+        print(table(rows, "Kang, each cell type held out"))
+        results["kang"] = [
+            gain(rows, "default, network at 0", rivals, "mae", lower_is_better=True),
+            *(gain(rows, "default, network at 0", rivals, name) for name in (MEMBERS[2], "pearson_delta")),
+        ]
+    if "unseen" in o.parts and o.screens and o.features:
+        table_of = pd.read_parquet(o.features)
+        features = {str(name): table_of.loc[name].to_numpy(dtype=np.float64) for name in table_of.index}
+        rows = [
+            row
+            for number, path in enumerate(o.screens)
+            for row in kept(
+                o.work / f"unseen-{path.stem}.json",
+                lambda p=path, n=number: unseen_rows(screen_task(p, n, unseen=True), features),
+            )
+        ]
+        print(table(rows, "Perturbations measured nowhere"))
+        results["unseen"] = [
+            gain(rows, "unseen: features", ("unseen: mean effect",), name) for name in ("pearson_delta", "leaderboard")
+        ]
+    if "network" in o.parts and o.screens:
+        rows = [
+            row
+            for number, path in enumerate(o.screens[: o.network_screens])
+            for seed in o.seeds
+            for row in kept(
+                o.work / f"network-{path.stem}-{seed}.json",
+                lambda p=path, n=number, seed=seed: network_rows(screen_task(p, n), seed, o.work),
+            )
+        ]
+        print(table(rows, "quick-cpu as shipped"))
+        results["network"] = [gain(rows, "default", ("network",), "leaderboard")]
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=FutureWarning)
     main()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from steval.data.columns import Columns
+from steval.data.effects.decoding import DecodingSettings
 from steval.data.reference import DataReference
 from steval.errors import CheckpointError, ConfigError
 from steval.model.config import ModelConfig
@@ -24,6 +25,8 @@ MAX_HEADER_BYTES = 100 * 2**20
 FEATURES = "perturbation/features"
 CONTROLS = "controls/"
 """Prefix of the default control set's tensors: `data`, `indices`, `indptr` (CSR), `cell_type`, `batch` (codes)."""
+EFFECTS = "effects/"
+"""Prefix of the training effects' tensors, see `steval.data.effects.record.TrainingEffects.to_arrays`."""
 
 
 class PerturbationEntry(Settings):
@@ -97,6 +100,12 @@ class Manifest(Settings):
     evaluation: DataReference | None = None
     training_data: DataReference | None = None
     warmup: WarmupRecord | None = None
+    decoding: DecodingSettings = DecodingSettings()
+    """How predictions become cells."""
+    calibration: dict[str, Any] | None = None
+    """How the decoding was chosen: candidates, their scores, the expected score; none: it was not."""
+    training_effects: dict[str, Any] | None = None
+    """Names of perturbations and contexts of the training effects; none: the file carries none."""
     licence: str | None = None
     """Licence of the base weights."""
     notes: tuple[str, ...] = ()

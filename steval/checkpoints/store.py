@@ -12,9 +12,10 @@ import scipy.sparse as sp
 import torch
 from safetensors.torch import save_file
 
-from steval.checkpoints.manifest import CONTROLS, FEATURES, Manifest, parse_metadata, read_header
+from steval.checkpoints.manifest import CONTROLS, EFFECTS, FEATURES, Manifest, parse_metadata, read_header
+from steval.data.effects.record import TrainingEffects
 from steval.data.files import atomic_path
-from steval.errors import CheckpointError, UnknownPerturbationError
+from steval.errors import CheckpointError, DataError, UnknownPerturbationError
 from steval.machine import num_cores
 from steval.model.config import Attention
 from steval.model.network import StateTransition
@@ -54,6 +55,8 @@ class Checkpoint:
     features: torch.Tensor
     controls: ControlSet | None
     digest: str
+    effects: TrainingEffects | None = None
+    """Training effects, genes in the order of the output contract; None where the file carries none."""
 
     def network(self, attention: Attention | None = None) -> StateTransition:
         """The network with these weights, in eval mode on the CPU; `attention` overrides the recorded regime."""
@@ -78,6 +81,7 @@ def save_checkpoint(
     weights: Mapping[str, torch.Tensor],
     features: torch.Tensor,
     controls: ControlSet | None = None,
+    effects: TrainingEffects | None = None,
 ) -> Manifest:
     """Write one `.safetensors` file atomically; returns the manifest with digests and control counts filled in."""
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
@@ -87,7 +91,14 @@ def save_checkpoint(
         tensors |= _pack_controls(controls, manifest)
         names, counts = np.unique(controls.cell_types, return_counts=True)
         num_controls = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    facts: dict[str, Any] | None = None
+    if effects is not None:
+        arrays, facts = effects.to_arrays()
+        tensors |= {EFFECTS + name: torch.from_numpy(array) for name, array in arrays.items()}
+    manifest = manifest.model_copy(update={"training_effects": facts})
     problems = _inconsistencies(manifest)
+    if effects is not None and manifest.output_genes is not None and effects.num_genes != len(manifest.output_genes):
+        problems.append(f"training effects have {effects.num_genes} genes, output_genes {len(manifest.output_genes)}")
     if problems:
         raise CheckpointError(f"{path} is not written: its description contradicts itself", problems)
     _require_finite(tensors, path)
@@ -120,6 +131,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         features=tensors[FEATURES],
         controls=_unpack_controls(tensors, manifest, path),
         digest=metadata["steval_sha256"],
+        effects=_unpack_effects(tensors, manifest, path),
     )
 
 
@@ -225,13 +237,27 @@ def _unpack_controls(tensors: Mapping[str, torch.Tensor], manifest: Manifest, pa
     return ControlSet(cells=cells, cell_types=labels[0], batches=labels[1])
 
 
+def _unpack_effects(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path) -> TrainingEffects | None:
+    """The training effects, checked entry by entry; None where the file has none."""
+    arrays = {name.removeprefix(EFFECTS): t.numpy() for name, t in tensors.items() if name.startswith(EFFECTS)}
+    if not arrays and manifest.training_effects is None:
+        return None
+    try:
+        effects = TrainingEffects.from_arrays(arrays, manifest.training_effects or {})
+    except DataError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if manifest.output_genes is None or effects.num_genes != len(manifest.output_genes):
+        raise CheckpointError(f"{path}: its training effects have {effects.num_genes} genes, not those of its output")
+    return effects
+
+
 def _within(codes: np.ndarray, limit: int) -> bool:
     return not len(codes) or bool(codes.min() >= 0 and codes.max() < limit)
 
 
 def _verify(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path) -> None:
     problems = _inconsistencies(manifest)
-    found = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONTROLS)}
+    found = {name: tensor for name, tensor in tensors.items() if not name.startswith((CONTROLS, EFFECTS))}
     expected = _expected_shapes(manifest, len(found), path)
     problems += [f"missing tensor {name}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"unexpected tensor {name}" for name in sorted(found.keys() - expected.keys())]
@@ -289,6 +315,10 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
             problems.append(f"{what} has {len(genes)} names, the model {dim}")
     if manifest.control not in names:
         problems.append(f"the control {manifest.control!r} is not among the perturbations")
+    if manifest.decoding.asks_anchor and manifest.training_effects is None:
+        problems.append("decoding asks for a simple model, but there are no training effects")
+    if manifest.decoding.kind == "carried" and (manifest.output_genes is None or manifest.scale != "lognorm"):
+        problems.append("decoding carries effects of genes on the lognorm scale, which this model does not predict")
     if model.batch_encoder and len(manifest.batches) != model.batch_dim:
         problems.append(f"batches has {len(manifest.batches)} names, the batch encoder {model.batch_dim} codes")
     return problems

@@ -109,6 +109,12 @@ def predict(
         str | None,
         typer.Option("--attention", help="bidirectional, causal or causal-rope.", show_default="the checkpoint's"),
     ] = None,
+    decoding: Annotated[
+        str,
+        typer.Option(
+            "--decoding", help="checkpoint: as it was calibrated; network: the cells that the network puts out."
+        ),
+    ] = "checkpoint",
     set_size: Annotated[
         int | None, typer.Option("--set-size", min=1, help="Cells seen together.", show_default="as in training")
     ] = None,
@@ -188,6 +194,7 @@ def predict(
         "dtype": dtype,
         "batch_cells": batch_cells,
         "set_size": set_size,
+        "decoding": decoding,
         "attention": attention,
         "compile": compile_network,
     }

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from steval.checkpoints.store import Checkpoint
+from steval.data.effects.decoding import DecodingSettings
 from steval.errors import ConfigError
 from steval.model.config import Attention
 from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.model.network import Prediction
 from steval.predictor.controls import ControlPool
+from steval.predictor.decoding import Decoder
 from steval.predictor.plan import PredictionPlan, make_plan
 from steval.predictor.predicted import PredictedBlock, PredictedSet, PredictionFacts
 from steval.predictor.requests import PredictionRequest
@@ -61,7 +63,8 @@ class Predictor:
     """A checkpoint ready to predict.
 
     `device`: auto, cpu, cuda, cuda:N. `dtype`: float32 or bf16 (weights and activations). `batch_cells`: cells that
-    are computed together. `attention` overrides the checkpoint's regime, `set_size` its cells per set.
+    are computed together. `attention` overrides the checkpoint's regime, `set_size` its cells per set, `decoding` how its
+    predictions become cells.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Predictor:
         attention: Attention | None = None,
         set_size: int | None = None,
         compile: bool = False,
+        decoding: DecodingSettings | None = None,
     ):
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is not known; allowed: {', '.join(DTYPES)}")
@@ -90,6 +94,7 @@ class Predictor:
         self.attention: Attention = attention or self.manifest.model.attention
         self.set_size = set_size or self.manifest.model.cell_set_size
         self.compiled = compile
+        self.decoder = Decoder(checkpoint, decoding)
         self._features = checkpoint.features
         self._feature_row = {name: row for row, name in enumerate(self.manifest.perturbation_names)}
         self._network = InferenceNetwork.from_network(checkpoint.network().to(self.device), DTYPES[dtype], attention)
@@ -115,6 +120,7 @@ class Predictor:
             "attention": self.attention,
             "set_size": self.set_size,
             "compile": self.compiled,
+            "decoding": self.decoder.settings.as_dict(),
         }
 
     def facts(self, made_by: str = "steval predict") -> PredictionFacts:
@@ -128,16 +134,26 @@ class Predictor:
     def predict(self, request: PredictionRequest, pool: "ControlPool | EncodedControls") -> Iterator[PredictedSet]:
         """The sets of `request` in its order; the request is checked before the first is computed."""
         plan = self.plan(request, pool.pool if isinstance(pool, EncodedControls) else pool)
-        return itertools.chain.from_iterable(block.split() for block in self.predict_blocks(plan.sets(), pool))
+        return itertools.chain.from_iterable(block.split() for block in self.blocks(plan, pool))
 
-    def blocks(self, plan: PredictionPlan, *, sparse: bool = False) -> Iterator[PredictedBlock]:
-        """The cells of a plan, as `output.write_predictions` takes them; `sparse`: as CSR."""
-        return self.predict_blocks(plan.sets(), plan.pool, sparse=sparse)
+    def blocks(
+        self, plan: PredictionPlan, pool: "EncodedControls | ControlPool | None" = None, *, sparse: bool = False
+    ) -> Iterator[PredictedBlock]:
+        """The cells of a plan as its decoding says, as `output.write_predictions` takes them.
+
+        `pool`: its controls, encoded before; `sparse`: as CSR.
+        """
+        return self.decoder.blocks(
+            plan, lambda inner, csr: self.predict_blocks(inner.sets(), pool or inner.pool, sparse=csr), sparse=sparse
+        )
 
     def predict_blocks(
         self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls", *, sparse: bool = False
     ) -> Iterator[PredictedBlock]:
-        """Planned sets (of one request or of many) in the given order, as blocks of a few hundred cells; `sparse`: as CSR."""
+        """The network's own cells of planned sets (of one request or many) in the given order, as blocks of a few hundred.
+
+        `sparse`: as CSR.
+        """
         if isinstance(pool, EncodedControls):
             yield from self._predict_wave(planned, pool, sparse)
             return

@@ -10,6 +10,7 @@ from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.store import Checkpoint, load_checkpoint
 from steval.data.cells.cellfile import CellFile
 from steval.data.columns import resolve_columns, unique_labels
+from steval.data.effects.decoding import DecodingSettings
 from steval.errors import ConfigError
 from steval.model.config import Attention
 from steval.predictor.asked import AskedPredictions, build_request
@@ -42,6 +43,8 @@ class PredictionJob(AskedPredictions):
     set_size: PositiveInt | None = None
     attention: Attention | None = None
     compile: bool = False
+    decoding: Literal["checkpoint", "network"] = "checkpoint"
+    """How predictions become cells: as the checkpoint says, or as the network puts them out."""
 
     @model_validator(mode="after")
     def _out_is_no_input(self) -> "PredictionJob":
@@ -73,6 +76,7 @@ def run_job(job: PredictionJob) -> WrittenPredictions:
             attention=job.attention,
             set_size=job.set_size,
             compile=job.compile,
+            decoding=DecodingSettings() if job.decoding == "network" else None,
         )
         del checkpoint  # in bf16 its float32 weights are not needed any more
         return predict_into(job.out, predictor, request, pool, job.written)

@@ -118,6 +118,8 @@ class CheckSettings(Settings):
     """Metric that decides `best-val.safetensors`."""
     select_mode: Literal["min", "max"] | None = None
     """Which end of it is good; none: `min` for losses (`val/...`), needed for `eval/...`."""
+    calibrate: bool = True
+    """Whether a finished run chooses how predictions become cells (`steval calibrate` does it later)."""
 
     @model_validator(mode="after")
     def _selectable(self) -> "CheckSettings":

@@ -1,5 +1,6 @@
 """Fine-tuning with what other rooms add: a quick cell-eval of held-out perturbations, and the service's warm-up record."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from steval.checkpoints.manifest import WarmupRecord
-from steval.checkpoints.store import Checkpoint
+from steval.checkpoints.store import Checkpoint, load_checkpoint
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.writer import require_finite
 from steval.data.labels import labels_of
@@ -18,8 +19,11 @@ from steval.predictor.engine import Predictor
 from steval.predictor.request_files import items_of
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.config import FinetuneConfig
+from steval.trainer.fit.devices import is_first_process
 from steval.trainer.progress.notices import Tell
+from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.run import RunResult, finetune
+from steval.workflows.calibrate import calibration_notice
 
 WARMUP_CELLS = 8
 WARMUP_GENES = 64
@@ -39,8 +43,11 @@ def finetune_with_evaluation(
     data_dirs: Sequence[Path] = (),
     report: Tell | None = None,
 ) -> RunResult:
-    """`steval.trainer.run.finetune` with quick evaluations (`checks.quick_eval_every`) and a warm-up record; same errors."""
-    return finetune(
+    """`steval.trainer.run.finetune` with quick evaluations (`checks.quick_eval_every`) and a warm-up record; same errors.
+
+    A finished run's best checkpoint is calibrated: how its predictions become cells is chosen and written into it.
+    """
+    result = finetune(
         config,
         run_dir,
         init_from=init_from,
@@ -53,6 +60,30 @@ def finetune_with_evaluation(
         warmup=warmup_record,
         report=report,
     )
+    if result.finished and is_first_process() and _is_to_be_calibrated(result):
+        calibrate_run(result, report)
+    return result
+
+
+def _is_to_be_calibrated(result: RunResult) -> bool:
+    directory = RunDirectory(result.run_dir)
+    return FinetuneConfig.load(directory.config_path).checks.calibrate and "calibration" not in directory.read_record()
+
+
+def calibrate_run(result: RunResult, report: Tell | None = None) -> None:
+    """Choose the decoding of a finished run's best checkpoint; what was chosen goes into the file and into `run.json`."""
+    from steval.workflows.calibrate import calibrated, can_be_carried, write_calibrated
+
+    checkpoint = load_checkpoint(result.best)
+    if not can_be_carried(checkpoint.manifest):
+        return
+    started = time.perf_counter()
+    found = calibrated(checkpoint)
+    write_calibrated(checkpoint, found, result.best)
+    record = {"decoding": found.decoding.as_dict(), **found.record, "seconds": round(time.perf_counter() - started, 1)}
+    RunDirectory(result.run_dir).update_record({"calibration": record})
+    if report is not None:
+        report(calibration_notice(found))
 
 
 def quick_evaluation(checkpoint: Checkpoint) -> Mapping[str, float]:

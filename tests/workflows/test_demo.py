@@ -15,6 +15,7 @@ from steval.checkpoints.manifest import read_manifest
 from steval.checkpoints.store import load_checkpoint, save_checkpoint
 from steval.cli.app import app
 from steval.data.cells.record import read_record
+from steval.data.effects.decoding import DecodingSettings
 from steval.workflows.demo import DemoResult, run_demo
 from steval.workflows.score import ScoreRequest, score_predictions
 
@@ -100,6 +101,7 @@ def test_features_make_a_ridge_baseline_and_one_hot_rows_do_not(demo: DemoResult
     assert "ridge" not in set(demo.report.baselines["baseline"])
     mixed = torch.randn(checkpoint.features.shape, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "featured.safetensors"
-    save_checkpoint(path, manifest=checkpoint.manifest, weights=checkpoint.weights, features=mixed)
+    plain = checkpoint.manifest.model_copy(update={"decoding": DecodingSettings()})
+    save_checkpoint(path, manifest=plain, weights=checkpoint.weights, features=mixed)
     report, _ = score_predictions(ScoreRequest(preds=demo.preds, checkpoint=path, out=tmp_path / "score"))
     assert "ridge" in set(report.baselines["baseline"])

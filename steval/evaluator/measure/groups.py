@@ -45,6 +45,18 @@ def read_group(side: Cells, name: str, lock: Lock, keep_matrix: bool = False) ->
     return _turned(side, name, lambda: pieces, matrix)
 
 
+def group_of(name: str, cells: sp.csr_matrix) -> Group:
+    """`cells` (CSR `[n, G]`, lognorm) of memory as a group; as of a file whose X is stored sparse."""
+    counts = np.zeros(cells.shape[1], dtype=np.int64)
+    count_values(cells.indices, cells.data, counts)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    values = np.empty(starts[-1], dtype=cells.dtype)
+    sums, scaled = np.zeros(len(counts)), np.zeros(len(counts), dtype=cells.dtype)
+    factor = cells.dtype.type(1.0 / cells.shape[0])
+    add_cells(cells.indptr, cells.indices, cells.data, factor, starts[:-1].copy(), values, sums, scaled)
+    return Group(name, cells.shape[0], starts, values, sums / cells.shape[0], back_transform(scaled), None)
+
+
 def _turned(side: Cells, name: str, read: Callable[[], Iterable[sp.csr_matrix]], matrix: sp.csr_matrix | None) -> Group:
     """The group gene-major; `read` gives the same pieces each time it is called."""
     num_cells = len(side.groups[name])

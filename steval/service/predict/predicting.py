@@ -182,11 +182,21 @@ def _require_size(model: Model, body: PredictBody, kind: str) -> None:
         )
 
 
+def _decoded(model: Model, plan: PredictionPlan, queued: QueuedCells) -> Iterator[PredictedBlock]:
+    """The cells of `plan` as the checkpoint's decoding says; what it asks of the network goes through the queue."""
+    return model.predictor.decoder.blocks(
+        plan, lambda inner, _: (PredictedBlock([one.planned], one.cells) for one in queued.admit(inner))
+    )
+
+
+def _sets(blocks: Iterator[PredictedBlock]) -> Iterator[PredictedSet]:
+    return (one for block in blocks for one in block.split())
+
+
 def _write(path: Path, queued: QueuedCells, body: PredictBody, model: Model) -> None:
     """The file of `steval predict`; none where the client has left meanwhile."""
     plan = model.predictor.plan(body.to_request(), model.pool)
-    blocks = (PredictedBlock([one.planned], one.cells) for one in queued.admit(plan))
-    write_predictions(path, plan, blocks, model.predictor.facts("steval serve"))
+    write_predictions(path, plan, _decoded(model, plan, queued), model.predictor.facts("steval serve"))
     if queued.closed:
         path.unlink(missing_ok=True)
 
@@ -194,7 +204,7 @@ def _write(path: Path, queued: QueuedCells, body: PredictBody, model: Model) -> 
 def _summary(model: Model, queued: QueuedCells, body: PredictBody) -> bytes:
     """The JSON of `schemas.PredictAnswer`."""
     plan = model.predictor.plan(body.to_request(), model.pool)
-    profiles = list(predicted_means(plan, queued.admit(plan)))
+    profiles = list(predicted_means(plan, _sets(_decoded(model, plan, queued))))
     cell_types = {profile.cell_type for profile in profiles}
     predictions = [
         json_object(
@@ -217,7 +227,7 @@ def _arrow(model: Model, queued: QueuedCells, body: PredictBody) -> Iterator[byt
     """The pieces of an Arrow stream: one for each set (or mean profile), then the end marker."""
     plan = model.predictor.plan(body.to_request(), model.pool)
     request = plan.request
-    sets = queued.admit(plan)
+    sets = _sets(_decoded(model, plan, queued))
     of_cells = request.output == "cells"
     num_rows = request.num_cells if of_cells else len(request.items)
     facts = {**_facts(model, request), "output": request.output, "num_rows": num_rows, "genes": model.genes}

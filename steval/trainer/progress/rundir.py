@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from steval.checkpoints.manifest import read_manifest
+from steval.checkpoints.manifest import EFFECTS, read_manifest
 from steval.data.files import atomic_path, require_directory
 from steval.data.locks import LOCK_NAME
 from steval.errors import CheckpointError, ConfigError
@@ -177,8 +177,8 @@ def package_versions() -> dict[str, str]:
 
 
 def weights_digest(tensors: Mapping[str, str]) -> str:
-    """Digest of a checkpoint's weights, from the digests of its tensors in the manifest."""
-    return json_digest(dict(tensors))
+    """Digest of a checkpoint's weights, from the digests of its tensors in the manifest; training effects are none of them."""
+    return json_digest({name: digest for name, digest in tensors.items() if not name.startswith(EFFECTS)})
 
 
 def _holds(path: Path, best: Mapping[str, Any], digest: str | None) -> bool:
