@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from steval.data.effects.carry import carry, mean_of_cells
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.integrity.checks import Scored, check_integrity
+from steval.evaluator.integrity.effect_checks import check_significant
 from steval.evaluator.metrics.changes import de_counts
 from steval.evaluator.metrics.evaluation import evaluate
 from steval.evaluator.reference.training import read_training
@@ -33,6 +35,35 @@ def findings(screen, prediction):
 
 def raised(screen, prediction):
     return {name for name, finding in findings(screen, prediction).items() if finding.status in ("warn", "fail")}
+
+
+def carried(screen, scale=1.0):
+    """An honest prediction: measured control cells whose expressing cells bear the training effect."""
+    controls = dense(screen.real, screen, CONTROL)
+    base = dense(screen.train, screen, CONTROL).mean(axis=0)
+
+    def change(cells, name, generator):
+        start = sp.csr_matrix(controls[generator.choice(len(controls), len(cells))])
+        effect = scale * (dense(screen.train, screen, name).mean(axis=0) - base)
+        return carry(start, mean_of_cells(start) + effect, generator, target_sum=10_000.0).cells.toarray()
+
+    return screen.prediction(change)
+
+
+def moved_controls(move):
+    """Control cells, each passed through `move(cells, generator)`."""
+
+    def made(screen):
+        controls = dense(screen.real, screen, CONTROL)
+        return lambda m, _, generator: move(controls[generator.choice(len(controls), len(m))], generator)
+
+    return made
+
+
+def too_alike(cells, _, generator):
+    """Cells of a perturbation that hardly vary, with their own mean: every small difference from control is significant."""
+    mean = cells.mean(axis=0)
+    return mean + 0.1 * (cells - mean) + generator.normal(0, 0.02, len(mean))
 
 
 def pooled(screen):
@@ -117,6 +148,15 @@ EXPLOITS = {
         "control cells pasted",
         lambda s: lambda m, *_: np.vstack([dense(s.train, s, CONTROL)[: len(m) // 4], m[len(m) // 4 :]]),
     ),
+    "controls with a little added": (
+        "control cells pasted",
+        moved_controls(lambda cells, _: cells + 0.005 * (cells > 0)),
+    ),
+    "controls with a little noise": (
+        "control cells pasted",
+        moved_controls(lambda cells, generator: cells + generator.normal(0, 0.03, cells.shape) * (cells > 0)),
+    ),
+    "controls scaled a little": ("control cells pasted", moved_controls(lambda cells, _: cells * 1.001)),
     "one profile, varied cells": (
         "one profile for all",
         lambda s: lambda m, _, g: pooled(s)[g.choice(len(pooled(s)), len(m))],
@@ -220,6 +260,52 @@ def test_honest_predictions_raise_nothing(make, seed):
     assert raised(screen, screen.prediction()) == set()
     assert raised(screen, additive(screen)) == set()
     assert raised(screen, smoothed(screen)) == set()
+    # an effect of 40 training cells, carried whole, has their noise: its error may be truly larger than the baseline's
+    assert raised(screen, carried(screen)) <= {"error hidden by clipping"}
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS)
+def test_controls_that_carry_an_effect_are_not_pasted(screen, scale):
+    assert findings(screen, carried(screen, scale))["control cells pasted"].measurement == 0
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5])
+def test_some_controls_moved_by_next_to_nothing_are_caught(part):
+    """In some perturbations, beside honest cells that carry an effect in the others."""
+    screen = SCREENS["synthetic"]
+    controls = dense(screen.real, screen, CONTROL)
+    prediction = carried(screen)
+    names = sorted(set(labels(prediction, screen)) - {CONTROL})
+    matrix = prediction.X.toarray()
+    for name in names[: max(1, int(part * len(names)))]:
+        rows = np.flatnonzero(labels(prediction, screen) == name)
+        matrix[rows] = np.resize(controls, (len(rows), matrix.shape[1])) * 1.0005
+    prediction.X = sp.csr_matrix(matrix)
+    assert findings(screen, prediction)["control cells pasted"].status == "fail"
+
+
+def test_significant_genes_where_the_real_data_has_none_are_caught():
+    screen = SCREENS["real"]
+    found = findings(screen, screen.prediction(too_alike))["significant genes"]
+    assert found.status in ("warn", "fail")
+    assert "too alike" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("real", "pred", "status"),
+    [
+        pytest.param([0, 1, 2], [50, 70, 100], "fail", id="50 to 100 where there are none to two"),
+        pytest.param([2, 2, 2], [50, 50, 50], "warn", id="50 beside two"),
+        pytest.param([0, 1, 2, 90, 90, 90, 90], [50, 60, 70, 90, 90, 90, 90], "fail", id="in the quiet ones alone"),
+        pytest.param([0, 0, 40, 60, 60], [90, 0, 45, 50, 70], "ok", id="too few quiet ones"),
+        pytest.param([0, 0, 0, 1, 4, 40], [3, 5, 7, 8, 12, 45], "ok", id="as an effect with noise has"),
+        pytest.param([200, 300, 500], [0, 3, 10], "ok", id="fewer"),
+        pytest.param([0], [100], "fail", id="one perturbation"),
+    ],
+)
+def test_numbers_of_significant_genes(real, pred, status):
+    assert check_significant(np.array(real), np.array(pred)).status == status
 
 
 def test_a_held_out_prediction_with_other_measured_controls_raises_nothing():

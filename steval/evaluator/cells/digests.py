@@ -8,6 +8,10 @@ SKETCH_GENES = 128
 SKETCH_CELLS = 512
 """Cells of a perturbation among which near copies are looked for."""
 
+SKETCH_CONTROLS = 16_384
+"""Control cells of a file, evenly spaced, among which the sources of predicted cells are looked for."""
+NEAREST_AT_ONCE = 256
+
 _TABLE_SEED = 20251
 
 
@@ -30,6 +34,24 @@ def sketch_genes(mean: np.ndarray) -> np.ndarray:
 def sketch(matrix: sp.csr_matrix, genes: np.ndarray) -> np.ndarray:
     """Expression of the sketch genes, float32 `[n, S]`."""
     return np.asarray(matrix[:, genes].toarray(), dtype=np.float32)
+
+
+def control_step(num_controls: int) -> int:
+    """Every how many-th control cell is sketched."""
+    return max(1, -(-num_controls // SKETCH_CONTROLS))
+
+
+def nearest_cells(cells: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row of the nearest of many `others [N, S]` to each sketch `[n, S]`, and its Euclidean distance `[n]` float64."""
+    centre = others.mean(axis=0, dtype=np.float64).astype(np.float32)
+    moved = others - centre
+    squares = np.einsum("ij,ij->i", moved, moved)
+    rows = np.empty(len(cells), dtype=np.int64)
+    for start in range(0, len(cells), NEAREST_AT_ONCE):
+        chunk = slice(start, start + NEAREST_AT_ONCE)
+        rows[chunk] = np.argmin(squares[None, :] - 2 * ((cells[chunk] - centre) @ moved.T), axis=1)
+    difference = cells.astype(np.float64) - others[rows]
+    return rows, np.sqrt(np.einsum("ij,ij->i", difference, difference))
 
 
 def nearest_distances(cells: np.ndarray, others: np.ndarray, same: bool = False) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from steval.evaluator.cells.digests import nearest_distances
+from steval.evaluator.cells.digests import nearest_cells, nearest_distances
 from steval.evaluator.integrity.evidence import SideEvidence
 from steval.evaluator.integrity.verdict import Status, Verdict, graded, skipped
 from steval.evaluator.reference.training import TrainingSummary
@@ -13,6 +13,11 @@ COPIES_WARN, COPIES_FAIL = 0.01, 0.05
 """Share of predicted cells."""
 NEAR_COPY = 0.4
 """Share of the distance between neighbouring real cells below which a cell is a copy with noise."""
+TRACED_CELLS = 32
+"""Cells of a perturbation whose source is looked for among the control cells."""
+MOVED, MOVED_IN_ALL = 0.1, 0.3
+"""Standard errors of the real mean under which a perturbation's move from control cells is nothing: for one of them, whose
+effect an honest model may have shrunk, and for all together."""
 VARIANCE_WARN, VARIANCE_FAIL = 1.75, 3.0
 """Times the real variance."""
 COLLAPSE_WARN = 0.02
@@ -59,20 +64,51 @@ def check_shared_cells(real: SideEvidence, training: TrainingSummary) -> Verdict
     )
 
 
-def check_pasted_controls(pred: SideEvidence, real: SideEvidence, training: TrainingSummary | None) -> Verdict:
-    """Perturbed cells that are unchanged control cells."""
-    sources = [pred.groups[pred.control].digests, real.groups[real.control].digests]
+def check_pasted_controls(
+    pred: SideEvidence, real: SideEvidence, training: TrainingSummary | None, typical: float
+) -> Verdict:
+    """Perturbed cells that are control cells, unchanged or moved by next to nothing; `typical`: see `check_real_copies`.
+
+    Control cells that carry an effect are an honest prediction, and as near to their sources. What tells them apart is the
+    mean move from the sources, which noise added to a pasted cell leaves where it was.
+    """
+    digests = [pred.groups[pred.control].digests, real.groups[real.control].digests]
+    sketches = [pred.groups[pred.control].sketch, real.groups[real.control].sketch]
     if training is not None:
-        sources.append(training.control_digests)
-    share = float(np.isin(pred.gather("digests"), np.concatenate(sources)).mean())
+        digests.append(training.control_digests)
+        sketches.append(training.control_sketches)
+    exact = float(np.isin(pred.gather("digests"), np.concatenate(digests)).mean())
+    share = max(exact, _hardly_moved(pred, real, np.unique(np.concatenate(sketches), axis=0), typical))
     status = graded(share, COPIES_WARN, COPIES_FAIL)
-    effect = "." if status == "ok" else "; no effect is predicted for them."
+    effect = "." if status == "ok" else ", or moved by next to nothing; no effect is predicted for them."
     return Verdict(
         status,
         share,
         COPIES_WARN,
         f"{share:.1%} of the predicted perturbed cells are unchanged control cells{effect}",
     )
+
+
+def _hardly_moved(pred: SideEvidence, real: SideEvidence, controls: np.ndarray, typical: float) -> float:
+    """Share of (some) predicted cells that lie near a control cell, in perturbations that are moved by next to nothing.
+
+    A perturbation's move is the mean over such cells, in standard errors of the real cells' mean over the sketch genes.
+    """
+    near, moves = [], []
+    for name in pred.perturbations:
+        cells, measured = pred.groups[name].sketch, real.groups[name]
+        cells = cells[np.unique(np.linspace(0, len(cells) - 1, TRACED_CELLS).round().astype(int))]
+        rows, distances = nearest_cells(cells, controls)
+        is_near = distances < NEAR_COPY * typical
+        noise = np.sqrt(measured.variance[pred.sketched].astype(np.float64).mean() / measured.num_cells)
+        move = (cells[is_near].astype(np.float64) - controls[rows[is_near]]).mean(axis=0) if is_near.any() else np.inf
+        near.append(is_near.mean())
+        moves.append(float(np.sqrt(np.mean(move**2))) / noise if noise > 0 else np.inf)
+    shares, sizes = np.array(near), np.array(moves)
+    some = shares > 0
+    if some.any() and np.sqrt(np.average(sizes[some] ** 2, weights=shares[some])) < MOVED_IN_ALL:
+        return float(shares.mean())
+    return float((shares * (sizes < MOVED)).mean())
 
 
 def check_variance(pred: SideEvidence, real: SideEvidence) -> Verdict:

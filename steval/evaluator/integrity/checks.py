@@ -132,6 +132,12 @@ def _low_significant(facts: Facts) -> Verdict:
     return effects.check_low_significant(evaluation.de_pred, evaluation.de_real, facts.real, facts.scored.pair.genes)
 
 
+def _significant(facts: Facts) -> Verdict:
+    if facts.num_significant is None:
+        return skipped(NO_DE)
+    return effects.check_significant(*facts.num_significant.T)
+
+
 def _training_copies(facts: Facts) -> Verdict:
     if facts.training is None:
         return skipped(NO_TRAINING)
@@ -208,6 +214,11 @@ CHECKS = (
     Check("low genes boosted", "weakly expressed genes raised", lambda f: effects.check_low_genes(f.pred, f.real)),
     Check("low genes significant", "weakly expressed genes made to look significant", _low_significant),
     Check(
+        "significant genes",
+        "many more significant genes than the real data has: cells of a perturbation that are too alike",
+        _significant,
+    ),
+    Check(
         "variance over cells",
         "cells that vary far more than real ones, or not at all",
         lambda f: cells.check_variance(f.pred, f.real),
@@ -234,8 +245,8 @@ CHECKS = (
     ),
     Check(
         "control cells pasted",
-        "perturbed cells that are unchanged control cells",
-        lambda f: cells.check_pasted_controls(f.pred, f.real, f.training),
+        "perturbed cells that are control cells, unchanged or moved by next to nothing",
+        lambda f: cells.check_pasted_controls(f.pred, f.real, f.training, f.neighbour_distance),
     ),
     Check(
         "total counts",

@@ -25,6 +25,12 @@ LOW_WARN, LOW_FAIL = 1.3, 2.0
 LOW_SHARE_WARN, LOW_SHARE_FAIL = 0.3, 0.5
 """Share of weak genes among the significant ones, beyond the real share."""
 FEWEST_SIGNIFICANT = 20
+SIGNIFICANT_WARN, SIGNIFICANT_FAIL = 5.0, 10.0
+"""Times as many significant genes as the real data has, beyond a few."""
+FEWEST_COUNTED = 5
+"""Added to both numbers, which are noise when small."""
+QUIET_GENES, FEWEST_QUIET = 2, 3
+"""Perturbations with so few real significant genes are looked at by themselves where there are enough of them."""
 CONTROL_WARN, CONTROL_FAIL = 1.4, 4.0
 """Times the difference that sampling noise alone would give."""
 CONTROL_VARIANCE_WARN, CONTROL_VARIANCE_FAIL = 2.0, 5.0
@@ -146,6 +152,34 @@ def check_low_significant(
         LOW_SHARE_WARN,
         f"{shares[0]:.0%} of the genes significant in the prediction are among the weakest quarter, {shares[1]:.0%} of those "
         f"in the real data{effect}",
+    )
+
+
+def check_significant(real: np.ndarray, pred: np.ndarray) -> Verdict:
+    """Numbers of significant genes `[P]`, predicted against real: over all perturbations, and over those that have few."""
+    ratios = (pred + FEWEST_COUNTED) / (real + FEWEST_COUNTED)
+    quiet = real <= QUIET_GENES
+    chosen = np.ones(len(real), dtype=bool)
+    if quiet.sum() >= FEWEST_QUIET and np.median(ratios[quiet]) > np.median(ratios):
+        chosen = quiet
+    ratio = float(np.median(ratios[chosen]))
+    status = graded(ratio, SIGNIFICANT_WARN, SIGNIFICANT_FAIL)
+    which = (
+        "most perturbations"
+        if chosen.all()
+        else f"the {chosen.sum()} perturbations with {QUIET_GENES} real ones at most"
+    )
+    effect = (
+        "."
+        if status == "ok"
+        else "; predicted cells of a perturbation are too alike, so that every small difference is significant."
+    )
+    return Verdict(
+        status,
+        ratio,
+        SIGNIFICANT_WARN,
+        f"In {which}, {np.median(pred[chosen]):g} genes are significant in the prediction and {np.median(real[chosen]):g} in the "
+        f"real data (medians){effect}",
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steval.evaluator.cells.digests import SKETCH_CELLS, gene_keys, sketch, value_bits
+from steval.evaluator.cells.digests import SKETCH_CELLS, control_step, gene_keys, sketch, value_bits
 from steval.evaluator.cells.kernels import measure_cells
 from steval.evaluator.cells.sides import Cells
 
@@ -36,7 +36,7 @@ class GroupEvidence:
     digests: np.ndarray
     """Digest of each cell, uint64 `[n]`."""
     sketch: np.ndarray
-    """The first cells by their sketch genes, float32 `[m, S]`; empty for the control."""
+    """The first cells by their sketch genes, of the control evenly spaced ones, float32 `[m, S]`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class SideEvidence:
     """All groups of one side."""
 
     control: str
+    sketched: np.ndarray
+    """Columns of the sketch genes."""
     groups: dict[str, GroupEvidence]
 
     @property
@@ -69,24 +71,32 @@ def gather_evidence(side: Cells, control: str, sketched: np.ndarray, threads: in
     keys, lock = gene_keys(side.num_genes), Lock()
 
     def measure(name: str) -> GroupEvidence:
-        return _of_group(side, name, keys, None if name == control else sketched, lock)
+        return _of_group(side, name, keys, sketched, lock, is_control=name == control)
 
     with ThreadPoolExecutor(threads) as pool:
-        return SideEvidence(control, dict(zip(side.groups, pool.map(measure, side.groups), strict=True)))
+        return SideEvidence(control, sketched, dict(zip(side.groups, pool.map(measure, side.groups), strict=True)))
 
 
 def _of_group(
-    side: Cells, name: str, keys: np.ndarray, sketched: np.ndarray | None, lock: "AbstractContextManager[Any]"
+    side: Cells,
+    name: str,
+    keys: np.ndarray,
+    sketched: np.ndarray,
+    lock: "AbstractContextManager[Any]",
+    is_control: bool,
 ) -> GroupEvidence:
     num, num_genes = len(side.groups[name]), len(keys)
     total, squares = np.zeros(num_genes), np.zeros(num_genes)
     totals, norms, digests = np.empty(num), np.empty(num), np.empty(num, dtype=np.uint64)
     pieces: Iterable[sp.csr_matrix] = side.pieces(name, PIECE_CELLS)
-    if sketched is not None:
+    if not is_control:
         with lock:
             pieces = list(pieces)
-    start = 0
+    start, step, most = 0, control_step(num) if is_control else 1, num if is_control else SKETCH_CELLS
+    sketches = []
     for piece in pieces:
+        if start < most:
+            sketches.append(sketch(piece[-start % step :: step], sketched))
         chunk = slice(start, start + piece.shape[0])
         start = chunk.stop
         outputs = (totals[chunk], norms[chunk], digests[chunk])
@@ -98,9 +108,9 @@ def _of_group(
         mean=mean.astype(np.float32),
         variance=variance.astype(np.float32),
         totals=totals,
-        spread=np.empty(0) if sketched is None else _distances(pieces, norms, mean),
+        spread=np.empty(0) if is_control else _distances(pieces, norms, mean),
         digests=digests,
-        sketch=np.empty((0, 0), np.float32) if sketched is None else _sketch(pieces, sketched),
+        sketch=np.concatenate(sketches)[:most],
     )
 
 
@@ -108,7 +118,3 @@ def _distances(pieces: "Iterable[sp.csr_matrix]", norms: np.ndarray, mean: np.nd
     """Squared distance of each cell to `mean`."""
     products = np.concatenate([np.asarray(piece @ mean).ravel() for piece in pieces])
     return np.maximum(norms - 2 * products + mean @ mean, 0.0)
-
-
-def _sketch(pieces: "Iterable[sp.csr_matrix]", genes: np.ndarray) -> np.ndarray:
-    return np.concatenate([sketch(piece, genes) for piece in pieces])[:SKETCH_CELLS]

@@ -44,7 +44,7 @@ class Metric:
     """Smallest and largest value it can have; None: no bound."""
     undefined: str = "the value is not defined"
     """Why a perturbation may have no value."""
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = field(default_factory=dict)
     """Options with their defaults, named as in cell-eval."""
     free_options: bool = False
     """Whether it takes further options, which go to the distance."""
@@ -56,6 +56,9 @@ class Metric:
     """Its place among the metrics that get a panel in the report before others; None: after them."""
     parts: tuple[str, ...] = ()
     """Where it gives several numbers: their names, which are appended to its own in the results."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     @property
     def columns(self) -> tuple[str, ...]:

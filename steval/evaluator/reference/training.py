@@ -20,7 +20,7 @@ from steval.data.effects.measure import pair_means
 from steval.data.files import sha256_file
 from steval.data.labels import labelled_rows, labels_of
 from steval.errors import EvaluationError, nearest_names
-from steval.evaluator.cells.digests import SKETCH_CELLS, gene_keys, sketch, sketch_genes, value_bits
+from steval.evaluator.cells.digests import SKETCH_CELLS, control_step, gene_keys, sketch, sketch_genes, value_bits
 from steval.evaluator.cells.kernels import sum_cells
 from steval.evaluator.cells.sides import CellSource, few_cells, open_cells
 
@@ -50,6 +50,8 @@ class TrainingSummary:
     """Columns of the sketch genes (see `digests`)."""
     sketches: dict[str, np.ndarray]
     """Sketches of the first cells of each perturbation, float32 `[m, S]`."""
+    control_sketches: np.ndarray
+    """Sketches of evenly spaced control cells, float32 `[m, S]`."""
     num_cells: int
     dtype: "np.dtype[Any]"
     """Precision of the training cells; cell-eval's mean profile has it too."""
@@ -107,6 +109,9 @@ def read_training(
         control_digests=np.unique(digests[is_control]),
         sketched=sketched,
         sketches=_sketches(cells, alignment, selected, labels, sketched, perturbations),
+        control_sketches=_sketch_rows(
+            cells, alignment, selected[is_control][:: control_step(is_control.sum())], sketched
+        ),
         num_cells=len(selected),
         dtype=cells.rows(selected[:1], dtype=None).dtype,
         target_sum=target_sum,
@@ -179,6 +184,11 @@ def _sketches(
         if len(first):
             found[name] = sketch(alignment.apply(cells.rows(first, dtype=None)), sketched)
     return found
+
+
+def _sketch_rows(cells: CellFile, alignment: GeneAlignment, rows: np.ndarray, sketched: np.ndarray) -> np.ndarray:
+    chunks = (rows[start : start + BLOCK_CELLS] for start in range(0, len(rows), BLOCK_CELLS))
+    return np.concatenate([sketch(alignment.apply(cells.rows(chunk, dtype=None)), sketched) for chunk in chunks])
 
 
 def _mean_of_means(sums: np.ndarray, counts: np.ndarray, perturbation: np.ndarray) -> np.ndarray:
