@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from steval.batch.settings import Do
 from steval.data.columns import ColumnOptions
+from steval.data.effects.decoding import DecodingChoice
 from steval.evaluator.settings import ScoreSettings
 from steval.predictor.requests import RequestItem
 from steval.settings import Settings
@@ -55,6 +56,7 @@ class Job(Settings):
     """Whether `items` are only some of the data set's perturbations."""
     seed: int
     output: Literal["cells", "mean"]
+    decoding: DecodingChoice
     score: ScoreSettings
     wants_de: bool
     """Whether DE is made in chunks and given to scoring."""

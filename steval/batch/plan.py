@@ -144,6 +144,7 @@ class _Planner:
             "subset": subset,
             "seed": request.seed,
             "output": request.output,
+            "decoding": request.decoding,
             "score": self._manifest.score,
             "wants_de": wants_de and scores,
             "chunk": self._manifest.chunk,

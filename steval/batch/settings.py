@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from steval.batch.places import plain_name
 from steval.data.columns import ColumnOptions
+from steval.data.effects.decoding import DecodingChoice
 from steval.evaluator.settings import ScoreSettings
 from steval.predictor.requests import NumCells
 from steval.settings import Settings
@@ -72,6 +73,8 @@ class RequestEntry(Settings):
     """Cells of each perturbation (and cell type). None: as many as the data set has."""
     seed: int = Field(default=0, ge=0)
     output: Literal["cells", "mean"] = "cells"
+    decoding: DecodingChoice = "checkpoint"
+    """How predictions become cells, as for `steval predict --decoding`."""
     predictions: str | None = None
     """For `score`: the predictions, with {checkpoint} and {data} in place of their names."""
 

@@ -80,6 +80,7 @@ OPTIONS: dict[str, Shown] = {
     "--cell-type": Shown(ASKED, "NAME", completion.cell_types),
     "--batch": Shown(ASKED, "NAME", completion.batches),
     "--output": Shown(ASKED, "cells|mean"),
+    "--decoding": Shown(ASKED, "checkpoint|network|carried"),
     "--seed": Shown(ASKED, "N"),
     "--controls": Shown(CONTROLS, "H5AD"),
     "--by-batch": Shown(CONTROLS),

@@ -112,7 +112,9 @@ def predict(
     decoding: Annotated[
         str,
         typer.Option(
-            "--decoding", help="checkpoint: as it was calibrated; network: the cells that the network puts out."
+            "--decoding",
+            help="checkpoint: as it was calibrated; network: the cells that the network puts out; carried: its effect, carried by "
+            "measured control cells.",
         ),
     ] = "checkpoint",
     set_size: Annotated[
@@ -153,6 +155,7 @@ def predict(
         "max_cells": max_cells,
         "seed": seed,
         "output": output,
+        "decoding": decoding,
         "cell_types": cell_type or (),
         "batch": batch,
     }
@@ -194,7 +197,6 @@ def predict(
         "dtype": dtype,
         "batch_cells": batch_cells,
         "set_size": set_size,
-        "decoding": decoding,
         "attention": attention,
         "compile": compile_network,
     }

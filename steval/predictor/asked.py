@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from steval.data.columns import ColumnOptions
+from steval.data.effects.decoding import DecodingChoice
 from steval.predictor.request_files import read_request
 from steval.predictor.requests import (
     DEFAULT_CELLS,
@@ -40,6 +41,8 @@ class AskedPredictions(Settings):
     max_cells: NumCells | None = None
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     output: Output = "cells"
+    decoding: DecodingChoice = "checkpoint"
+    """How predictions become cells: as the checkpoint says, as the network puts them out, or carried by control cells."""
     cell_types: tuple[str, ...] = ()
     """Predict in each of these; `all`: in each that the controls have; empty: in the only one."""
     batch: str | None = None
@@ -100,4 +103,5 @@ def build_request(asked: AskedPredictions, vocabulary: PredictionVocabulary) -> 
             batch=asked.batch,
             output=asked.output,
         )
+    request = request.model_copy(update={"decoding": asked.decoding})
     return request.with_limits(asked.min_cells, asked.max_cells)

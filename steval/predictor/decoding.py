@@ -4,7 +4,8 @@ An item (a perturbation in a cell type) is carried as a whole, at most `CARRIED_
 the item's names and the seed alone, so that batch size, neighbours and order change nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,7 +14,7 @@ from steval.checkpoints.manifest import Manifest
 from steval.checkpoints.store import Checkpoint
 from steval.data.effects.anchors import Anchors
 from steval.data.effects.carry import CARRIED_AT_ONCE
-from steval.data.effects.decoding import DecodingSettings
+from steval.data.effects.decoding import DecodingChoice, DecodingSettings
 from steval.errors import ConfigError
 from steval.predictor.controls import ControlPool
 from steval.predictor.features import is_one_hot
@@ -26,21 +27,36 @@ from steval.predictor.sets import PlannedItem, PlannedSet, windows
 Network = Callable[[PredictionPlan, bool], Iterable[PredictedBlock]]
 """Gives the network's cells of a plan, its sets in order; the second argument: whether as CSR."""
 
+ITEMS_AT_ONCE = 64
+"""Items whose effects the network is asked for together: 9 MB of effects of 18,080 genes."""
+
 
 class Decoder:
-    """A checkpoint's decoding with what it needs: training effects, perturbation features."""
+    """A checkpoint's decoding with what it needs: training effects, perturbation features; `chosen` gives another kind."""
 
     def __init__(self, checkpoint: Checkpoint, settings: DecodingSettings | None = None):
         self.settings = checkpoint.manifest.decoding if settings is None else settings
         _require_possible(self.settings, checkpoint)
+        self._checkpoint = dataclasses.replace(checkpoint, weights={})
+        self._others: dict[DecodingChoice, Decoder] = {}
         self._anchors = None
         if self.settings.asks_anchor:
             assert checkpoint.effects is not None
             assert self.settings.anchor is not None
             self._anchors = Anchors(checkpoint.effects, self.settings.anchor, vectors(checkpoint))
 
+    def chosen(self, choice: DecodingChoice) -> "Decoder":
+        """This decoder, or the one for the kind that a request asks for; raises `ConfigError` where the checkpoint cannot."""
+        settings = self.settings.chosen(choice)
+        if settings is self.settings:
+            return self
+        if choice not in self._others:
+            self._others[choice] = Decoder(self._checkpoint, settings)
+        return self._others[choice]
+
     def blocks(self, plan: PredictionPlan, network: Network, *, sparse: bool = False) -> Iterator[PredictedBlock]:
-        """The cells of `plan`, float32, as CSR where `sparse`. `network` is asked here, before any cell is taken.
+        """The cells of `plan`, float32, as CSR where `sparse`. The network is asked for `ITEMS_AT_ONCE` items before any of their
+        cells is taken, the first time here, so that memory does not grow with their number.
 
         Raises `ConfigError` where the pool's cells cannot carry anything.
         """
@@ -51,20 +67,31 @@ class Decoder:
                 f"predictions of this checkpoint are carried by measured control cells, and {plan.pool.name} hold the network's "
                 "input alone; give control cells with --controls, or take the network's own cells with --decoding network"
             )
-        told = network_effects(plan, self.settings, network) if self.settings.asks_network else {}
-        return self._all_carried(plan, told, sparse)
+        groups = [plan.items[start : start + ITEMS_AT_ONCE] for start in range(0, len(plan.items), ITEMS_AT_ONCE)]
+        told = self._told(plan, groups[0], network)
+        return self._all_carried(plan, groups, told, network, sparse)
+
+    def _told(self, plan: PredictionPlan, items: Sequence[PlannedItem], network: Network) -> dict[int, np.ndarray]:
+        return network_effects(plan, self.settings, network, items) if self.settings.asks_network else {}
 
     def _all_carried(
-        self, plan: PredictionPlan, told: Mapping[int, np.ndarray], sparse: bool
+        self,
+        plan: PredictionPlan,
+        groups: Sequence[Sequence[PlannedItem]],
+        told: Mapping[int, np.ndarray],
+        network: Network,
+        sparse: bool,
     ) -> Iterator[PredictedBlock]:
         means: dict[tuple[str, str | None], np.ndarray] = {}
-        for item in plan.items:
-            place = (item.cell_type, item.batch)
-            if place not in means:
-                means[place] = control_mean(plan.pool, item.rows).astype(np.float64)
-            effect = self._effect(item, plan.manifest, means[place], told.get(item.position))
-            for group, cells in self._carried(plan, item, means[place], effect):
-                yield PredictedBlock(group, cells if sparse else cells.toarray())
+        for items in groups:
+            told = told if items is groups[0] else self._told(plan, items, network)
+            for item in items:
+                place = (item.cell_type, item.batch)
+                if place not in means:
+                    means[place] = control_mean(plan.pool, item.rows).astype(np.float64)
+                effect = self._effect(item, plan.manifest, means[place], told.get(item.position))
+                for sets, cells in self._carried(plan, item, means[place], effect):
+                    yield PredictedBlock(sets, cells if sparse else cells.toarray())
 
     def _effect(
         self, item: PlannedItem, manifest: Manifest, mean: np.ndarray, network: np.ndarray | None
@@ -95,20 +122,23 @@ def vectors(checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | None:
     return {name: vector for name, vector in named if name != manifest.control}
 
 
-def network_effects(plan: PredictionPlan, settings: DecodingSettings, network: Network) -> dict[int, np.ndarray]:
-    """What the network says the items of `plan` change, float64 `[G]` by position: predicted less control mean.
+def network_effects(
+    plan: PredictionPlan, settings: DecodingSettings, network: Network, items: Sequence[PlannedItem] | None = None
+) -> dict[int, np.ndarray]:
+    """What the network says that `items` of `plan` (all of them) change, float64 `[G]` by position: predicted less control mean.
 
     Each is the mean of `effect_cells` cells; with `subtract_null` what it says of the control label in the same cell type and
     batch is taken off.
     """
-    asked = [item for item in plan.items if item.perturbation != plan.manifest.control]
+    wanted = plan.items if items is None else items
+    asked = [item for item in wanted if item.perturbation != plan.manifest.control]
     places = sorted({(item.cell_type, item.batch) for item in asked}, key=str)
-    items = [_asked(item.perturbation, item.cell_type, item.batch, settings) for item in asked]
+    entries = [_asked(item.perturbation, item.cell_type, item.batch, settings) for item in asked]
     if settings.subtract_null:
-        items += [_asked(plan.manifest.control, cell_type, batch, settings) for cell_type, batch in places]
-    if not items:
+        entries += [_asked(plan.manifest.control, cell_type, batch, settings) for cell_type, batch in places]
+    if not entries:
         return {}
-    request = PredictionRequest(items=tuple(dict.fromkeys(items)), seed=plan.request.seed)
+    request = PredictionRequest(items=tuple(dict.fromkeys(entries)), seed=plan.request.seed)
     inner = make_plan(request, plan.pool, plan.manifest, plan.set_size)
     changes = dict(zip(request.items, _changes(inner, network), strict=True))
     effects = {}

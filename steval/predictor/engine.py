@@ -120,12 +120,12 @@ class Predictor:
             "attention": self.attention,
             "set_size": self.set_size,
             "compile": self.compiled,
-            "decoding": self.decoder.settings.as_dict(),
         }
 
-    def facts(self, made_by: str = "steval predict") -> PredictionFacts:
-        """Where predictions of this engine come from, for the record of an output."""
-        return PredictionFacts(made_by, str(self.path), self.digest, self.settings())
+    def facts(self, request: PredictionRequest, made_by: str = "steval predict") -> PredictionFacts:
+        """Where this engine's predictions of `request` come from, for the record of an output."""
+        decoding = self.decoder.chosen(request.decoding).settings.as_dict()
+        return PredictionFacts(made_by, str(self.path), self.digest, {**self.settings(), "decoding": decoding})
 
     def plan(self, request: PredictionRequest, pool: ControlPool) -> PredictionPlan:
         """`plan.make_plan` for this checkpoint and set size."""
@@ -143,7 +143,7 @@ class Predictor:
 
         `pool`: its controls, encoded before; `sparse`: as CSR.
         """
-        return self.decoder.blocks(
+        return self.decoder.chosen(plan.request.decoding).blocks(
             plan, lambda inner, csr: self.predict_blocks(inner.sets(), pool or inner.pool, sparse=csr), sparse=sparse
         )
 

@@ -10,7 +10,6 @@ from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.store import Checkpoint, load_checkpoint
 from steval.data.cells.cellfile import CellFile
 from steval.data.columns import resolve_columns, unique_labels
-from steval.data.effects.decoding import DecodingSettings
 from steval.errors import ConfigError
 from steval.model.config import Attention
 from steval.predictor.asked import AskedPredictions, build_request
@@ -43,8 +42,6 @@ class PredictionJob(AskedPredictions):
     set_size: PositiveInt | None = None
     attention: Attention | None = None
     compile: bool = False
-    decoding: Literal["checkpoint", "network"] = "checkpoint"
-    """How predictions become cells: as the checkpoint says, or as the network puts them out."""
 
     @model_validator(mode="after")
     def _out_is_no_input(self) -> "PredictionJob":
@@ -76,7 +73,6 @@ def run_job(job: PredictionJob) -> WrittenPredictions:
             attention=job.attention,
             set_size=job.set_size,
             compile=job.compile,
-            decoding=DecodingSettings() if job.decoding == "network" else None,
         )
         del checkpoint  # in bf16 its float32 weights are not needed any more
         return predict_into(job.out, predictor, request, pool, job.written)
@@ -93,7 +89,7 @@ def predict_into(
     """Predict `request` from `pool` into the h5ad `path`, see `output.write_predictions`."""
     plan, options = predictor.plan(request, pool), options or OutputOptions()
     blocks = predictor.blocks(plan, sparse=takes_sparse_cells(plan, options))
-    return write_predictions(path, plan, blocks, predictor.facts(made_by), options)
+    return write_predictions(path, plan, blocks, predictor.facts(request, made_by), options)
 
 
 def open_controls(job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:

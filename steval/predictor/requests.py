@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, field_validator
 
 from steval.data.columns import Columns
+from steval.data.effects.decoding import DecodingChoice
 from steval.errors import ConfigError, UnknownPerturbationError
 from steval.settings import Settings
 
@@ -56,6 +57,8 @@ class PredictionRequest(Settings):
     batch: str | None = None
     output: Output = "cells"
     """`cells`: every predicted cell; `mean`: one mean profile for each item."""
+    decoding: DecodingChoice = "checkpoint"
+    """How predictions become cells: as the checkpoint says, as the network puts them out, or carried by control cells."""
 
     @field_validator("items")
     @classmethod

@@ -180,9 +180,12 @@ class ServiceClient:
         cell_type: str | None = None,
         batch: str | None = None,
         output: str = "cells",
+        decoding: str = "checkpoint",
     ) -> Path:
         """The h5ad that `steval predict` would write with these options; nothing is under `path` until it is whole."""
         body = _body(perturbations, cells, seed, cell_type, batch, output)
+        if decoding != "checkpoint":
+            body["decoding"] = decoding
         content = self._call("POST", "/predict", json=body, headers={"Accept": H5AD}).content
         with atomic_path(path) as partial:
             partial.write_bytes(content)

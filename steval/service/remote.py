@@ -26,5 +26,5 @@ def run_remote(job: RemoteJob, service: ServiceClient) -> PredictionRequest:
         )
     request = build_request(job, service.vocabulary())
     items = [item.model_dump(mode="json", exclude_none=True) for item in request.items]
-    service.save_predictions(job.out, items, seed=job.seed, batch=job.batch, output=job.output)
+    service.save_predictions(job.out, items, seed=job.seed, batch=job.batch, output=job.output, decoding=job.decoding)
     return request

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
+from steval.data.effects.decoding import DecodingChoice
 from steval.evaluator.metrics.profiles import ProfileName
 from steval.evaluator.settings import ScoreChoice
 from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, MOST_CELLS, PredictionRequest, require_unique
@@ -56,6 +57,8 @@ class PredictBody(Settings):
     """Start from control cells of this batch alone."""
     output: Literal["mean", "cells"] = "mean"
     """`mean`: a profile for each perturbation; `cells`: every predicted cell (as Arrow or h5ad)."""
+    decoding: DecodingChoice = "checkpoint"
+    """How predictions become cells: as the checkpoint says, as the network puts them out, or carried by control cells."""
 
     @property
     def num_cells(self) -> int:
@@ -74,7 +77,13 @@ class PredictBody(Settings):
     def to_request(self) -> PredictionRequest:
         """The predictor's request; a name given twice is a `ConfigError`."""
         items = [one.as_dict() for one in self.items()]
-        values = {"items": items, "seed": self.seed, "batch": self.batch, "output": self.output}
+        values = {
+            "items": items,
+            "seed": self.seed,
+            "batch": self.batch,
+            "output": self.output,
+            "decoding": self.decoding,
+        }
         request = PredictionRequest.parse(values, source="the request")
         require_unique(request.items, "the request")
         return request

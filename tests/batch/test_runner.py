@@ -288,3 +288,15 @@ def test_assembly_loads_no_network_and_evicts_none(case: Path, monkeypatch: pyte
     assert not run_in_process(path, InProcessEngine(before)).failed
     assert kinds.count("assemble") == 2
     assert loads == ["predict"]
+
+
+def test_a_request_of_a_batch_says_how_predictions_become_cells(case: Path):
+    requests = [{"name": kind, "do": "predict", "cells": 20, "decoding": kind} for kind in ("network", "carried")]
+    path = write_manifest(case, "decoded", **ONE, requests=requests)
+    assert not run_in_process(path).failed
+    plan = plan_of(path)
+    for job in plan.jobs:
+        with CellFile.open(plan.layout.predictions(job)) as cells:
+            assert cells.record["details"]["predictor"]["decoding"]["kind"] == job.request_name
+            assert cells.obs["predicted"].sum() == 5 * 20
+    assert plan.jobs[0].key != plan.jobs[1].key

@@ -8,6 +8,7 @@ import pytest
 
 from steval.checkpoints.store import load_checkpoint, save_checkpoint
 from steval.data.cells.cellfile import CellFile
+from steval.data.cells.record import read_record
 from steval.data.columns import Columns
 from steval.data.effects.anchors import Anchors, AnchorSettings
 from steval.data.effects.decoding import DecodingSettings
@@ -64,7 +65,7 @@ def test_the_simple_model_is_carried_exactly_and_leaves_the_control_alone(calibr
     told = Anchors(calibrated.effects, AnchorSettings()).effects(["STAT1"], "all cells", mean)[0]
     np.testing.assert_allclose(found["STAT1"].mean(axis=0), np.maximum(mean + told, 0), atol=2e-5)
     np.testing.assert_allclose(found["non-targeting"].mean(axis=0), mean, atol=2e-5)
-    assert predictor.settings()["decoding"]["kind"] == "carried"
+    assert predictor.facts(request("STAT1")).engine["decoding"] == SIMPLE.as_dict()
 
 
 def test_the_networks_effect_is_its_mean_change_less_its_null_effect(calibrated, cells):
@@ -107,6 +108,33 @@ def test_what_the_network_puts_out_is_a_word_away(calibrated, checkpoint, cells_
         )  # fmt: skip
     first, second = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in "ab")
     np.testing.assert_array_equal(first.X.toarray(), second.X.toarray())
+
+
+@pytest.mark.parametrize("decoding", [SIMPLE, DecodingSettings(kind="carried", effect_cells=16)])
+def test_effects_are_asked_for_in_parts_that_change_nothing(calibrated, cells, monkeypatch, decoding):
+    asked = request("TET1", "MED12", "non-targeting", "SRC")
+    whole = predicted(Predictor(calibrated, device="cpu", decoding=decoding), asked, cells)
+    monkeypatch.setattr("steval.predictor.decoding.ITEMS_AT_ONCE", 1)
+    parts = predicted(Predictor(calibrated, device="cpu", decoding=decoding), asked, cells)
+    assert list(parts) == list(whole)
+    for name, found in whole.items():
+        np.testing.assert_allclose(parts[name], found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_request_chooses_and_the_record_tells_what_was_done(calibrated, checkpoint, cells, cells_path, tmp_path):
+    network, simple = DecodingSettings(), SIMPLE
+    for source, choice, expected in (
+        (calibrated, "checkpoint", simple),
+        (calibrated, "carried", simple),
+        (calibrated, "network", network),
+        (checkpoint, "checkpoint", network),
+        (checkpoint, "carried", DecodingSettings(kind="carried")),
+    ):
+        out = tmp_path / f"{source.path.stem}-{choice}-{source is calibrated}.h5ad"
+        job = {"checkpoint": source.path, "out": out, "controls": cells_path, "perturbations": ("STAT1",), "cells": 20}
+        run_job(PredictionJob(**job, decoding=choice))
+        record = read_record(ad.read_h5ad(out).uns)["details"]["predictor"]["decoding"]
+        assert record == expected.as_dict()
 
 
 def test_a_decoding_that_the_checkpoint_cannot_do_is_refused(checkpoint, calibrated, tmp_path):

@@ -63,7 +63,7 @@ def test_a_broken_run_leaves_nothing(checkpoint, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(tmp_path / "p.h5ad", plan, breaks(), predictor.facts())
+        write_predictions(tmp_path / "p.h5ad", plan, breaks(), predictor.facts(plan.request))
     assert list(tmp_path.iterdir()) == []
 
 

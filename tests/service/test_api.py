@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from steval.checkpoints.store import load_checkpoint
+from steval.data.cells.record import read_record
 from steval.predictor.controls import checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.job import predict_into
@@ -72,6 +73,25 @@ def test_h5ad_is_the_file_of_steval_predict(http, reference):
     assert served.obs.equals(reference.obs)
     assert abs(served.X - reference.X).max() < 1e-5
     assert served.uns["steval"]["scale"] == "lognorm"
+
+
+@pytest.mark.parametrize("decoding", ["network", "carried"])
+def test_a_decoding_that_is_asked_for_is_that_of_steval_predict(http, tiny_checkpoint, tmp_path, monkeypatch, decoding):
+    monkeypatch.setattr("steval.predictor.decoding.ITEMS_AT_ONCE", 1)  # the queue is asked more than once
+    served = ad.read_h5ad(io.BytesIO(post(http, {**REQUEST, "output": "cells", "decoding": decoding}, H5AD).content))
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    request = request_names(["STAT1", "TET1"], 40, seed=3).model_copy(update={"decoding": decoding})
+    path = tmp_path / "preds.h5ad"
+    predict_into(path, Predictor(checkpoint, device="cpu"), request, checkpoint_controls(checkpoint))
+    expected = ad.read_h5ad(path)
+    record = read_record(served.uns)["details"]
+    assert record["predictor"]["decoding"]["kind"] == decoding
+    assert record["request_digest"] == request.digest()
+    np.testing.assert_allclose(served.X.toarray(), expected.X.toarray(), rtol=1e-4, atol=1e-5)
+    means = post(http, {**REQUEST, "decoding": decoding}).json()["predictions"]
+    for profile in means:
+        rows = expected[(expected.obs["target_gene"] == profile["perturbation"]).to_numpy()]
+        np.testing.assert_allclose(profile["mean"], rows.X.toarray().mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", ["identity", "zstd"])

@@ -58,7 +58,7 @@ def _predict(task: Task, device: str) -> None:
     predictor = _predictor(job.checkpoint, task.dtype, device, task.root, task.threads)
     with _real(task) as real:
         pool = cell_controls(real, predictor.manifest, columns=job.columns, scale=job.scale)
-        request = PredictionRequest(items=job.items[slice(*task.part)], seed=job.seed)
+        request = PredictionRequest(items=job.items[slice(*task.part)], seed=job.seed, decoding=job.decoding)
         predict_into(task.output, predictor, request, pool, OutputOptions(include_controls=False))
 
 
@@ -76,7 +76,7 @@ def _assemble(task: Task, device: str) -> None:
     chunks = [(chunk_path(parts, "predict", number, "h5ad"), part) for number, part in enumerate(ranges)]
     with _real(task) as real:
         pool = cell_controls(real, manifest, columns=job.columns, scale=job.scale)
-        request = PredictionRequest(items=job.items, seed=job.seed, output=job.output)
+        request = PredictionRequest(items=job.items, seed=job.seed, output=job.output, decoding=job.decoding)
         plan = make_plan(request, pool, manifest)
         with chunk_blocks(plan, chunks) as blocks:
             write_predictions(task.output, plan, blocks, chunk_facts(chunks[0][0], "steval batch"))

@@ -21,6 +21,8 @@ from steval.data.effects.carry import Carried, carry
 from steval.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
+DecodingChoice = Literal["checkpoint", "network", "carried"]
+"""What a request may ask for: the checkpoint's own decoding, or one kind of it."""
 
 
 class DecodingSettings(Settings):
@@ -56,6 +58,10 @@ class DecodingSettings(Settings):
     def asks_anchor(self) -> bool:
         """Whether training effects have any part in them."""
         return self.anchor is not None and self.network_weight < 1
+
+    def chosen(self, choice: DecodingChoice) -> "DecodingSettings":
+        """These settings, or where another kind is asked for that kind's defaults (`carried`: the network's effect alone)."""
+        return self if choice in ("checkpoint", self.kind) else DecodingSettings(kind=choice)
 
     def combined(self, network: np.ndarray | None, simple: np.ndarray | None) -> np.ndarray:
         """The effect `[..., G]` that is carried; what has no weight may be None."""

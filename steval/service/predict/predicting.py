@@ -71,6 +71,8 @@ class QueuedCells:
         with self._lock:
             if self.closed:
                 raise CancelledError
+            if self._ticket is not None:  # more is asked once the first part has been answered
+                self._ticket.close()
             self._ticket = self._batcher.accept(plan.num_cells, self._place.owner)
         return self._sets(self._ticket, plan)
 
@@ -184,7 +186,7 @@ def _require_size(model: Model, body: PredictBody, kind: str) -> None:
 
 def _decoded(model: Model, plan: PredictionPlan, queued: QueuedCells) -> Iterator[PredictedBlock]:
     """The cells of `plan` as the checkpoint's decoding says; what it asks of the network goes through the queue."""
-    return model.predictor.decoder.blocks(
+    return model.predictor.decoder.chosen(plan.request.decoding).blocks(
         plan, lambda inner, _: (PredictedBlock([one.planned], one.cells) for one in queued.admit(inner))
     )
 
@@ -196,7 +198,7 @@ def _sets(blocks: Iterator[PredictedBlock]) -> Iterator[PredictedSet]:
 def _write(path: Path, queued: QueuedCells, body: PredictBody, model: Model) -> None:
     """The file of `steval predict`; none where the client has left meanwhile."""
     plan = model.predictor.plan(body.to_request(), model.pool)
-    write_predictions(path, plan, _decoded(model, plan, queued), model.predictor.facts("steval serve"))
+    write_predictions(path, plan, _decoded(model, plan, queued), model.predictor.facts(plan.request, "steval serve"))
     if queued.closed:
         path.unlink(missing_ok=True)
 
