@@ -65,8 +65,8 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "random.safetensors"
-        _write(path, options)
-        service = _Service(path, options.threads)
+        write_checkpoint(path, options)
+        service = Service(path, options.threads)
         try:
             if options.soak:
                 asyncio.run(_soak(service, options))
@@ -87,7 +87,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write(path: Path, options: argparse.Namespace) -> None:
+def write_checkpoint(path: Path, options: argparse.Namespace) -> None:
     hidden, genes = options.hidden, options.genes
     backbone = {"kind": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_layers": 4}
     backbone |= {"num_heads": 8, "num_key_value_heads": 8, "head_dim": hidden // 8}
@@ -114,17 +114,17 @@ def _write(path: Path, options: argparse.Namespace) -> None:
     )
 
 
-class _Service:
+class Service:
     """`steval serve` as a process."""
 
-    def __init__(self, checkpoint: Path, threads: int):
+    def __init__(self, checkpoint: Path, threads: int, *arguments: str):
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             self.port = one.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "STEVAL_BATCH_CELLS": str(BATCH_CELLS)}
         command = [sys.executable, "-m", "steval", "serve", str(checkpoint), "--port", str(self.port)]
-        command += ["--threads", str(threads)]
+        command += ["--threads", str(threads), *arguments]
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._wait()
 
@@ -157,7 +157,7 @@ class _Service:
         self._process.wait(120)
 
 
-def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None:
+def _compare(service: Service, path: Path, options: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(path)
     predictor = Predictor(checkpoint, device="cpu", batch_cells=BATCH_CELLS)
     pool = checkpoint_controls(checkpoint)
@@ -200,7 +200,7 @@ def _compare(service: _Service, path: Path, options: argparse.Namespace) -> None
 
 
 def _in_turns(
-    service: _Service, options: argparse.Namespace, predict: Callable[[int, int], float]
+    service: Service, options: argparse.Namespace, predict: Callable[[int, int], float]
 ) -> tuple[list[float], list[float]]:
     """Seconds of single requests in process, and served."""
     single, alone = [], []
@@ -272,7 +272,7 @@ class _Client:
         self._connection.close()
 
 
-async def _soak(service: _Service, options: argparse.Namespace) -> None:
+async def _soak(service: Service, options: argparse.Namespace) -> None:
     """Eight clients that ask for everything; resident memory every few seconds."""
     deadline = time.perf_counter() + options.soak
     statuses: dict[int, int] = {}

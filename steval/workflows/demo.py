@@ -62,6 +62,8 @@ def run_demo(
     from steval.workflows.score import ScoreRequest, score_predictions
 
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file; name a directory with --out DIR")
     if directory.exists() and any(directory.iterdir()) and not overwrite:
         raise ConfigError(f"{directory} is there already; use --overwrite, or another place with --out DIR")
     announce("1/4 prepare: counts -> lognorm, hold cells out for the evaluation")

@@ -280,6 +280,20 @@ def test_clients_that_vanish_give_their_cells_back_and_leave_no_file(http, servi
     assert post(http, REQUEST).status_code == 200
 
 
+def test_thousands_of_unknown_names_whose_clients_left_hold_nobody_up(http, service_url):
+    host, port = service_url.removeprefix("http://").split(":")
+    names = [f"GEEN{number}" for number in range(2000)]
+    body = json.dumps({"perturbations": names, "cells": 1}).encode()
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    for _ in range(20):
+        with socket.create_connection((host, int(port)), timeout=20) as one:
+            one.sendall(head + b"content-length: " + str(len(body)).encode() + b"\r\n\r\n" + body)
+    assert http.get("/livez", timeout=10).status_code == 200
+    error = error_of(post(http, body), 404, "unknown_perturbation")
+    assert (len(error["nearest"]), error["problems"][-1]) == (10, "and 1990 more unknown names")
+    assert post(http, REQUEST).status_code == 200
+
+
 def test_requests_at_once_get_their_own_answers(http, service_url):
     def mean_of(client: httpx.Client, name: str) -> list[float]:
         return post(client, {"perturbations": [name], "cells": 20}).json()["predictions"][0]["mean"]

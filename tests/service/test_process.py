@@ -265,6 +265,72 @@ def test_a_killed_worker_is_replaced_and_its_scoring_job_is_run_again(tiny_check
 
 
 @pytest.mark.slow
+def test_a_job_survives_kills_at_any_moment(tiny_checkpoint, tmp_path, service_dir):
+    """In turn the worker alone, which the supervisor replaces, and everything, which is started again: one result.
+
+    STEVAL_KILLS says how many; 10 were run by hand.
+    """
+    arguments = ("--job-dir", str(tmp_path / "jobs"), "--data-dir", str(service_dir / "data"))
+    results = []
+    moments = np.random.default_rng(5).uniform(0.0, 8.0, int(os.environ.get("STEVAL_KILLS", "2")))
+    job_id = ""
+    for number, moment in enumerate([None, *moments]):
+        with served_process(str(tiny_checkpoint), *arguments) as (url, process):
+            wait_until_ready(url)
+            with ServiceClient(url) as client:
+                job_id = client.submit_score("cells.h5ad", "cells.h5ad", on_server=True, profile="minimal", seed=1)
+                if moment is not None:
+                    time.sleep(moment)
+                    everything = descendants(process.pid)
+                    for pid in children(process.pid) if number % 2 else everything:
+                        os.kill(pid, signal.SIGKILL)
+                if moment is None or number % 2:
+                    wait_until_ready(url)
+                    results.append(client.wait_for_score(job_id, timeout=200))
+                    client.remove_score(job_id)
+        if moment is not None and not number % 2:
+            assert not [pid for pid in everything if runs_a_job(pid)]
+            with served_process(str(tiny_checkpoint), *arguments) as (url, _), ServiceClient(url) as client:
+                wait_until_ready(url)
+                results.append(client.wait_for_score(job_id, timeout=200))
+                client.remove_score(job_id)
+    assert len(results) == 1 + len(moments)
+    assert all(result["members"] == results[0]["members"] for result in results)
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_polite_key_is_served_beside_a_greedy_one(tiny_checkpoint, tmp_path):
+    keys = tmp_path / "keys.txt"
+    greedy, polite = add_key(keys, "greedy"), add_key(keys, "polite")
+    large = {"perturbations": ["STAT1", "SRC", "TET1", "MED12"], "cells": 500}
+    stop = threading.Event()
+    finished: list[int] = []
+
+    def ask(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=60, headers={"x-api-key": greedy}) as client:
+            while not stop.is_set():
+                finished.append(client.post("/predict", json=large).status_code)
+
+    limits = {"STEVAL_MAX_QUEUED_CELLS": "8000", "STEVAL_QUEUE_TIMEOUT": "2"}
+    with served_process(str(tiny_checkpoint), "--api-key-file", str(keys), **limits) as (url, _):
+        wait_until_ready(url)
+        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        headers = {"x-api-key": polite}
+        answers = [
+            httpx.post(url + "/predict", json=REQUEST, headers=headers, timeout=60).status_code for _ in range(12)
+        ]
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answers == [200] * 12
+    assert finished.count(200) >= 12
+    assert set(finished) <= {200, 503}
+
+
+@pytest.mark.slow
 def test_a_worker_killed_under_load_gives_whole_answers_or_errors_and_is_replaced(tiny_checkpoint):
     answers: list[tuple[float, np.ndarray]] = []
     errors: list[StevalError] = []

@@ -20,6 +20,13 @@ from steval.workflows.demo import DemoResult, run_demo
 from steval.workflows.score import ScoreRequest, score_predictions
 
 
+def test_a_file_is_no_place_for_a_demo(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "file"), "--overwrite"])
+    assert (result.exit_code, (tmp_path / "file").read_text()) == (2, "kept")
+    assert "is a file" in result.output
+
+
 def test_everything_is_where_the_design_says(demo: DemoResult):
     run = demo.directory / "run"
     for path in (
