@@ -40,7 +40,8 @@ class ErrorMappingGroup(Group):
         except (KeyboardInterrupt, BrokenPipeError) as error:
             if ctx.obj["debug"]:
                 raise
-            _say(str(error) or "interrupted; nothing half-written was left under a final name")
+            said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+            _say(said or "interrupted; nothing half-written was left under a final name")
             raise typer.Exit(getattr(error, "exit_code", 130)) from error
         except Exception as error:
             if ctx.obj["debug"] or type(error).__module__.startswith(("click", "typer")):

@@ -15,7 +15,8 @@ def doctor(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="CONFIG_OR_RUN", help="A configuration (ours or arc-state's), a metrics.csv, or a run directory."
+            metavar="CONFIG_OR_RUN",
+            help="A configuration (ours or arc-state's), a recipe's name, a metrics.csv, or a run directory.",
         ),
     ],
     json: options.JsonFlag = False,

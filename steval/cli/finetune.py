@@ -1,6 +1,7 @@
 """`steval finetune`."""
 
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,11 +44,17 @@ def finetune(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved configuration and do nothing.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, tell phases and estimates, write nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory.")] = False,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Go on where input, output and evaluation do not fit each other.")
     ] = False,
     drop_unlabelled: options.DropUnlabelled = False,
+    from_nothing: Annotated[
+        bool, typer.Option("--from-nothing", help="Go on where phases freeze a backbone of random weights.")
+    ] = False,
     data_dir: options.DataDirs = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -76,17 +83,34 @@ def finetune(
             raise typer.BadParameter("--print-config needs CONFIG or --from-arc-config")
         typer.echo(settings.to_yaml(), nl=False)
         return
+    if resume and dry_run:
+        raise typer.BadParameter("--dry-run is for a run that has not begun; leave --resume out")
     if resume and (run or overwrite):
         raise typer.BadParameter("--resume names the run directory itself; leave --run and --overwrite out")
     keep_freed_memory()
     with importing():
-        from steval.workflows.finetune import finetune_with_evaluation
+        from steval.workflows.finetune import finetune_with_evaluation, rehearse_with_evaluation
         from steval.workflows.score import data_directories
     if threads:
         import torch
 
         torch.set_num_threads(threads)
 
+    notices: list[Notice] = []
+    report = notices.append if json else _print_notice
+    if dry_run:
+        assert settings is not None
+        rehearse_with_evaluation(
+            settings,
+            init_from=init_from,
+            device=device,
+            allow_mismatch=allow_mismatch,
+            from_nothing=from_nothing,
+            report=report,
+        )
+        if json:
+            print_json({"notices": [asdict(notice) for notice in notices]})
+        return
     result = finetune_with_evaluation(
         settings,
         resume or run or Path("runs") / Path(config or str(from_arc_config)).stem,
@@ -95,8 +119,9 @@ def finetune(
         overwrite=overwrite,
         device=device,
         allow_mismatch=allow_mismatch,
+        from_nothing=from_nothing,
         data_dirs=data_directories(data_dir) if resume else (),
-        report=None if json else _print_notice,
+        report=report,
     )
     if json:
         best = {"path": str(result.best), **result.best_record}

@@ -3,8 +3,9 @@
 The recipes shipped with the package (`steval.trainer.recipes`) are files of this form.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -21,7 +22,8 @@ from steval.data.splits.assignment import CellSplit, SplitSettings, TomlSplit
 from steval.data.training.cells import CellsSettings
 from steval.data.training.sets import ControlMapping, Sampling
 from steval.model.loss_settings import LossSettings
-from steval.settings import Settings
+from steval.settings import Settings, apply_overrides, read_yaml
+from steval.trainer.recipes import with_recipe
 from steval.trainer.settings.network import NetworkSettings
 from steval.trainer.settings.phases import PhaseSettings
 
@@ -181,6 +183,11 @@ class FinetuneConfig(Settings):
     """metrics.csv is always written; `tensorboard` and `wandb` are added when named."""
     wandb_project: str = "steval"
     """Project of the Weights & Biases run."""
+
+    @classmethod
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, laid over the recipe that its key `recipe` names if it has one, apply `a.b=c` overrides, validate."""
+        return cls.parse(apply_overrides(with_recipe(read_yaml(path), str(path)), overrides), source=str(path))
 
     @model_validator(mode="after")
     def _unique_phases(self) -> "FinetuneConfig":

@@ -12,7 +12,8 @@ from steval.model.groups import PARAMETER_GROUPS, parameter_group
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.optimiser import ParameterSet
-from steval.trainer.progress.notices import Notice
+from steval.trainer.progress.notices import Notice, duration
+from steval.trainer.settings.network import names_backbone
 from steval.trainer.settings.phases import PhaseSettings
 from steval.trainer.sources import Base
 from steval.wording import memory_size
@@ -44,6 +45,26 @@ def guard_representation(
     if problems and not allow_mismatch:
         raise ConfigError("input, output and evaluation do not fit each other", problems)
     return problems
+
+
+def guard_fresh_weights(config: FinetuneConfig, base: Base | None, *, from_nothing: bool) -> list[str]:
+    """Warnings about a backbone of random weights that a phase freezes; a `ConfigError` where nobody has asked for such a one.
+
+    It is asked for by `from_nothing`, or by a configuration that gives the backbone its sizes.
+    """
+    frozen = [phase.name for phase in config.phases if phase.frozen_blocks]
+    if base is not None or not frozen:
+        return []
+    problem = (
+        f"the backbone has random weights, and phase {', '.join(frozen)} freezes it or a part of it: what it freezes never learned "
+        "anything"
+    )
+    if from_nothing or names_backbone(config.network):
+        return [f"{problem}; recipes quick-cpu and full train all of a network that starts from nothing"]
+    raise ConfigError(
+        f"without --init-from {problem}. Start from a checkpoint (--init-from CKPT), take recipe quick-cpu or full for a network "
+        "from nothing, or insist with --from-nothing"
+    )
 
 
 def preflight_notice(
@@ -90,6 +111,23 @@ def estimate_memory(config: FinetuneConfig, model: ModelConfig) -> int:
     heads = 6 * model.output_dim + 4 * (model.gene_decoder.gene_dim if model.gene_decoder else 0)
     encoders = 3 * model.hidden_dim * (2 * model.num_encoder_layers + model.num_decoder_layers) + 2 * model.input_dim
     return total * 4 + trainable * 12 + average * 4 + cells * width * (num_layers * layers + heads + encoders)
+
+
+def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step: float) -> Notice:
+    """What a run will take; `seconds_per_step` as measured, on one device and without the optimiser's part."""
+    weights = 4 * sum(p.numel() for p in _skeleton(model).parameters())
+    cells = config.total_steps * config.sets.per_batch * config.sets.accumulation * config.sets.size
+    rows = (
+        ("steps", f"{config.total_steps:,} in {len(config.phases)} phases"),
+        ("cells seen", f"{cells:,} on each device"),
+        (
+            "time",
+            f"about {duration(config.total_steps * seconds_per_step)}: {seconds_per_step:.3g} s a step, validation apart",
+        ),
+        ("memory", f"{estimate_memory(config, model) / GIB:.1f} GiB on each device"),
+        ("disk", f"{weights / GIB:.2f} GiB a checkpoint, about {3 * weights / GIB:.2f} GiB for last.ckpt"),
+    )
+    return Notice("Estimate", ("what", "value"), rows)
 
 
 def phase_notice(

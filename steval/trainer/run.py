@@ -50,6 +50,7 @@ def finetune(
     overwrite: bool = False,
     device: str = "auto",
     allow_mismatch: bool = False,
+    from_nothing: bool = False,
     data_dirs: Sequence[Path] = (),
     quick_eval: QuickEval | None = None,
     warmup: Warmup | None = None,
@@ -62,7 +63,8 @@ def finetune(
     own configuration; `config` may be None, or differ in where files lie and how they are read. `data_dirs`: where the files of a
     resumed run are looked for that are no longer where they were. `device`: auto, cpu, cuda, cuda:N. `quick_eval` scores
     checkpoints in memory when `checks.quick_eval_every` says so; `warmup` makes the service's record; `report` is told the
-    preflight table and each phase; `on_step` is called after each step.
+    preflight table and each phase; `on_step` is called after each step. `from_nothing`: go on where phases freeze a backbone of
+    random weights.
 
     Ctrl-C and SIGTERM end it after the step (`finished` is False), a second Ctrl-C at once with `RunInterrupted`. Raises
     `ConfigError` (also where another process is at work in `run_dir`), `DataError`, `CheckpointError`, and `DivergenceError`
@@ -78,7 +80,7 @@ def finetune(
                     held.enter_context(DirectoryLock(directory.path))
                 start = recorded_start(directory, config, init_from, allow_mismatch, data_dirs)
             else:
-                start = _given_start(config, init_from, allow_mismatch)
+                start = _given_start(config, init_from, allow_mismatch, from_nothing)
                 if leader:
                     directory.require_startable(overwrite=overwrite)
             _require_able(start.config, quick_eval)
@@ -90,6 +92,29 @@ def finetune(
             return _fit(run, leader, device, stop, quick_eval, warmup, on_step)
     except StoppedAtOnceError as stopped:
         raise RunInterrupted(_interruption(directory, stopped), stopped.number) from None
+
+
+def rehearse(
+    config: FinetuneConfig,
+    *,
+    init_from: Path | None = None,
+    device: str = "auto",
+    allow_mismatch: bool = False,
+    from_nothing: bool = False,
+    quick_eval: QuickEval | None = None,
+    report: Tell | None = None,
+) -> None:
+    """Everything of `finetune` up to its first step, told and not written: preflight, phases, and what it will take.
+
+    A few steps are computed and thrown away to estimate the time. Raises as `finetune`.
+    """
+    start = _given_start(config, init_from, allow_mismatch, from_nothing)
+    _require_able(start.config, quick_eval)
+    run = Session.open(start, RunDirectory(Path()), report)
+    try:
+        run.rehearse(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(_out_of_memory(run.config)) from error
 
 
 def _fit(
@@ -115,11 +140,13 @@ def _fit(
     )  # fmt: skip
 
 
-def _given_start(config: FinetuneConfig | None, init_from: Path | None, allow_mismatch: bool) -> Start:
+def _given_start(
+    config: FinetuneConfig | None, init_from: Path | None, allow_mismatch: bool, from_nothing: bool
+) -> Start:
     if config is None:
         raise ConfigError("a run needs a configuration; only --resume can do without")
     config = config.with_absolute_paths()
-    return Start(config, config, init_from=init_from, allow_mismatch=allow_mismatch)
+    return Start(config, config, init_from=init_from, allow_mismatch=allow_mismatch, from_nothing=from_nothing)
 
 
 def _require_able(config: FinetuneConfig, quick_eval: QuickEval | None) -> None:

@@ -17,15 +17,22 @@ from steval.errors import ConfigError
 from steval.model.config import ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.fit.devices import build_trainer, fit, is_first_process, make_ready
+from steval.trainer.fit.devices import build_trainer, fit, is_first_process, make_ready, training_device
 from steval.trainer.fit.feeding import BatchMaker, Feed, open_feed
 from steval.trainer.fit.objective import Objective, idle_parameters
 from steval.trainer.fit.optimiser import freeze, parameter_sets
 from steval.trainer.fit.phase import PhaseFit, Stage
+from steval.trainer.fit.timing import time_of_batch
 from steval.trainer.fit.validation import Validator
 from steval.trainer.inputs import RunInputs
 from steval.trainer.new_layers import start_from_data
-from steval.trainer.preflight import guard_representation, phase_notice, preflight_notice
+from steval.trainer.preflight import (
+    estimate_notice,
+    guard_fresh_weights,
+    guard_representation,
+    phase_notice,
+    preflight_notice,
+)
 from steval.trainer.progress.keeper import Keeper, QuickEval, Warmup
 from steval.trainer.progress.notices import Notice, OnStep, PhaseBar, Tell
 from steval.trainer.progress.rundir import RunDirectory, package_versions
@@ -81,6 +88,7 @@ class Session:
         config = start.config
         model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
         found = guard_representation(cells, model, base, allow_mismatch=start.allow_mismatch)
+        found += guard_fresh_weights(config, base, from_nothing=start.from_nothing)
         config = config.model_copy(update={"network": describe_network(model, config.network)})
         samplers = {part: _sampler(cells, config, part) for part in ("train", "val")}
         preflight = preflight_notice(config, cells, model, samplers, base, found)
@@ -173,6 +181,22 @@ class Session:
             if self.progress.phase_step < self.config.phases[number].steps:
                 return False
         return True
+
+    def rehearse(self, device: str) -> None:
+        """Tell each phase as it will train, and what the run will take; a few steps are computed and thrown away."""
+        network = StateTransition(self.model)
+        network.load_state_dict(self.weights)
+        make_ready(network, self.config.compute, device)
+        config, count = self.config, len(self.config.phases)
+        for number, phase in enumerate(config.phases):
+            freeze(network, phase, idle_parameters(config.loss, self.model))
+            sets = parameter_sets(network, phase, config.optimiser.weight_decay)
+            self.tell(phase_notice(phase, number, count, network, sets))
+        objective = Objective(config.loss, self.model)
+        maker = BatchMaker(self.samplers["train"], torch.from_numpy(self.cells.features))
+        where = training_device(config.compute, device)
+        seconds = time_of_batch(network, objective, maker, where, config.compute) * config.sets.accumulation
+        self.tell(estimate_notice(config, self.model, seconds))
 
     def finish(self) -> None:
         """Close metrics and write how it ended."""

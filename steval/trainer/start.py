@@ -24,6 +24,8 @@ class Start:
     """Settings in which `reading` was told to differ."""
     init_from: Path | None = None
     allow_mismatch: bool = False
+    from_nothing: bool = False
+    """Go on with a frozen backbone of random weights."""
     data_dirs: Sequence[Path] = ()
     """Where files that moved are looked for."""
     record: dict[str, Any] = field(default_factory=dict)
@@ -76,8 +78,9 @@ def recorded_start(
         reading, told = resumed_config(recorded, config.with_absolute_paths())
     stored = record.get("init_from")
     return Start(
-        recorded, reading, told, Path(stored) if stored else None, allow_mismatch or bool(record.get("allow_mismatch")),
-        data_dirs, record,
+        recorded, reading, told, Path(stored) if stored else None,
+        allow_mismatch=allow_mismatch or bool(record.get("allow_mismatch")), from_nothing=True, data_dirs=data_dirs,
+        record=record,
     )  # fmt: skip
 
 

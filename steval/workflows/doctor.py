@@ -7,6 +7,9 @@ from typing import Any
 from steval.errors import ConfigError
 from steval.settings import read_yaml
 from steval.trainer.config import FinetuneConfig
+from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.recipes import config_path
+from steval.trainer.settings.network import names_backbone
 from steval.workflows.curves import read_curves
 from steval.workflows.symptoms import Symptom, curve_symptoms
 
@@ -14,6 +17,7 @@ CLIP_LIMIT = 5.0
 """Clipping above 1 to 5 lets single batches move the weights far."""
 RECOMMENDED_DECAY = (1e-3, 5e-3)
 LARGEST_BACKBONE_RATE = 3e-4
+"""Of pre-trained weights; a network from nothing bears more."""
 DECODER_SHARE = 10.0
 """The two heads' losses should be within this factor of each other."""
 
@@ -21,24 +25,28 @@ SEVERITIES = ("problem", "warning", "note")
 
 
 def diagnose(target: Path) -> list[Symptom]:
-    """Findings on `target`: a configuration file, a table of metrics, or a run directory with either; problems first.
+    """Findings on `target`: a configuration file or a recipe's name, a table of metrics, or a run directory; problems first.
 
     Raises `ConfigError` where there is neither, or where a configuration cannot be read.
     """
-    target = Path(target)
+    target = config_path(target)
     if not target.exists():
         raise ConfigError(f"no such configuration or run: {target}")
     if target.is_file() and target.suffix == ".csv":
         return _sorted(curve_symptoms(read_curves(target)))
-    config_path = target if target.is_file() else target / "config.yaml"
+    file = target if target.is_file() else target / "config.yaml"
     findings: list[Symptom] = []
     clip = None
-    if config_path.is_file():
-        values = read_yaml(config_path)
-        found, clip = _arc_findings(config_path, values) if is_arc_config(values) else _own_findings(config_path)
+    if file.is_file():
+        values = read_yaml(file)
+        if is_arc_config(values):
+            found, clip = _arc_findings(file, values)
+        else:
+            record = RunDirectory(target).read_record() if target.is_dir() else {}
+            found, clip = _own_findings(FinetuneConfig.load(file), record)
         findings += found
     if target.is_dir():
-        findings += _run_findings(target, clip, has_config=config_path.is_file())
+        findings += _run_findings(target, clip, has_config=file.is_file())
     return _sorted(findings)
 
 
@@ -67,8 +75,8 @@ def _run_findings(directory: Path, clip: float | None, *, has_config: bool) -> l
     return findings
 
 
-def _own_findings(path: Path) -> tuple[list[Symptom], float]:
-    config = FinetuneConfig.load(path)
+def _own_findings(config: FinetuneConfig, record: Mapping[str, Any]) -> tuple[list[Symptom], float]:
+    """Of a configuration; `record` is the run's, empty where there is none, and tells which weights it began with."""
     findings = _value_findings(
         config.optimiser.clip, config.optimiser.weight_decay, "optimiser.clip", "optimiser.weight_decay"
     )
@@ -76,23 +84,57 @@ def _own_findings(path: Path) -> tuple[list[Symptom], float]:
         findings.append(
             _mismatch(f"data.input_key is {config.data.input_key!r}", "leave data.input_key out (recipe raw-staged)")
         )
-    findings += [finding for number, _ in enumerate(config.phases) for finding in _phase_findings(config, number)]
-    if len(config.phases) == 1 and set(config.phases[0].trains) >= {"lower", "middle", "top"}:
-        findings.append(
-            Symptom(
-                "note", "no staged unfreezing", f"the only phase, {config.phases[0].name!r}, trains the whole backbone",
-                "with pre-trained weights, train encoders and outputs first (recipe raw-staged)",
-            )
-        )  # fmt: skip
+    fresh = record["init_from"] is None if "init_from" in record else names_backbone(config.network)
+    for number in range(len(config.phases)):
+        findings += _phase_findings(config, number, fresh=fresh)
+    if record:
+        findings += _start_findings(config, fresh) + _end_findings(config, record)
     return findings, config.optimiser.clip
 
 
-def _phase_findings(config: FinetuneConfig, number: int) -> list[Symptom]:
+def _start_findings(config: FinetuneConfig, fresh: bool) -> list[Symptom]:
+    """What the weights that a run began with have to do with what it trains."""
+    frozen = [phase for phase in config.phases if phase.frozen_blocks]
+    if fresh and frozen:
+        names, steps = ", ".join(phase.name for phase in frozen), sum(phase.steps for phase in frozen)
+        evidence = (
+            f"the run began with random weights, and phase {names} ({steps:,} of {config.total_steps:,} steps) freezes "
+            f"{', '.join(frozen[0].frozen_blocks)}: what it freezes never learned anything"
+        )
+        change = "start with --init-from CKPT, or take recipe quick-cpu or full"
+        return [Symptom("problem", "frozen random backbone", evidence, change)]
+    if not fresh and len(config.phases) == 1 and not frozen:
+        evidence = f"the only phase, {config.phases[0].name!r}, trains the whole pre-trained backbone"
+        change = "train encoders and outputs first (recipe raw-staged)"
+        return [Symptom("note", "no staged unfreezing", evidence, change)]
+    return []
+
+
+def _end_findings(config: FinetuneConfig, record: Mapping[str, Any]) -> list[Symptom]:
+    """Whether the run came to its end, and whether that came too early."""
+    step, best, status = record.get("step"), record.get("best") or {}, record.get("status")
+    if status != "finished":
+        where = (
+            f"stopped after step {step:,}" if status == "stopped" and step is not None else "did not come to its end"
+        )
+        evidence = f"the run {where}; it has {config.total_steps:,} steps"
+        change = "unless it is still at work, continue it: steval finetune --resume RUN"
+        return [Symptom("warning", "not finished", evidence, change)]
+    if best and best["step"] == step:
+        evidence = (
+            f"{best['metric']} is best at the last step, {step:,} ({best['value']:.4g}): it was still getting better"
+        )
+        change = f"train longer: raise phases.{len(config.phases) - 1}.steps"
+        return [Symptom("note", "best is the last step", evidence, change)]
+    return []
+
+
+def _phase_findings(config: FinetuneConfig, number: int, *, fresh: bool) -> list[Symptom]:
     phase = config.phases[number]
     place = f"phases.{number}"
     findings = []
     trains_backbone = bool({"top", "middle", "lower"} & set(phase.trains))
-    if trains_backbone and phase.rates.backbone > LARGEST_BACKBONE_RATE:
+    if trains_backbone and not fresh and phase.rates.backbone > LARGEST_BACKBONE_RATE:
         evidence = f"{place}.rates.backbone is {phase.rates.backbone:g} in phase {phase.name!r}"
         findings.append(
             Symptom("warning", "backbone rate is high", evidence, f"at most {LARGEST_BACKBONE_RATE:g}; 1e-4 is usual")

@@ -22,7 +22,7 @@ from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import is_first_process
 from steval.trainer.progress.notices import Tell
 from steval.trainer.progress.rundir import RunDirectory
-from steval.trainer.run import RunResult, finetune
+from steval.trainer.run import RunResult, finetune, rehearse
 from steval.workflows.calibrate import calibration_notice
 
 WARMUP_CELLS = 8
@@ -40,6 +40,7 @@ def finetune_with_evaluation(
     overwrite: bool = False,
     device: str = "auto",
     allow_mismatch: bool = False,
+    from_nothing: bool = False,
     data_dirs: Sequence[Path] = (),
     report: Tell | None = None,
 ) -> RunResult:
@@ -55,6 +56,7 @@ def finetune_with_evaluation(
         overwrite=overwrite,
         device=device,
         allow_mismatch=allow_mismatch,
+        from_nothing=from_nothing,
         data_dirs=data_dirs,
         quick_eval=quick_evaluation,
         warmup=warmup_record,
@@ -84,6 +86,22 @@ def calibrate_run(result: RunResult, report: Tell | None = None) -> None:
     RunDirectory(result.run_dir).update_record({"calibration": record})
     if report is not None:
         report(calibration_notice(found))
+
+
+def rehearse_with_evaluation(
+    config: FinetuneConfig,
+    *,
+    init_from: Path | None = None,
+    device: str = "auto",
+    allow_mismatch: bool = False,
+    from_nothing: bool = False,
+    report: Tell | None = None,
+) -> None:
+    """`steval.trainer.run.rehearse` of what `finetune_with_evaluation` would do; same errors, and nothing is written."""
+    rehearse(
+        config, init_from=init_from, device=device, allow_mismatch=allow_mismatch, from_nothing=from_nothing,
+        quick_eval=quick_evaluation, report=report,
+    )  # fmt: skip
 
 
 def quick_evaluation(checkpoint: Checkpoint) -> Mapping[str, float]:

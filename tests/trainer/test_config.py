@@ -148,3 +148,36 @@ def test_a_configuration_of_ours_is_no_arc_configuration() -> None:
     assert "phases" in read_yaml(config_path("full"))
     with pytest.raises(ConfigError, match="no configuration of arc-state"):
         translate(config_path("full"))
+
+
+def test_a_recipe_is_a_base_for_own_keys(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "recipe: raw-staged\ndata: {files: [x.h5ad], split: {by: contexts, val: {all cells: [A]}}}\n"
+        "phases: {C: {steps: 7, rates: {backbone: 5.0e-5}}, 3: {steps: 9}}\nsets: {size: 16}\n"
+    )
+    config, recipe = FinetuneConfig.load(path, ["phases.0.steps=5"]), FinetuneConfig.load(config_path("raw-staged"))
+    assert [phase.steps for phase in config.phases] == [5, 7, 6000, 9]
+    assert (config.phases[1].rates.backbone, config.phases[1].rates.encoders) == (5e-5, 2e-4)
+    assert (config.sets.size, config.sets.per_batch, config.data.files) == (16, recipe.sets.per_batch, ("x.h5ad",))
+    assert config.data.split.by == "contexts"
+    assert config.phases[2] == recipe.phases[2]
+    path.write_text("recipe: full\nphases: [{name: own, steps: 3}]\n")
+    assert [phase.name for phase in FinetuneConfig.load(path).phases] == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("recipe: raw-stagd", "did you mean 'raw-staged'", id="unknown"),
+        pytest.param("recipe: [full]", "recipe takes a name", id="no name"),
+        pytest.param(
+            "recipe: raw-staged\nphases: {B: {steps: 1}}", "phases.B: the recipe has A, C, D, E", id="no such phase"
+        ),
+        pytest.param("recipe: full\nsets: {sizes: 1}", "did you mean 'size'", id="typo on top"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        FinetuneConfig.load(tmp_path / "mine.yaml")

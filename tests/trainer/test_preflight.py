@@ -1,5 +1,6 @@
 """The representation guard and the preflight table."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from steval.data.cells.cellfile import read_anndata, write_anndata
 from steval.errors import ConfigError, DataError
-from steval.trainer.progress.notices import Notice
+from steval.trainer.progress.notices import Notice, duration
+from steval.trainer.run import rehearse
 from support.tiny_runs import run, tiny_config
 
 
@@ -51,3 +53,55 @@ def test_nothing_is_written_when_the_data_is_bad(screen_path: Path, tmp_path: Pa
     with pytest.raises(DataError, match="has no obs column 'gene_symbol'"):
         run(tiny_config(screen_path, "data.columns.perturbation=gene_symbol"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_backbone_of_random_weights_is_refused_unless_asked_for(screen_path: Path, tmp_path: Path) -> None:
+    frozen = tiny_config(screen_path, "phases.0.steps=1", "phases.1.steps=1", network={})
+    with pytest.raises(ConfigError, match=r"without --init-from .* phase frozen freezes it.* --from-nothing"):
+        run(frozen, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    told: list[Notice] = []
+    sized = preflight(screen_path, tmp_path / "sized")
+    run(frozen, tmp_path / "run", from_nothing=True, report=told.append)
+    for notice in (sized, told[0]):
+        assert "the backbone has random weights, and phase frozen freezes it" in notice.warnings[0]
+    whole = tiny_config(screen_path, network={}, phases=[{"name": "all", "steps": 1}])
+    run(whole, tmp_path / "whole", report=told.append)
+    assert not told[-2].warnings
+
+
+def test_a_rehearsal_tells_everything_and_writes_nothing(
+    screen_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: list[Notice] = []
+    rehearse(tiny_config(screen_path), device="cpu", report=told.append)
+    assert [notice.title.split(",")[0] for notice in told] == ["Preflight", "Phase 1 of 2", "Phase 2 of 2", "Estimate"]
+    estimate = dict(told[-1].rows)
+    assert estimate["steps"] == "16 in 2 phases"
+    assert estimate["cells seen"] == "512 on each device"
+    assert "s a step" in estimate["time"]
+    with pytest.raises(DataError, match="no file matches"):
+        rehearse(tiny_config(tmp_path / "absent.h5ad"), device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_a_line_for_each_row_of_losses_where_there_is_no_terminal(
+    screen_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="steval"):
+        run(tiny_config(screen_path), tmp_path / "run")
+    lines = [record.message for record in caplog.records if record.name.endswith("notices")]
+    assert [line.split(" steps,")[0] for line in lines] == [
+        *(f"frozen: {step}/7" for step in (2, 4, 6, 7)), *(f"all: {step}/9" for step in (2, 4, 6, 8, 9)),
+    ]  # fmt: skip
+    assert re.fullmatch(
+        r"all: 4/9 steps, [\d.e+]+ steps/s, \d+ s left; train/total [\d.]+, val/gene [\d.]+, best [\d.]+", lines[5]
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")]
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

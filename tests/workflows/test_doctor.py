@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from steval.cli.app import app
@@ -17,9 +19,36 @@ def topics(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_shipped_recipes_have_no_problem_but_the_published_mismatch(name: str):
-    problems = [finding.topic for finding in diagnose(recipe_path(name)) if finding.severity == "problem"]
-    assert problems == (["representation mismatch"] if name == "embedding-rounds" else [])
+def test_shipped_recipes_have_nothing_but_the_published_mismatch(name: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = ["representation mismatch"] if name == "embedding-rounds" else []
+    assert topics(recipe_path(name)) == topics(Path(name)) == expected
+
+
+RUN = {"status": "finished", "step": 10, "init_from": None, "best": {"metric": "val/gene", "value": 1.0, "step": 6}}
+
+
+def run_directory(place: Path, phases: list[dict], **record: object) -> Path:
+    place.mkdir()
+    (place / "config.yaml").write_text(yaml.safe_dump({"data": {"files": ["x.h5ad"]}, "phases": phases}))
+    (place / "run.json").write_text(json.dumps(RUN | record))
+    return place
+
+
+def test_a_run_tells_how_it_began_and_ended(tmp_path: Path):
+    frozen, whole = {"name": "A", "trains": ["encoders", "outputs"], "steps": 5}, {"name": "B", "steps": 5}
+    (finding,) = diagnose(run_directory(tmp_path / "random", [frozen, whole]))
+    assert (finding.severity, finding.topic) == ("problem", "frozen random backbone")
+    assert "phase A (5 of 10 steps) freezes top, middle, lower" in finding.evidence
+    assert topics(run_directory(tmp_path / "good", [frozen, whole], init_from="tahoe.safetensors")) == []
+    assert topics(run_directory(tmp_path / "whole", [whole])) == []
+    assert topics(run_directory(tmp_path / "unstaged", [whole], init_from="tahoe.safetensors")) == [
+        "no staged unfreezing"
+    ]
+    best = {"metric": "val/gene", "value": 1.0, "step": 10}
+    assert topics(run_directory(tmp_path / "last", [whole], best=best)) == ["best is the last step"]
+    for number, record in enumerate(({"status": "stopped", "step": 4}, {"status": "running", "step": None})):
+        assert topics(run_directory(tmp_path / str(number), [whole], **record)) == ["not finished"]
 
 
 def test_a_config_with_every_mistake_has_each_named_with_its_setting(tmp_path: Path):

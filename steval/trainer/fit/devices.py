@@ -70,6 +70,12 @@ def _devices(compute: ComputeSettings, device: str) -> tuple[str, int | list[int
     return ("gpu", local or torch.cuda.device_count()) if on_gpu else ("cpu", local or 1)
 
 
+def training_device(compute: ComputeSettings, device: str) -> torch.device:
+    """Where the first process of a run that was asked for `device` computes."""
+    accelerator, devices = _devices(compute, device)
+    return torch.device("cpu" if accelerator == "cpu" else f"cuda:{devices[0] if isinstance(devices, list) else 0}")
+
+
 def fit(trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any]) -> None:
     """`trainer.fit`; processes that it launched do not outlive an error."""
     try:

@@ -1,11 +1,15 @@
 """What a run tells its user: tables before and between phases (plain values, printed by whoever called), a bar within them."""
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from steval.logs import progress_bar
 from steval.trainer.progress.state import Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,16 @@ OnStep = Callable[[Progress], None]
 
 
 class PhaseBar:
-    """One bar of `steps` steps; passes each step on to `on_step`."""
+    """How far a phase of `steps` steps is: a bar on a terminal, else a line in the log for each row of training losses.
+
+    Passes each step on to `on_step`.
+    """
 
     def __init__(self, name: str, steps: int, done: int, on_step: OnStep | None):
+        self._name, self._steps, self._on_step = name, steps, on_step
         self._bar = progress_bar(steps, name, "step")
         self._bar.update(done)
-        self._on_step = on_step
+        self._first, self._started = done, time.perf_counter()
 
     def step(self, progress: Progress) -> None:
         """After each optimiser step."""
@@ -49,7 +57,26 @@ class PhaseBar:
         shown = {name: values[name] for name in ("train/total", "val/gene", "val/embedding") if name in values}
         best = {"best": progress.best["value"]} if progress.best else {}
         self._bar.set_postfix({**shown, **best}, refresh=False)
+        if self._bar.disable and "train/total" in values:
+            said = [f"{name} {value:.4g}" for name, value in {**shown, **best}.items()]
+            logger.info(
+                "%s: %s/%s steps, %s; %s", self._name, progress.phase_step, self._steps, self._pace(progress.phase_step),
+                ", ".join(said),
+            )  # fmt: skip
+
+    def _pace(self, done: int) -> str:
+        """Rate since this attempt began, and what is left of the phase."""
+        rate = (done - self._first) / max(time.perf_counter() - self._started, 1e-9)
+        return f"{rate:.3g} steps/s, {duration((self._steps - done) / rate)} left" if rate else "starting"
 
     def close(self) -> None:
         """Leave the bar where it is."""
         self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Rounded, in two units: `1 h 05 min`, `3 min 20 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -58,6 +58,14 @@ class NetworkSettings(Settings):
     expression and no `down-then-up` stands behind it); `random`: as drawn. The run says which it was."""
 
 
+SIZES = frozenset({"hidden_dim", "num_layers", "num_heads", "head_dim", "intermediate_dim"})
+
+
+def names_backbone(settings: NetworkSettings) -> bool:
+    """Whether a configuration says how large its own backbone is, as one for a network from nothing does."""
+    return bool(SIZES & settings.model_fields_set)
+
+
 def plan_network(
     settings: NetworkSettings, cells: TrainingCells, cell_set_size: int, source: ModelConfig | None
 ) -> ModelConfig:

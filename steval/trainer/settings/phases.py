@@ -85,6 +85,11 @@ class PhaseSettings(Settings):
             raise ValueError(f"phase {self.name!r} trains nothing: name at least one of {', '.join(PARAMETER_GROUPS)}")
         return self
 
+    @property
+    def frozen_blocks(self) -> tuple[ParameterGroup, ...]:
+        """Groups of the backbone that do not train."""
+        return tuple(group for group in BACKBONE_GROUPS if group not in self.trains)
+
     def trains_parameter(self, name: str, num_layers: int) -> bool:
         """Whether the parameter `name` trains in this phase."""
         return parameter_group(name, num_layers, self.top_blocks) in self.trains
