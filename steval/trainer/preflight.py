@@ -124,8 +124,8 @@ def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step
             "time",
             f"about {duration(config.total_steps * seconds_per_step)}: {seconds_per_step:.3g} s a step, validation apart",
         ),
-        ("memory", f"{estimate_memory(config, model) / GIB:.1f} GiB on each device"),
-        ("disk", f"{weights / GIB:.2f} GiB a checkpoint, about {3 * weights / GIB:.2f} GiB for last.ckpt"),
+        ("memory", f"{memory_size(estimate_memory(config, model))} on each device"),
+        ("disk", f"{memory_size(weights)} a checkpoint, about {memory_size(3 * weights)} for last.ckpt"),
     )
     return Notice("Estimate", ("what", "value"), rows)
 

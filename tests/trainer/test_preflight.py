@@ -87,11 +87,13 @@ def test_a_rehearsal_tells_everything_and_writes_nothing(
 
 
 def test_progress_is_a_line_for_each_row_of_losses_where_there_is_no_terminal(
-    screen_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    screen_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with caplog.at_level("INFO", logger="steval"):
-        run(tiny_config(screen_path), tmp_path / "run")
-    lines = [record.message for record in caplog.records if record.name.endswith("notices")]
+    lines: list[str] = []
+    monkeypatch.setattr(
+        "steval.trainer.progress.notices.logger.info", lambda text, *values: lines.append(text % values)
+    )
+    run(tiny_config(screen_path), tmp_path / "run")
     assert [line.split(" steps,")[0] for line in lines] == [
         *(f"frozen: {step}/7" for step in (2, 4, 6, 7)), *(f"all: {step}/9" for step in (2, 4, 6, 8, 9)),
     ]  # fmt: skip
