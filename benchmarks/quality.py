@@ -233,7 +233,11 @@ def unseen_rows(task: Task, features: Mapping[str, np.ndarray]) -> list[Row]:
     """Pearson delta and MAE of perturbations that were measured nowhere, in every cell type: with features, and without."""
     record, _ = measure_file(CellFile.wrap(task.training()), task.columns)
     baseline, rows = mean_profile(record), []
-    models = {"mean effect": Anchors(record, AnchorSettings()), "features": Anchors(record, AnchorSettings(), features)}
+    models = {
+        "mean effect of all training pairs": Anchors(record, SIMPLE_MODELS["mean"]),
+        "mean effect in this cell type": Anchors(record, AnchorSettings()),
+        "features": Anchors(record, AnchorSettings(), features),
+    }
     for context in sorted(set(task.contexts)):
         pairs = task.pairs(task.unseen, baseline, context)
         for name, anchors in models.items():
@@ -415,7 +419,8 @@ def main() -> None:
         ]
         print(table(rows, "Perturbations measured nowhere"))
         results["unseen"] = [
-            gain(rows, "unseen: features", ("unseen: mean effect",), name) for name in ("pearson_delta", "leaderboard")
+            gain(rows, "unseen: features", (f"unseen: mean effect {of}",), "pearson_delta")
+            for of in ("of all training pairs", "in this cell type")
         ]
     if "network" in o.parts and o.screens:
         rows = [

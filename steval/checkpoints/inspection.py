@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steval.checkpoints.location import is_arc, locate_checkpoint
-from steval.checkpoints.manifest import CONTROLS, FEATURES, Manifest, parse_metadata, read_header
+from steval.checkpoints.manifest import CONTROLS, EFFECTS, FEATURES, Manifest, parse_metadata, read_header
 from steval.errors import CheckpointError
 
 
@@ -35,7 +35,11 @@ def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
         "sha256": header["__metadata__"]["steval_sha256"],
         **_describe_manifest(manifest),
         "parameters": count_parameters(
-            {name: shape for name, shape in shapes.items() if name != FEATURES and not name.startswith(CONTROLS)}
+            {
+                name: shape
+                for name, shape in shapes.items()
+                if name != FEATURES and not name.startswith((CONTROLS, EFFECTS))
+            }
         ),
     }
 
@@ -72,6 +76,9 @@ def _describe_manifest(manifest: Manifest) -> dict[str, Any]:
         "batches": list(manifest.batches),
         "columns": values["columns"],
         "controls": manifest.num_controls,
+        "decoding": values["decoding"],
+        "calibration": values["calibration"],
+        "training_effects": values["training_effects"],
         "training": values["training"],
         "evaluation": values["evaluation"],
         "training_data": values["training_data"],

@@ -56,6 +56,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("input", f"{model['input_key'] or 'X'}, {model['input_dim']} columns; sets of {model['cell_set_size']} cells"),
         ("output", f"{model['output_space']}, {model['output_dim']} columns" + _decoder(model)),
         ("scale", _scale(found)),
+        ("decoding", _decoding(found)),
         ("input genes", _names(found["genes"]["input"])),
         ("output genes", _names(found["genes"]["output"])),
         ("control", perturbations["control"]),
@@ -80,6 +81,21 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
 def _decoder(model: dict[str, Any]) -> str:
     decoder = model["gene_decoder"]
     return f"; gene decoder to {decoder['gene_dim']} genes" if decoder else ""
+
+
+def _decoding(found: dict[str, Any]) -> str | None:
+    decoding, calibration = found.get("decoding"), found.get("calibration") or {}
+    if decoding is None:
+        return None
+    if decoding["kind"] == "network":
+        return "network: the cells that it puts out"
+    simple = decoding["anchor"]
+    parts = [f"network {decoding['network_weight']:g}"]
+    if simple is not None:
+        parts.append("simple model (" + ", ".join(f"{name} {value}" for name, value in simple.items()) + ")")
+    expected = calibration.get("expected")
+    score = f"; expected score {expected['leaderboard']:.1f} of 100" if expected else ""
+    return f"carried: {', '.join(parts)}{score}"
 
 
 def _scale(found: dict[str, Any]) -> str:

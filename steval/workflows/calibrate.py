@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.manifest import Manifest
 from steval.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
 from steval.data.cells.cellfile import CellFile
@@ -65,16 +66,23 @@ class Calibrated:
 def calibrate(
     path: Path, real: Path | None, out: Path | None, *, data_dirs: Sequence[Path] = (), seed: int = 0
 ) -> Calibrated:
-    """Choose the decoding of the checkpoint `path` and write it to `out` (default: into the same file).
+    """Choose the decoding of the checkpoint `path` and write the checkpoint with it to `out` (default: `calibrated_path`).
 
     `real` holds validation cells with their controls; without it, the validation part of the training data that the checkpoint
     records. Without training data (a converted checkpoint) the network alone is carried. Raises `ConfigError` for a checkpoint that
     does not predict genes on the lognorm scale, or where there is nothing to choose by.
     """
+    path = locate_checkpoint(path)
     checkpoint = load_checkpoint(path)
     found = calibrated(checkpoint, real, data_dirs=data_dirs, seed=seed)
-    write_calibrated(checkpoint, found, path if out is None else out)
+    write_calibrated(checkpoint, found, calibrated_path(path) if out is None else out)
     return found
+
+
+def calibrated_path(path: Path) -> Path:
+    """Where a calibrated checkpoint goes by default: beside the one it was made from."""
+    path = locate_checkpoint(path)
+    return path.with_name(f"{path.stem}.calibrated.safetensors")
 
 
 def write_calibrated(checkpoint: Checkpoint, found: Calibrated, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Choosing how a prediction is decoded, on pairs of perturbation and context whose real cells are known and held out.
 
 Every candidate predicts the same pairs from the same drawn control cells, and each pair's part in the leaderboard score is
-kept. A setting is left only for one that is better by more than one standard error of the paired difference: settings that
-the evidence cannot tell apart stay at their defaults, which docs/decisions/004 supports.
+kept. A setting is left only for one that is better by more than one standard error of the paired difference, and by more than
+half a point: settings that the evidence cannot tell apart stay at their defaults, which docs/decisions/006 supports.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,10 @@ ALTERNATIVES: tuple[tuple[dict[str, Any], ...], ...] = (
 one by one how far effects are spread and shrunk, and whether the context's shift is added."""
 WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the network that are tried besides none."""
+LEAST_GAIN = 0.5
+"""Points of 100 for which a default is left at least: below, a choice among some twenty candidates mostly chases noise."""
+LEAST_NETWORK_GAIN = 1.0
+"""The same for the network's share: it is chosen on validation pairs alone, few as a rule, and costs the network's time."""
 DRAWS = 2
 """Draws of control cells that each candidate is scored with."""
 
@@ -125,7 +129,7 @@ def choose_anchor(
             if any(getattr(decoding.anchor, name) != value for name, value in change.items())
         ]
         found = [parts(candidate) for _, candidate in tried]
-        winner = _clearly_better(best, found)
+        winner = _clearly_better(best, found, LEAST_GAIN)
         trials += [
             _trial(change, one, best, number == winner)
             for number, ((change, _), one) in enumerate(zip(tried, found, strict=True))
@@ -146,7 +150,7 @@ def choose_weight(
         parts_of(pairs, candidate, lambda one, c=candidate: c.combined(*told[id(one)]), seed)
         for candidate in candidates
     ]
-    winner = _clearly_better(best, found)
+    winner = _clearly_better(best, found, LEAST_NETWORK_GAIN)
     trials = tuple(
         _trial({"network_weight": weight}, one, best, number == winner)
         for number, (weight, one) in enumerate(zip(WEIGHTS, found, strict=True))
@@ -171,14 +175,15 @@ def simple_effects(anchors: Anchors, pairs: HeldOutPairs) -> np.ndarray:
     return anchors.effects(pairs.names, pairs.context, pairs.control_mean, pairs.hidden)
 
 
-def _clearly_better(best: np.ndarray, found: Sequence[np.ndarray]) -> int | None:
-    """Number of the candidate with the highest mean, where it is above `best` by more than a standard error; else None."""
+def _clearly_better(best: np.ndarray, found: Sequence[np.ndarray], least_gain: float) -> int | None:
+    """Number of the candidate with the highest mean, if above `best` by a standard error and by `least_gain`; else None."""
     means = [one.mean() for one in found]
     if not means or len(best) < 2:
         return None
     winner = int(np.argmax(means))
     difference = found[winner] - best
-    return winner if difference.mean() > difference.std(ddof=1) / np.sqrt(len(best)) else None
+    least = max(difference.std(ddof=1) / np.sqrt(len(best)), least_gain)
+    return winner if difference.mean() > least else None
 
 
 def _trial(change: dict[str, Any], parts: np.ndarray, best: np.ndarray, chosen: bool) -> Trial:

@@ -1,0 +1,102 @@
+"""A finished run is calibrated; `steval calibrate` does so for any checkpoint, into a new file."""
+
+import json
+
+import anndata as ad
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from steval.checkpoints.inspection import inspect_checkpoint
+from steval.checkpoints.store import load_checkpoint, save_checkpoint
+from steval.cli.app import app
+from steval.data.cells.record import KEY, steval_record
+from steval.data.cells.scale import lognorm
+from steval.data.columns import Columns
+from steval.data.effects.decoding import DecodingSettings
+from steval.data.synthetic import generate
+from steval.errors import ConfigError
+from steval.workflows.calibrate import calibrate, calibrated
+from steval.workflows.finetune import finetune_with_evaluation
+from support.tiny_runs import tiny_config
+
+
+def lognorm_screen(**changes) -> ad.AnnData:
+    values = {"num_genes": 60, "num_perturbations": 10, "cells_per_perturbation": 16, "num_controls": 40}
+    cells = generate(**{**values, "cell_types": ("X", "Y"), "counts_per_cell": 1500.0, "seed": 1, **changes}).cells
+    cells.X = lognorm(cells.X, 10_000.0)
+    cells.uns[KEY] = steval_record(made_by="test", scale="lognorm", target_sum=10_000.0, columns=Columns())
+    return cells
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny run on two cell types, of which the second holds perturbations out."""
+    directory = tmp_path_factory.mktemp("calibrate")
+    cells = lognorm_screen()
+    cells.write_h5ad(directory / "cells.h5ad")
+    names = sorted(set(cells.obs["target_gene"].astype(str)) - {"non-targeting"})
+    split = {"by": "contexts", "cell_type_key": "cell_type", "val": {"Y": names[:3]}, "test": {"Y": names[3:6]}}
+    config = tiny_config(directory / "cells.h5ad", data={"files": [str(directory / "cells.h5ad")], "split": split})
+    told = []
+    result = finetune_with_evaluation(config, directory / "run", device="cpu", report=told.append)
+    return result, told, names
+
+
+def test_a_finished_run_carries_effects_and_the_choice_with_its_evidence(finished):
+    result, told, names = finished
+    checkpoint = load_checkpoint(result.best)
+    assert checkpoint.manifest.decoding.kind == "carried"
+    pairs = set(checkpoint.effects.pairs())
+    assert {(name, "X") for name in names} | {(name, "Y") for name in names[6:]} == pairs
+    record = json.loads((result.run_dir / "run.json").read_text())["calibration"]
+    assert record["decoding"] == checkpoint.manifest.decoding.as_dict()
+    assert record["expected"]["pairs"] == 3
+    assert record["expected"]["kind"] == "validation"
+    assert len(record["network"]["candidates"]) == 4
+    assert record["simple_model"]["pairs"] == 3 + 10 + 4
+    assert any(notice.title.startswith("Calibration") for notice in told)
+    found = inspect_checkpoint(result.best, verify=True)
+    assert found["calibration"] == checkpoint.manifest.calibration
+    assert found["parameters"]["total"] == sum(tensor.numel() for tensor in checkpoint.weights.values())
+
+
+def test_the_command_writes_a_new_file_and_leaves_its_input(finished, tmp_path):
+    result, _, _ = finished
+    before = result.best.read_bytes()
+    arguments = ["calibrate", str(result.run_dir), "-o", str(tmp_path / "new.safetensors"), "--seed", "3", "--json"]
+    answer = CliRunner().invoke(app, arguments)
+    assert answer.exit_code == 0, answer.output
+    assert result.best.read_bytes() == before
+    said = json.loads(answer.stdout)
+    assert said["decoding"] == load_checkpoint(tmp_path / "new.safetensors").manifest.decoding.as_dict()
+
+
+def test_a_checkpoint_without_training_data_carries_the_networks_effect(finished, tmp_path):
+    result, _, names = finished
+    checkpoint = load_checkpoint(result.best)
+    manifest = checkpoint.manifest.model_copy(
+        update={"training_data": None, "decoding": DecodingSettings(), "calibration": None}
+    )
+    bare = tmp_path / "bare.safetensors"
+    save_checkpoint(
+        bare, manifest=manifest, weights=checkpoint.weights, features=checkpoint.features, controls=checkpoint.controls
+    )
+    with pytest.raises(ConfigError, match="--real"):
+        calibrate(bare, None, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+    cells = lognorm_screen()
+    held = (cells.obs["cell_type"] == "Y") & cells.obs["target_gene"].isin([*names[:3], "non-targeting"])
+    cells[held.to_numpy()].copy().write_h5ad(tmp_path / "val.h5ad")
+    found = calibrated(load_checkpoint(bare), tmp_path / "val.h5ad")
+    assert found.decoding.network_weight == 1
+    assert found.decoding.anchor is None
+    assert found.record["expected"]["pairs"] == 3
+    assert np.isfinite(found.record["expected"]["leaderboard"])
+
+
+def test_what_cannot_be_carried_is_refused(finished, tmp_path):
+    checkpoint = load_checkpoint(finished[0].best)
+    embedding = checkpoint.manifest.model_copy(update={"output_genes": None})
+    with pytest.raises(ConfigError, match="cannot carry effects"):
+        calibrated(type(checkpoint)(**{**vars(checkpoint), "manifest": embedding}))
