@@ -8,6 +8,7 @@ and geomloss's formula by autograd, as arc-state's trainer has it; it is given i
 
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from steval.data.training.sets import CellSetSampler
 from steval.model.network import StateTransition
-from steval.settings import apply_overrides
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.feeding import BatchMaker
 from steval.trainer.fit.objective import Objective
@@ -27,64 +27,98 @@ from steval.trainer.progress.stopping import StopSignal
 from steval.trainer.session import Session
 from steval.trainer.start import Start
 
-SETS = (64, 16, 4)
 PROFILED = 4
+SECONDS = 60
+"""Most of one variant."""
+COMPARISON = "comparison"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train."""
+
+    sets: int
+    replayed: bool = False
+    compiled: bool = False
+    plain: bool = False
+
+
+def variants(small: bool) -> dict[str, Variant]:
+    """By name, the most telling first."""
+    if small:
+        return {"4 sets": Variant(4), "4 sets, plain loop": Variant(4, plain=True), COMPARISON: Variant(4)}
+    return {
+        "64 sets, replayed": Variant(64, replayed=True),
+        "64 sets, compiled, replayed": Variant(64, replayed=True, compiled=True),
+        "64 sets": Variant(64),
+        "16 sets, compiled, replayed": Variant(16, replayed=True, compiled=True),
+        "64 sets, plain loop": Variant(64, plain=True),
+        COMPARISON: Variant(64),
+        "64 sets, compiled": Variant(64, compiled=True),
+    }
 
 
 def run(stage: Stage) -> None:
-    """Note steps, shares and kernels of each variant; the most telling first."""
-    cells = stage.made("cells.h5ad")
-    sets = SETS if not stage.small else (4,)
-    runs = [(count, compiled) for count in sets for compiled in (False, True) if not (stage.small and compiled)]
+    """Note steps, shares and kernels of each variant; and loss and gradients beside the processors'."""
+    if stage.variant is not None:
+        _run_variant(stage, stage.variant)
+        return
     noted: dict[str, Any] = {}
-    flops = None
-    for count, compiled in runs:
-        name = f"{count} sets{', compiled' if compiled else ''}"
-        session = _session(stage, cells, count, compiled)
-        flops = flops or _flops_per_set(session, stage)
-        if not noted:
-            _compare(stage, session)
-        noted[name] = _measured(stage, session, flops * count)
-        stage.note(flops_per_set=flops, runs=noted)
-        if not compiled and count == sets[0]:
-            noted[f"{count} sets, plain loop"] = _plain(stage, session, count, flops)
-            stage.note(runs=noted)
-        del session
-        if stage.on_gpu:
-            torch.cuda.empty_cache()
+    for name in variants(stage.small):
+        found = stage.run_variant(name, SECONDS)
+        if name == COMPARISON:
+            stage.note(**found)
+            continue
+        noted[name] = found
+        stage.note(runs=noted)
 
 
-def _config(stage: Stage, cells: Any, count: int, compiled: bool, *overrides: str) -> FinetuneConfig:
-    steps = stage.size(60, 12)
+def _run_variant(stage: Stage, name: str) -> None:
+    variant = variants(stage.small)[name]
+    session = _session(stage, stage.made("cells.h5ad"), variant)
+    flops = _flops_per_set(session, stage) * variant.sets
+    if name == COMPARISON:
+        _compare(stage, session)
+    elif variant.plain:
+        stage.note(**_plain(stage, session, flops))
+    else:
+        _measure(stage, session, flops)
+
+
+def _config(stage: Stage, cells: Any, variant: Variant) -> FinetuneConfig:
+    steps = stage.size(40, 12)
     values = {
         "data": {"files": [str(cells)], "split": {"by": "cells", "val": 0.02, "test": 0.02}, "memory_gb": 8.0},
         "network": network_settings(stage.small),
         "phases": [{"name": "all", "trains": "all", "steps": steps, "rates": {"encoders": 1e-4, "outputs": 1e-4}}],
-        "sets": {"size": stage.size(SET_SIZE, 8), "per_batch": count},
+        "sets": {"size": stage.size(SET_SIZE, 8), "per_batch": variant.sets},
         "checks": {"log_every": 1000, "validate_every": 1000, "validation_sets": 1},
-        "compute": {"precision": "bf16-mixed", "compile": compiled, "devices": 1},
+        "compute": {
+            "precision": "bf16-mixed",
+            "compile": variant.compiled,
+            "cuda_graph": variant.replayed,
+            "devices": 1,
+        },
         "loggers": ["csv"],
     }
-    return FinetuneConfig.parse(apply_overrides(values, overrides))
+    return FinetuneConfig.parse(values)
 
 
-def _session(stage: Stage, cells: Any, count: int, compiled: bool, *overrides: str) -> Session:
+def _session(stage: Stage, cells: Any, variant: Variant) -> Session:
     """A run that writes nothing."""
-    config = _config(stage, cells, count, compiled, *overrides)
+    config = _config(stage, cells, variant)
     session = Session.open(Start(config, config), RunDirectory(stage.work / "run"), None)
     session.cells.store.place = "sparse memory"
     return session
 
 
 class _Watch:
-    """Clock and profiler of a phase: warm-up, measured steps, profiled steps."""
+    """Clock and profiler of a phase: warm-up, measured steps, profiled steps. `flops`: of one step."""
 
-    def __init__(self, stage: Stage, session: Session, steps: int):
-        self._stage, self._session = stage, session
+    def __init__(self, stage: Stage, session: Session, steps: int, flops: float):
+        self._stage, self._session, self._flops = stage, session, flops
         self._first, self._last = steps // 3, steps - PROFILED - 1
         self._profiler: Any = None
-        self._peak = 0
-        self.measured: dict[str, Any] = {}
 
     def __call__(self, progress: Any) -> None:
         if progress.step == self._first:
@@ -96,33 +130,37 @@ class _Watch:
             seconds = time.perf_counter() - self._started
             steps = self._last - self._first
             waited = self._session.feed.waited - self._waited
-            self.measured = {
+            measured = {
                 "steps_per_second": steps / seconds, "ms_per_step": 1e3 * seconds / steps,
                 "waiting_share": waited / seconds, "host_ms_per_step": 1e3 * (host - waited) / steps,
             }  # fmt: skip
+            rate = self._stage.notes_of("rates").get("bf16_FLOPs")
+            if rate:
+                measured["MFU"] = self._flops * measured["steps_per_second"] / rate
+            self._stage.note(**measured)
             if self._stage.on_gpu:
-                self.measured["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+                self._stage.note(peak_GB=torch.cuda.max_memory_allocated() / 1e9)
                 kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
                 self._profiler = torch.profiler.profile(activities=kinds)
                 self._profiler.__enter__()
         if progress.step == self._last + PROFILED and self._profiler is not None:
             self._stage.synchronise()
             self._profiler.__exit__(None, None, None)
-            self.measured |= self._kernels()
+            self._stage.note(**self._kernels())
 
     def _kernels(self) -> dict[str, Any]:
         """The ten kernels that take most of a step."""
         events = [
             (event.key, event.self_device_time_total / 1e3 / PROFILED, event.count / PROFILED)
             for event in self._profiler.key_averages()
-            if event.self_device_time_total > 0 and str(event.device_type).endswith("CUDA")
+            if event.self_device_time_total > 0
+            and str(event.device_type).endswith("CUDA")
+            and "#" not in event.key  # a span that torch names, with kernels in it
         ]
         events.sort(key=lambda event: -event[1])
         total = sum(event[1] for event in events)
         with (self._stage.out / "profile.txt").open("a") as file:
-            file.write(
-                f"\n== {self._session.config.sets.per_batch} sets, compile {self._session.config.compute.compile}\n"
-            )
+            file.write(f"\n== {self._stage.variant}\n")
             file.writelines(f"{ms:9.3f} ms {count:7.1f} x  {key[:150]}\n" for key, ms, count in events[:40])
         return {
             "kernels_ms_per_step": total,
@@ -130,17 +168,11 @@ class _Watch:
         }
 
 
-def _measured(stage: Stage, session: Session, flops: float) -> dict[str, Any]:
-    watch = _Watch(stage, session, session.config.total_steps)
-    if stage.on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+def _measure(stage: Stage, session: Session, flops: float) -> None:
+    watch = _Watch(stage, session, session.config.total_steps, flops)
     started = time.perf_counter()
     session.fit_phases(stage.device, StopSignal(), None, watch)
-    found = watch.measured | {"whole_s": time.perf_counter() - started}
-    rate = stage.notes_of("rates").get("bf16_FLOPs")
-    if rate:
-        found["MFU"] = flops * found["steps_per_second"] / rate
-    return found
+    stage.note(whole_s=time.perf_counter() - started)
 
 
 def _flops_per_set(session: Session, stage: Stage) -> float:
@@ -154,7 +186,7 @@ def _flops_per_set(session: Session, stage: Stage) -> float:
     return float(counter.get_total_flops())
 
 
-def _plain(stage: Stage, session: Session, count: int, flops: float) -> dict[str, Any]:
+def _plain(stage: Stage, session: Session, flops: float) -> dict[str, Any]:
     """Steps of the plain loop; the network's float32 products may not be TF32, as in Lightning's default."""
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
@@ -182,7 +214,7 @@ def _plain(stage: Stage, session: Session, count: int, flops: float) -> dict[str
     seconds = statistics.median(taken[2:])
     rate = stage.notes_of("rates").get("fp32_FLOPs")
     found = {"steps_per_second": 1 / seconds, "ms_per_step": 1e3 * seconds}
-    return found | ({"share_of_fp32_rate": flops * count / seconds / rate} if rate else {})
+    return found | ({"share_of_fp32_rate": flops / seconds / rate} if rate else {})
 
 
 def _plain_energy(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

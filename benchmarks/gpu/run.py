@@ -5,10 +5,10 @@
 
 All data are drawn at random on the machine, in the shape of a screen: 18,080 genes, a tenth of them expressed. Stages, in the
 order of their worth: `rates` (what the card can do: products, copies, disk), `tests` (pytest -m gpu), `finetune` (steps of the
-trainer with arc-state's `state_sm` network, and a plain loop of the same arithmetic beside it), `predict` (a whole screen to
-nowhere and to h5ad), `ranks` (differential expression and energy distances of a screen). Each stage compares its results
-with the processors'. DIR gets results.json, stages.log and profile.txt. `--budget` bounds the whole: what no longer fits is
-left out and named.
+trainer with arc-state's `state_sm` network, each variant a process of its own, and a plain loop of the same arithmetic beside
+them), `commands` (`steval finetune`, `predict` and `score`), `ranks` (differential expression and energy distances of a
+screen), `predict` (a whole screen to nowhere and to h5ad). Each stage compares its results with the processors'.
+DIR gets results.json, stages.log and profile.txt. `--budget` bounds the whole: what no longer fits is left out and named.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 import table
 from stage import Stage
 
-LIMITS = {"rates": 45, "tests": 100, "finetune": 120, "predict": 100, "ranks": 90}
+LIMITS = {"rates": 45, "tests": 110, "finetune": 150, "commands": 100, "ranks": 60, "predict": 100}
 """Stages in their order, and the most seconds of each."""
 SHORTEST = 8
 """A stage that would have fewer seconds is left out."""
@@ -44,14 +44,17 @@ def main() -> int:
     end = time.monotonic() + options.budget
     with tempfile.TemporaryDirectory(dir=options.work) as directory:
         work = Path(directory)
-        making = _start(options, "make", work)
+        if options.together:
+            _run_here(options, "make", work)
+        making = None if options.together else _start(options, "make", work)
         try:
             for name in options.stages.split(","):
                 results["stages"][name] = _run(options, name, work, end)
                 (options.out / "results.json").write_text(json.dumps(results, indent=1))
                 print(f"{name}: {results['stages'][name]['status']}", flush=True)
         finally:
-            _stop(making)
+            if making is not None:
+                _stop(making)
     print(table.render(results))
     return 0 if all(stage["status"] == "done" for stage in results["stages"].values()) else 1
 
@@ -64,7 +67,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--stages", default=",".join(LIMITS))
     parser.add_argument("--budget", type=float, default=600.0, help="seconds for everything")
     parser.add_argument("--work", type=Path, help="directory for scratch files, several GB (default: the system's)")
+    parser.add_argument("--together", action="store_true", help="all stages in one process, without limits")
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
     unknown = set(options.stages.split(",")) - set(LIMITS)
     if unknown:
@@ -74,8 +79,12 @@ def _options() -> argparse.Namespace:
 
 def _run_alone(options: argparse.Namespace) -> None:
     """One stage in this process."""
-    stage = Stage(options.only, options.device, options.small, options.work, options.out)
-    importlib.import_module(options.only).run(stage)
+    _run_here(options, options.only, options.work)
+
+
+def _run_here(options: argparse.Namespace, name: str, work: Path) -> None:
+    stage = Stage(name, options.device, options.small, work, options.out, options.variant, together=options.together)
+    importlib.import_module(name).run(stage)
 
 
 def _run(options: argparse.Namespace, name: str, work: Path, end: float) -> dict[str, Any]:
@@ -84,16 +93,25 @@ def _run(options: argparse.Namespace, name: str, work: Path, end: float) -> dict
     if seconds < SHORTEST:
         return {"status": "left out: the budget was spent", "results": {}}
     started = time.monotonic()
-    process = _start(options, name, work)
-    try:
-        code = process.wait(seconds)
-        status = "done" if code == 0 else f"failed with exit code {code} (stages.log says why)"
-    except subprocess.TimeoutExpired:
-        _stop(process)
-        status = f"ended at its limit of {seconds:.0f} s"
+    status = "done"
+    if options.together:
+        _run_here(options, name, work)
+    else:
+        status = _run_apart(options, name, work, seconds)
     noted = Stage.notes_path(work, name)
     found = json.loads(noted.read_text()) if noted.exists() else {}
     return {"status": status, "seconds": round(time.monotonic() - started, 1), "results": found}
+
+
+def _run_apart(options: argparse.Namespace, name: str, work: Path, seconds: float) -> str:
+    """How a stage in a process of its own ended."""
+    process = _start(options, name, work)
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        _stop(process)
+        return f"ended at its limit of {seconds:.0f} s"
+    return "done" if code == 0 else f"failed with exit code {code} (stages.log says why)"
 
 
 def _start(options: argparse.Namespace, name: str, work: Path) -> "subprocess.Popen[bytes]":

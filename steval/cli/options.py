@@ -59,6 +59,9 @@ DataDirs = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DeviceMemory = Annotated[
+    float | None, typer.Option("--device-memory", min=0.1, help="GiB of a GPU that scoring may use.", show_default="8")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
 

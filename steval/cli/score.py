@@ -79,6 +79,7 @@ def score(
     data_dir: options.DataDirs = None,
     threads: options.Threads = None,
     device: options.Device = "auto",
+    device_memory: options.DeviceMemory = None,
     json: options.JsonFlag = False,
 ) -> None:
     """Score predicted cells with cell-eval's metrics, against baselines, perturbation by perturbation.
@@ -120,6 +121,7 @@ def score(
             threads=threads,
             cache_dir=cache_dir,
             device=device,
+            device_memory=device_memory,
         )
     )
     if json:

@@ -21,6 +21,7 @@ from steval.evaluator.assembly import assemble
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import CellSource
 from steval.evaluator.clock import Clock
+from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.metrics.profiles import resolve, scored_scale
 from steval.evaluator.reference.baselines import require_contexts
 from steval.evaluator.reference.training import read_training
@@ -39,6 +40,7 @@ def score(
     settings: ScoreSettings | None = None,
     cache_dir: Path | None = None,
     threads: int | None = None,
+    engine: Engine = HOST,
     de_real: pl.DataFrame | None = None,
     de_pred: pl.DataFrame | None = None,
     scale: Scale | None = None,
@@ -52,7 +54,8 @@ def score(
     `train` (its rows `train_rows` only, where given) makes the baselines; without it there are raw metrics only.
     `features` (perturbation → vector) add the ridge baseline. `de_real`, `de_pred`: DE tables with pdex's columns.
     `cache_dir` keeps what depends on the real side alone from run to run. `model_record`: any JSON about the predictor,
-    shown in the report. Raises `EvaluationError` or `DataError` where the cells do not fit, `ConfigError` for options.
+    shown in the report. `engine`: what ranks and distances are computed on (`measure.engine`). Raises `EvaluationError` or
+    `DataError` where the cells do not fit, `ConfigError` for options.
     """
     how = _settled(settings or ScoreSettings(), options)
     resolve(how.chosen)
@@ -71,7 +74,7 @@ def score(
                 )
                 stack.callback(training.cells.close)
                 require_contexts(pair, training)
-        work = ScoreWork(how, training, features, cache_dir, clock, threads)
+        work = ScoreWork(how, training, features, cache_dir, clock, threads, engine)
         pairs: dict[str | None, Pair] = {None: pair} if how.by is None else dict(pair.by_cell_type())
         with ThreadPoolExecutor(1) as background:
             for side in (pair.stored_pred, pair.real):

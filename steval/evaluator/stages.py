@@ -13,6 +13,7 @@ from steval.evaluator.cells.pair import Pair
 from steval.evaluator.clock import Clock
 from steval.evaluator.integrity.checks import Scored, check_integrity
 from steval.evaluator.integrity.verdict import Verdict
+from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.metrics.catalog import Best, Metric
 from steval.evaluator.metrics.evaluation import Evaluation, evaluate
 from steval.evaluator.metrics.profiles import resolve
@@ -46,6 +47,7 @@ class ScoreWork:
     cache: Path | None
     clock: Clock
     threads: int | None = None
+    engine: Engine = HOST
 
     @cached_property
     def columns(self) -> dict[str, Metric]:
@@ -92,6 +94,7 @@ class ScoreWork:
             de_pred=de_pred,
             cache=self.cache,
             threads=self.threads,
+            engine=self.engine,
         )
 
     def best(self, evaluation: Evaluation) -> dict[str, Best]:

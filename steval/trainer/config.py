@@ -144,6 +144,9 @@ class ComputeSettings(Settings):
     """TensorFloat-32 products on NVIDIA GPUs."""
     compile: bool = False
     """`torch.compile`; pays off over long runs."""
+    cuda_graph: bool = False
+    """Record a whole step on a GPU and replay it, so that the host's speed does not bound small steps; where that cannot be
+    (several devices, accumulation, activation checkpointing, a sinkhorn loss), steps run as without."""
     activation_checkpointing: bool = False
     """Compute each backbone block again in the backward pass instead of keeping its activations."""
     devices: PositiveInt | Literal["auto"] = "auto"

@@ -22,6 +22,7 @@ from steval.trainer.fit.feeding import BatchMaker, Feed, open_feed
 from steval.trainer.fit.objective import Objective, idle_parameters
 from steval.trainer.fit.optimiser import freeze, parameter_sets
 from steval.trainer.fit.phase import PhaseFit, Stage
+from steval.trainer.fit.replay import open_recorder
 from steval.trainer.fit.timing import time_of_batch
 from steval.trainer.fit.validation import Validator
 from steval.trainer.inputs import RunInputs
@@ -243,7 +244,8 @@ class Session:
         remaining = phase.steps - self.progress.phase_step
         trainer = build_trainer(config.compute, device, remaining, config.sets.accumulation)
         rank, world = trainer.global_rank, trainer.world_size
-        on_gpu = trainer.strategy.root_device.type == "cuda"
+        device_in_use = trainer.strategy.root_device
+        on_gpu = device_in_use.type == "cuda"
         features = torch.from_numpy(self.cells.features)
         stage = Stage(
             config=config,
@@ -253,6 +255,7 @@ class Session:
             keeper=self.keeper,
             stop=stop,
             rank=rank,
+            recorder=open_recorder(config, device_in_use, world),
             quick_eval=quick_eval,
             on_step=on_step,
         )
@@ -265,7 +268,7 @@ class Session:
         maker = BatchMaker(sampler, features, (rank, world), packed=on_gpu)
         start = self.progress.step * config.sets.accumulation
         positions = range(start, start + remaining * config.sets.accumulation)
-        feed = self.feed = open_feed(maker, positions, self.reading.compute.workers, trainer.strategy.root_device)
+        feed = self.feed = open_feed(maker, positions, self.reading.compute.workers, device_in_use)
         try:
             fit(trainer, module, feed)
         finally:

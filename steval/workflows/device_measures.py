@@ -7,9 +7,11 @@ Distances. Float64 products of centred cells; distances go back to the host, whi
 Shape letters: N values, G genes, R runs of equal values of a gene.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +23,7 @@ from steval.evaluator.measure.distances import PAIRS_AT_ONCE, Matrix, column_mea
 from steval.evaluator.measure.groups import Group
 
 DEFAULT_MEMORY = 8 << 30
+"""Bytes of device memory."""
 _BYTES_PER_VALUE = 128
 """Of device memory while one value is ranked: keys, their order, places, sums."""
 
@@ -31,6 +34,7 @@ class DeviceEngine:
     def __init__(self, device: torch.device, memory_bytes: int = DEFAULT_MEMORY):
         self.device = device
         self.memory_bytes = memory_bytes
+        self.name = f"torch {device.type}"
         self._one_at_a_time = Lock()
 
     def ranks(self, control: Group, pool: ThreadPoolExecutor) -> "DeviceRanks":
@@ -163,24 +167,32 @@ class DeviceDistances:
         self.num_cells = control.shape[0]
         self._block = max(1, min(self.num_cells, memory_bytes // (4 * row_bytes)))
         fits = self.num_cells * row_bytes <= memory_bytes // 2
-        self._kept = [self._moved(control)] if fits else None
+        self._kept: _Points | None = None
+        if fits:
+            self._kept = _Points.of(self._moved(control))
         self._spread = self._control_spread()
 
     @torch.inference_mode()
     def energy(self, cells: Matrix) -> float:
         """Energy distance of `cells [n, G]` to the controls."""
         with self._lock:
-            moved = self._moved(cells)
+            moved = _Points.of(self._moved(cells))
             within = self._between(moved, moved)
             within.fill_diagonal_(0)
-            parts = [self._between(moved, block) for block in self._blocks()]
-            own = within.cpu().numpy().mean()
-            if len(moved) * self.num_cells <= PAIRS_AT_ONCE:
-                between = np.concatenate([part.cpu().numpy() for part in parts], axis=1).mean()
+            own = _to_host(within)
+            parts = (self._between(moved, block) for block in self._blocks())
+            pairs = moved.num_cells * self.num_cells
+            if pairs <= PAIRS_AT_ONCE:
+                distances = [_to_host(part) for part in parts]
             else:
                 total = sum(float(part.sum(dtype=torch.float64)) for part in parts)
-                between = self._dtype.type(total / (len(moved) * self.num_cells))
-        return float(2 * between - own - self._spread)
+                distances = []
+        # means as numpy takes them, while another thread has the device
+        if distances:
+            between = (distances[0] if len(distances) == 1 else np.concatenate(distances, axis=1)).mean()
+        else:
+            between = self._dtype.type(total / pairs)
+        return float(2 * between - own.mean() - self._spread)
 
     @torch.inference_mode()
     def _control_spread(self) -> np.generic:
@@ -195,8 +207,8 @@ class DeviceDistances:
                 total += float(part.sum(dtype=torch.float64)) * (1 if other == position else 2)
         return self._dtype.type(total / self.num_cells**2)
 
-    def _blocks(self) -> "list[Tensor] | _Pieces":
-        return self._kept if self._kept is not None else self._pieces()
+    def _blocks(self) -> "Iterable[_Points]":
+        return [self._kept] if self._kept is not None else self._pieces()
 
     def _pieces(self) -> "_Pieces":
         return _Pieces(self)
@@ -213,12 +225,30 @@ class DeviceDistances:
         dense.view(-1).scatter_add_(0, places, torch.from_numpy(csr.data).to(self._device).double())
         return dense.sub_(self._centre)
 
-    def _between(self, first: Tensor, second: Tensor) -> Tensor:
+    def _between(self, first: "_Points", second: "_Points") -> Tensor:
         """Distances `[n, m]` in the cells' precision."""
-        squares = first @ second.mT
-        squares.mul_(-2).add_(first.square().sum(1)[:, None]).add_(second.square().sum(1))
+        squares = first.cells @ second.cells.mT
+        squares.mul_(-2).add_(first.squares[:, None]).add_(second.squares)
         rounded = squares.float() if self._dtype == np.float32 else squares
         return rounded.clamp_min_(0).sqrt_()
+
+
+class _Points(NamedTuple):
+    """Centred cells `[n, G]` and their squared norms `[n]`."""
+
+    cells: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, cells: Tensor) -> "_Points":
+        return cls(cells, torch.linalg.vecdot(cells, cells))
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.cells)
+
+    def part(self, start: int, stop: int) -> "_Points":
+        return _Points(self.cells[start:stop], self.squares[start:stop])
 
 
 class _Pieces:
@@ -231,9 +261,17 @@ class _Pieces:
         of = self._of
         for start in range(0, of.num_cells, of._block):
             if of._kept is not None:
-                yield of._kept[0][start : start + of._block]
+                yield of._kept.part(start, start + of._block)
             else:
-                yield of._moved(of._control[start : start + of._block])
+                yield _Points.of(of._moved(of._control[start : start + of._block]))
+
+
+def _to_host(tensor: Tensor) -> np.ndarray:
+    """A copy in the host's memory; through pinned memory from a GPU, ten times as fast."""
+    if not tensor.is_cuda:
+        return tensor.numpy()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor).numpy()
 
 
 def _differs(values_N: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from steval.evaluator.settings import ScoreSettings
 if TYPE_CHECKING:
     import polars as pl
 
+    from steval.evaluator.measure.engine import Engine
     from steval.evaluator.report.report import ScoreReport
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ class ScoreRequest:
     threads: int | None = None
     cache_dir: Path | None = None
     device: str = "auto"
+    """What `predict` runs on; and, where it names a GPU, what ranks and distances are computed on."""
+    device_memory: float | None = None
+    """GiB of the GPU's memory for them; None: a default."""
     perturbations: tuple[str, ...] = ()
     """Score these perturbations of the real cells alone; empty: all."""
     de_real: "pl.DataFrame | None" = None
@@ -90,11 +94,25 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         if train is not None:
             stack.enter_context(train)
         report = score(
-            request.preds, real, columns=columns, train=train, settings=request.settings, threads=request.threads,
-            cache_dir=request.cache_dir, scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
+            request.preds, real, columns=columns, train=train, settings=request.settings,
+            threads=request.threads, engine=_engine(request), cache_dir=request.cache_dir,
+            scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
             features=_features(request.checkpoint, manifest), model_record=_model_record(request.checkpoint, manifest),
         )  # fmt: skip
     return report, write_score_dir(report, request.out_dir)
+
+
+def _engine(request: ScoreRequest) -> "Engine":
+    """The processors, unless a GPU is asked for by name."""
+    from steval.evaluator.measure.engine import HOST
+
+    if not request.device.startswith("cuda"):
+        return HOST
+    from steval.predictor.engine import choose_device
+    from steval.workflows.device_measures import DEFAULT_MEMORY, DeviceEngine
+
+    memory = DEFAULT_MEMORY if request.device_memory is None else int(request.device_memory * 2**30)
+    return DeviceEngine(choose_device(request.device), memory)
 
 
 def _require_predictions(preds: Path) -> None:

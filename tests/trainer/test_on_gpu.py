@@ -30,10 +30,12 @@ def test_losses_are_the_processors(screen_path: Path, tmp_path: Path) -> None:
                 assert float(found[name]) == pytest.approx(float(value), rel=2e-3), name
 
 
+@pytest.mark.parametrize("graph", ["false", "true"])
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-def test_the_host_never_waits_inside_a_step(screen_path: Path, tmp_path: Path, precision: str) -> None:
+def test_the_host_never_waits_inside_a_step(screen_path: Path, tmp_path: Path, precision: str, graph: str) -> None:
     changes = [
         f"compute.precision={precision}",
+        f"compute.cuda_graph={graph}",
         "compute.devices=1",
         "checks.log_every=100",
         "checks.validate_every=100",
@@ -51,9 +53,9 @@ def _forbid_waiting(progress: Progress) -> None:
     torch.cuda.set_sync_debug_mode("error" if inside else "default")
 
 
-@pytest.mark.parametrize("step", [5, 8])
-def test_a_stopped_run_goes_on_as_if_never_stopped(screen_path: Path, tmp_path: Path, step: int) -> None:
-    config = tiny_config(screen_path, "compute.devices=1", average_weights=0.9)
+@pytest.mark.parametrize(("step", "graph"), [(5, "false"), (8, "false"), (5, "true"), (12, "true")])
+def test_a_stopped_run_goes_on_as_if_never_stopped(screen_path: Path, tmp_path: Path, step: int, graph: str) -> None:
+    config = tiny_config(screen_path, "compute.devices=1", f"compute.cuda_graph={graph}", average_weights=0.9)
     run(config, tmp_path / "whole")
 
     def stop(progress: Progress) -> None:
@@ -66,6 +68,32 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(screen_path: Path, tmp_path: 
     for name, weight in last_weights(tmp_path / "parts").items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
     assert len(rows(tmp_path / "whole")) == len(rows(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_a_replayed_step_learns_what_steps_one_by_one_do(screen_path: Path, tmp_path: Path, precision: str) -> None:
+    changes = ["compute.devices=1", f"compute.precision={precision}"]
+    for name, graph in (("one by one", "false"), ("replayed", "true")):
+        run(tiny_config(screen_path, *changes, f"compute.cuda_graph={graph}"), tmp_path / name)
+    expected = last_weights(tmp_path / "one by one")
+    for name, weight in last_weights(tmp_path / "replayed").items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
+    for found, row in zip(rows(tmp_path / "replayed"), rows(tmp_path / "one by one"), strict=True):
+        for name, value in row.items():
+            if name.startswith(("train/", "val/", "grad_norm/", "lr/")) and value:
+                assert float(found[name]) == pytest.approx(float(value), rel=1e-3), name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_network_is_replayed_too(screen_path: Path, tmp_path: Path) -> None:
+    changes = ["network.dropout=0", "compute.devices=1", "phases.1.steps=2"]
+    for name, graph in (("one by one", "false"), ("replayed", "true")):
+        run(tiny_config(screen_path, *changes, "compute.compile=true", f"compute.cuda_graph={graph}"), tmp_path / name)
+    losses = [
+        load_state(tmp_path / name / "checkpoints" / "last.ckpt")["best"]["value"]
+        for name in ("one by one", "replayed")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_running_out_of_memory_says_what_to_lower_and_leaves_no_half_file(screen_path: Path, tmp_path: Path) -> None:

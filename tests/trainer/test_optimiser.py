@@ -7,7 +7,7 @@ from steval.errors import ConfigError
 from steval.model.config import LlamaConfig, ModelConfig
 from steval.model.network import StateTransition
 from steval.trainer.config import OptimiserSettings
-from steval.trainer.fit.optimiser import build_optimiser, current_rates, freeze, parameter_sets, set_rates
+from steval.trainer.fit.optimiser import build_optimiser, freeze, parameter_sets, rates_at, set_rates
 from steval.trainer.settings.phases import PhaseSettings
 
 
@@ -75,7 +75,10 @@ def test_rates_follow_the_schedule_by_label(network: StateTransition) -> None:
     sets = parameter_sets(network, phase, 0.0)
     optimiser = build_optimiser(network, sets, OptimiserSettings(), torch.device("cpu"))
     set_rates(optimiser, phase, 99)
-    found = current_rates(optimiser)
+    found = rates_at(optimiser, phase, 99)
+    assert [group["lr"] for group in optimiser.param_groups] == [
+        found[group["label"]] for group in optimiser.param_groups
+    ]
     assert found["encoders"] == pytest.approx(2e-5)
     assert found["block_05"] == pytest.approx(1e-5)
     assert set(found) == {"encoders", "outputs", "final_norm", *(f"block_{block:02d}" for block in range(6))}

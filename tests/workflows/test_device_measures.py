@@ -1,6 +1,7 @@
 """Ranks and energy distances by torch against those of the processors: U and ties to the last bit, p to 1e-12."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -9,15 +10,20 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from steval.data.columns import Columns
 from steval.errors import ConfigError
 from steval.evaluator.cells.pair import Pair
+from steval.evaluator.cells.sides import StoredCells
+from steval.evaluator.measure.cache import cached_scan
 from steval.evaluator.measure.distances import ControlDistances
 from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.measure.groups import Group
 from steval.evaluator.measure.scan import Needs, scan
+from steval.evaluator.scoring import score
 from steval.workflows.device_measures import DeviceDistances, DeviceEngine
+from steval.workflows.score import ScoreRequest, _engine
 from support.engine_screens import CONTROL, screen
 
 CPU = torch.device("cpu")
@@ -134,3 +140,38 @@ def test_a_side_scanned_by_a_device_has_the_tables_of_the_processors(device: str
     np.testing.assert_array_equal(found.de.target_mean, host.de.target_mean)
     np.testing.assert_allclose(found.de.p_value, host.de.p_value, rtol=1e-12)
     np.testing.assert_allclose(found.energy, host.energy, atol=4e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_scores_by_a_device_are_those_of_the_processors_and_cached_apart(device: str, tmp_path: Path) -> None:
+    real, pred = screen(num_perturbations=4)
+    how = {
+        "columns": Columns(control=CONTROL),
+        "metrics_only": True,
+        "metrics": ("mae", "overlap_at_N", "de_spearman_sig"),
+    }
+    reports = [
+        score(pred, real, engine=engine, **how)  # type: ignore[arg-type]
+        for engine in (HOST, DeviceEngine(torch.device(device)))
+    ]
+    assert_frame_equal(*(report.results for report in reports), rel_tol=1e-9)
+    with Pair.build(pred, real, Columns(control=CONTROL)) as pair:
+        assert isinstance(pair.real, StoredCells)
+        for engine in (HOST, DeviceEngine(torch.device(device)), DeviceEngine(torch.device(device), 1 << 30)):
+            pair.real.tables.clear()
+            cached_scan(tmp_path, pair.real, "target_gene", CONTROL, pair.genes, Needs(de=True), 1, engine)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_score_takes_a_device_by_name_alone(tmp_path: Path) -> None:
+    assert _engine(ScoreRequest(tmp_path)) is HOST
+    assert _engine(ScoreRequest(tmp_path, device="cpu")) is HOST
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="CUDA"):
+            _engine(ScoreRequest(tmp_path, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_score_gives_a_gpu_the_memory_asked_for(tmp_path: Path) -> None:
+    engine = _engine(ScoreRequest(tmp_path, device="cuda", device_memory=0.5))
+    assert isinstance(engine, DeviceEngine) and engine.memory_bytes == 1 << 29 and engine.device.type == "cuda"

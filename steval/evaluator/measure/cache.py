@@ -21,6 +21,7 @@ from steval.data.files import atomic_path
 from steval.errors import StevalError
 from steval.evaluator.cells.sides import Cells, StoredCells
 from steval.evaluator.measure.de import DifferentialExpression
+from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.measure.scan import Needs, SideTables, scan
 from steval.settings import json_digest
 
@@ -37,12 +38,13 @@ def cached_scan(
     genes: tuple[str, ...],
     needs: Needs,
     threads: int,
+    engine: Engine = HOST,
 ) -> tuple[SideTables, bool]:
     """`scan` through what `side` has computed already and the cache: the tables, and whether they came from `directory`."""
     for wanted in _sufficient(needs):
         if (control, genes, wanted) in side.tables:
             return side.tables[control, genes, wanted], False
-    tables, found = _read(directory, side, column, control, genes, needs, threads)
+    tables, found = _read(directory, side, column, control, genes, needs, threads, engine)
     side.tables[control, genes, needs] = tables
     return tables, found
 
@@ -55,15 +57,18 @@ def _read(
     genes: tuple[str, ...],
     needs: Needs,
     threads: int,
+    engine: Engine = HOST,
 ) -> tuple[SideTables, bool]:
     if directory is None or not isinstance(side, StoredCells):
-        return scan(side, control, genes, needs, threads), False
+        return scan(side, control, genes, needs, threads, engine), False
     content = {"content": side.digest(), "subset": side.subset, "column": column, "control": control}
+    if engine is not HOST:
+        content["engine"] = engine.name
     for wanted in _sufficient(needs):
         found = load_tables(entry_path(directory, content, wanted))
         if found is not None:
             return found, True
-    tables = scan(side, control, genes, needs, threads)
+    tables = scan(side, control, genes, needs, threads, engine)
     try:
         store_tables(entry_path(directory, content, needs), tables)
     except (StevalError, SafetensorError, OSError) as error:

@@ -32,6 +32,9 @@ class Distances(Protocol):
 class Engine(Protocol):
     """What ranks and distances are computed on."""
 
+    name: str
+    """Part of the key of what the cache keeps: last digits may differ between engines."""
+
     def ranks(self, control: Group, pool: ThreadPoolExecutor) -> Ranks:
         """Sort the controls; `control.values` may be reordered within each gene."""
         ...
@@ -43,6 +46,8 @@ class Engine(Protocol):
 
 class HostEngine:
     """The processors, with the values of cell-eval and pdex."""
+
+    name = "processors"
 
     def ranks(self, control: Group, pool: ThreadPoolExecutor) -> Ranks:
         """Sorted once for all perturbations."""

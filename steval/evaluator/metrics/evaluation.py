@@ -28,6 +28,7 @@ from steval.evaluator.clock import Clock
 from steval.evaluator.measure.cache import cached_scan
 from steval.evaluator.measure.de import DifferentialExpression
 from steval.evaluator.measure.de_tables import DEComparison, compare
+from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.measure.scan import Needs, SideTables
 from steval.evaluator.metrics.catalog import Metric, find_metric
 from steval.evaluator.metrics.functions import METRIC_ERRORS, Inputs, Value
@@ -86,18 +87,20 @@ def evaluate(
     cache: Path | None = None,
     threads: int | None = None,
     epsilon: float = 0.0,
+    engine: Engine = HOST,
 ) -> Evaluation:
     """Compute `metrics` (a profile, a name or names) of `pair`.
 
     `options`: per metric, named as in cell-eval; `de_real`, `de_pred`: DE tables computed elsewhere (pdex's columns);
-    `cache`: directory that keeps what depends on the real side alone; `threads`: default all cores; `epsilon`: pdex's pseudocount.
+    `cache`: directory that keeps what depends on the real side alone; `threads`: default all cores; `epsilon`: pdex's pseudocount;
+    `engine`: what ranks and distances are computed on.
     A metric that fails is a column of NaN with its reason in `failures`; unknown metrics and options are a `ConfigError`.
     """
     chosen = resolve(metrics)
     settings = resolve_options(chosen, options or {})
     clock = Clock()
     inputs, from_cache = read_inputs(
-        pair, chosen, settings, de_real, de_pred, cache, threads or num_cores(), epsilon, clock
+        pair, chosen, settings, de_real, de_pred, cache, threads or num_cores(), epsilon, clock, engine
     )
     values: dict[str, Value] = {}
     failures: list[dict[str, str | None]] = []
@@ -145,6 +148,7 @@ def read_inputs(
     threads: int,
     epsilon: float,
     clock: Clock,
+    engine: Engine,
 ) -> tuple[Inputs, bool]:
     """Read both sides once for what the chosen metrics need; says whether the real side came from the cache."""
     wants_de = any(metric.family == "de" for metric in chosen)
@@ -162,7 +166,7 @@ def read_inputs(
             side = pair.side(which)
             with clock.stage(f"reading {which}"):
                 tables[which], hit = cached_scan(
-                    directory, side, pair.columns.perturbation, pair.control, pair.genes, needs, threads
+                    directory, side, pair.columns.perturbation, pair.control, pair.genes, needs, threads, engine
                 )
             from_cache = from_cache or hit
     comparison = None

@@ -49,14 +49,21 @@ class PackedRows(NamedTuple):
     """int32: values of each cell."""
     num_genes: int
 
-    def dense(self) -> Tensor:
-        """`[B, S, G]` float32 where the values are, to the bit what the host would make; waits for nothing."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense cells."""
+        return (*self.counts_BS.shape, self.num_genes)
+
+    def dense(self, into_BSG: Tensor | None = None) -> Tensor:
+        """`[B, S, G]` float32 where the values are, to the bit what the host would make; waits for nothing. `into_BSG`:
+        the memory to write into."""
         num_sets, num_cells = self.counts_BS.shape
         numbers = torch.arange(num_sets * num_cells, device=self.values_N.device)
         rows_N = numbers.repeat_interleave(self.counts_BS.flatten(), output_size=len(self.values_N))
         places_N = rows_N.mul_(self.num_genes).add_(self.columns_N)
-        dense = self.values_N.new_zeros(num_sets * num_cells * self.num_genes)
-        return dense.scatter_add_(0, places_N, self.values_N).view(num_sets, num_cells, self.num_genes)
+        dense_BSG = self.values_N.new_zeros(self.shape) if into_BSG is None else into_BSG.zero_()
+        dense_BSG.view(-1).scatter_add_(0, places_N, self.values_N)
+        return dense_BSG
 
 
 class PackedBatch(NamedTuple):
@@ -108,6 +115,22 @@ class PackedBatch(NamedTuple):
             moved.padding_BS,
             None if moved.genes is None else _dense(moved.genes),
         )
+
+    def fits(self, dense: Batch) -> bool:
+        """Whether this batch is of the shapes of `dense`."""
+        return all(
+            (part is None and other is None)
+            or (part is not None and other is not None and tuple(part.shape) == tuple(other.shape))
+            for part, other in zip(self, dense, strict=True)
+        )
+
+    def write_into(self, dense: Batch) -> None:
+        """Overwrite the tensors of `dense`, a batch of the same shapes on the device that this one is on, or from pinned memory."""
+        for part, tensor in zip(self, dense, strict=True):
+            if isinstance(part, PackedRows):
+                part.dense(tensor)
+            elif part is not None:
+                tensor.copy_(part, non_blocking=True)
 
 
 def _tensor(cells: np.ndarray | SparseRows, shape: tuple[int, ...]) -> Tensor | PackedRows:

@@ -1,7 +1,8 @@
 """AdamW over parameter groups: one group for each (part of the network, rate, decay); frozen parameters are in none."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,33 +61,76 @@ def parameter_sets(network: StateTransition, phase: PhaseSettings, weight_decay:
 
 
 def build_optimiser(
-    network: StateTransition, sets: Sequence[ParameterSet], settings: OptimiserSettings, device: torch.device
+    network: StateTransition,
+    sets: Sequence[ParameterSet],
+    settings: OptimiserSettings,
+    device: torch.device,
+    *,
+    recorded: bool = False,
 ) -> torch.optim.AdamW:
-    """A fresh AdamW; each group keeps its `label` and `peak` rate beside torch's own keys."""
+    """A fresh AdamW; each group keeps its `label` and `peak` rate beside torch's own keys. `recorded`: its steps will be
+    replayed, so that rates are tensors."""
+    on_gpu = device.type == "cuda"
+    dtype = torch.float32 if on_gpu else torch.float64  # what the fused kernels read
     parameters = dict(network.named_parameters())
     groups = [
         {
             "params": [parameters[name] for name in group.names],
-            "lr": group.rate,
+            "lr": torch.tensor(group.rate, dtype=dtype, device=device) if recorded else group.rate,
             "weight_decay": group.weight_decay,
             "label": group.label,
             "peak": group.rate,
         }
         for group in sets
     ]
-    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=device.type in ("cpu", "cuda"))
+    fused = on_gpu or device.type == "cpu"
+    return torch.optim.AdamW(
+        groups, betas=settings.betas, eps=settings.eps, fused=fused, capturable=recorded and on_gpu
+    )
+
+
+_OF_THE_DEVICE = ("lr", "fused", "capturable")
+"""Keys of a group that say how it is computed, not what; `lr` is set before every step."""
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's `state_dict`, with rates as plain numbers."""
+    state = optimiser.state_dict()
+    groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take up a saved state, which another kind of device may have written."""
+    own = [{key: group[key] for key in _OF_THE_DEVICE} for group in optimiser.param_groups]
+    optimiser.load_state_dict(dict(state))
+    for group, kept in zip(optimiser.param_groups, own, strict=True):
+        group.update(kept)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, phase: PhaseSettings, step: int) -> None:
     """Set every group's rate for optimiser step `step` of `phase`."""
     factor = rate_factor(phase, step)
     for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * factor
+        rate = group["peak"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
-def current_rates(optimiser: torch.optim.Optimizer) -> dict[str, float]:
-    """Rate by label."""
-    return {group["label"]: float(group["lr"]) for group in optimiser.param_groups}
+def rates_at(optimiser: torch.optim.Optimizer, phase: PhaseSettings, step: int) -> dict[str, float]:
+    """Rate by label of optimiser step `step`; waits for no device."""
+    factor = rate_factor(phase, step)
+    return {group["label"]: group["peak"] * factor for group in optimiser.param_groups}
+
+
+def scale_to(gradients: Sequence[Tensor], total: Tensor, clip: float) -> None:
+    """Scale gradients of joint norm `total` down to the norm `clip`, where it is larger; a device is not waited for."""
+    if total.device.type != "cpu":
+        torch._foreach_mul_(list(gradients), (clip / (total + 1e-6)).clamp(max=1.0))
+    elif float(total) > clip:
+        torch._foreach_mul_(list(gradients), clip / (float(total) + 1e-6))
 
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:

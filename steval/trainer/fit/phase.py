@@ -19,9 +19,18 @@ from steval.trainer.fit.averaging import WeightAverage
 from steval.trainer.fit.batches import Batch, PackedBatch
 from steval.trainer.fit.devices import drawing_from
 from steval.trainer.fit.objective import Objective
-from steval.trainer.fit.optimiser import ParameterSet, build_optimiser, current_rates, set_rates
+from steval.trainer.fit.optimiser import (
+    ParameterSet,
+    build_optimiser,
+    optimiser_state,
+    rates_at,
+    restore_optimiser,
+    scale_to,
+    set_rates,
+)
+from steval.trainer.fit.replay import Recorder, ReplayedStep
 from steval.trainer.fit.validation import Validator
-from steval.trainer.fit.window import DivergenceError, Window
+from steval.trainer.fit.window import DivergenceError, Window, window_row
 from steval.trainer.progress.keeper import Keeper, QuickEval
 from steval.trainer.progress.state import STATE_FORMAT, Progress, TrainerState
 from steval.trainer.progress.stopping import StopSignal
@@ -43,6 +52,8 @@ class Stage:
     """None on all processes but the first."""
     stop: StopSignal
     rank: int
+    recorder: Recorder | None = None
+    """What records the steps, to be replayed; None: every step is computed as it comes."""
     quick_eval: QuickEval | None = None
     on_step: Callable[[Progress], None] | None = None
     on_row: Callable[[Progress, Mapping[str, float]], None] | None = None
@@ -75,14 +86,19 @@ class PhaseFit(L.LightningModule):
         compiled = torch.compile(self.network) if stage.config.compute.compile else self.network
         # in a list: as an attribute it would be a second submodule, and every parameter would have two names
         self._forward = [compiled]
+        self._replayed: ReplayedStep | None = None
+        self.automatic_optimization = stage.recorder is None
         self._clock = time.perf_counter()
 
     # What Lightning calls, in order.
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimiser = build_optimiser(self.network, self._sets, self.stage.config.optimiser, self.device)
+        recorded = self.stage.recorder is not None
+        optimiser = build_optimiser(
+            self.network, self._sets, self.stage.config.optimiser, self.device, recorded=recorded
+        )
         if self._resumed is not None:
-            optimiser.load_state_dict(self._resumed["optimiser"])
+            restore_optimiser(optimiser, self._resumed["optimiser"])
         return optimiser
 
     def on_train_start(self) -> None:
@@ -95,6 +111,8 @@ class PhaseFit(L.LightningModule):
             if self._average is not None:
                 self._average.restore(self._resumed["average"])
             self._resumed = None
+        if self.stage.recorder is not None:
+            self._replayed = ReplayedStep(self._whole_step, self.device, self.stage.recorder)
         self._clock = time.perf_counter()
         if self.stage.progress.phase_step == 0:
             self._row(self._validated())
@@ -103,27 +121,23 @@ class PhaseFit(L.LightningModule):
         if batch_idx % self.stage.config.sets.accumulation == 0:
             set_rates(self._optimiser, self.phase, self.stage.progress.phase_step)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | PackedBatch, batch_idx: int) -> Tensor | None:
         with self._seeded(batch_idx):
-            prediction = self._forward[0](batch.control_BSG, batch.pert_BP, batch.batch_BS, batch.padding_BS)
-        losses = self.objective(prediction, batch)
+            if isinstance(batch, PackedBatch):
+                assert self._replayed is not None
+                self._window.add_row(self._replayed(batch))
+                return None
+            losses = self._computed(batch)
         self._losses.append(losses.detach())
         return losses[0]
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        gradients = [p.grad for p in self._trainable.values() if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([_zero_if_none(p) for p in self._trainable.values()]))
-        total = torch.linalg.vector_norm(norms)
+        norms, total = self._gradient_norms()
         self._window.add(torch.stack(self._losses).mean(0), norms)
         self._losses = []
-        clip = self.stage.config.optimiser.clip
-        if self.device.type == "cpu":
-            if not self._window.latest_is_finite:
-                self._window.require_finite(self.stage.progress.step + 1)
-            if float(total) > clip:
-                torch._foreach_mul_(gradients, clip / (float(total) + 1e-6))
-            return
-        torch._foreach_mul_(gradients, (clip / (total + 1e-6)).clamp(max=1.0))
+        if self.device.type == "cpu" and not self._window.latest_is_finite:
+            self._window.require_finite(self.stage.progress.step + 1)
+        self._clip(total)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.stage.config.sets.accumulation:
@@ -150,10 +164,45 @@ class PhaseFit(L.LightningModule):
         if stopping:
             self.trainer.should_stop = True
 
-    def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
+    def transfer_batch_to_device(
+        self, batch: PackedBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch | PackedBatch:
+        return batch.to(device) if self._replayed is None else batch
+
+    def on_train_end(self) -> None:
+        if self._replayed is not None:
+            self._replayed.release()
 
     # What these are made of.
+
+    def _computed(self, batch: Batch) -> Tensor:
+        """Losses of the objective."""
+        prediction = self._forward[0](batch.control_BSG, batch.pert_BP, batch.batch_BS, batch.padding_BS)
+        return self.objective(prediction, batch)
+
+    def _whole_step(self, batch: Batch) -> Tensor:
+        """One optimiser step, the same that Lightning's hooks make of the parts; its row of the window."""
+        for parameter in self._trainable.values():
+            parameter.grad = None
+        kind = self.device.type
+        # weights cast once for all steps would be those of the recorded one
+        with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
+            losses = self._computed(batch)
+        with torch.autocast(kind, enabled=False):
+            losses[0].backward()
+            norms, total = self._gradient_norms()
+            self._clip(total)
+            self._optimiser.step()
+        return window_row(losses, norms)
+
+    def _gradient_norms(self) -> tuple[Tensor, Tensor]:
+        """Norm of each trainable tensor's gradient, and of all together."""
+        norms = torch.stack(torch._foreach_norm([_zero_if_none(p) for p in self._trainable.values()]))
+        return norms, torch.linalg.vector_norm(norms)
+
+    def _clip(self, total: Tensor) -> None:
+        gradients = [p.grad for p in self._trainable.values() if p.grad is not None]
+        scale_to(gradients, total, self.stage.config.optimiser.clip)
 
     @property
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -178,7 +227,8 @@ class PhaseFit(L.LightningModule):
         self._window.require_finite(self.stage.progress.step)
         self._window.share()
         values = self._window.flush()
-        return values | {f"lr/{label}": rate for label, rate in current_rates(self._optimiser).items()}
+        rates = rates_at(self._optimiser, self.phase, self.stage.progress.phase_step - 1)
+        return values | {f"lr/{label}": rate for label, rate in rates.items()}
 
     def _row(self, values: dict[str, float]) -> None:
         self._tick()
@@ -264,7 +314,7 @@ class PhaseFit(L.LightningModule):
                 step=progress.step,
                 weights=self._weights(),
                 average={} if self._average is None else self._average.state(),
-                optimiser=self._optimiser.state_dict(),
+                optimiser=optimiser_state(self._optimiser),
                 window=self._window.rows(),
                 best=progress.best,
                 best_digest=progress.best_digest,

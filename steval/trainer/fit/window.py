@@ -17,6 +17,11 @@ class DivergenceError(StevalError):
     code = "diverged"
 
 
+def window_row(losses: Tensor, norms: Tensor) -> Tensor:
+    """Losses of a step and norms of its gradients, in the order of a `Window`."""
+    return torch.cat([losses.detach().float(), norms.detach().float()])
+
+
 class Window:
     """One row for each optimiser step since the last flush: the losses, then the norm of each trainable tensor's gradient."""
 
@@ -29,7 +34,11 @@ class Window:
 
     def add(self, losses: Tensor, norms: Tensor) -> None:
         """One optimiser step: mean losses over its batches, gradient norms before clipping."""
-        self._rows.append(torch.cat([losses.detach().float(), norms.detach().float()]))
+        self.add_row(window_row(losses, norms))
+
+    def add_row(self, row: Tensor) -> None:
+        """One optimiser step, by its `window_row`."""
+        self._rows.append(row)
 
     def rows(self) -> list[Tensor]:
         """What has been added since the last flush, on the CPU; for the saved state."""
