@@ -6,12 +6,12 @@
 #   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target SITE DIR/*.whl
 #   PYTHONPATH=SITE bash benchmarks/gpu/run.sh --out OUT
 # Versions are those of constraints.txt. Large wheels are packed again with LZMA (pip reads either), which takes a minute and
-# brings the folder with the source tree under 64 MiB. What only cell-eval's own scoring needs is not among them.
+# brings the folder with the source tree under 64 MiB. What only cell-eval's own scoring needs is not among them (its own wheel is, for its version goes into records).
 set -euo pipefail
 out=${1:?the folder to write the wheels into}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-names="anndata annotated-types array-api-compat donfig google-crc32c legacy-api-wrap natsort numcodecs polars polars-runtime-32 \
-pydantic pydantic_core pytest-timeout pytz scverse-misc typing-inspection zarr"
+names="anndata annotated-types array-api-compat cell-eval donfig google-crc32c legacy-api-wrap natsort numba-mwu numcodecs pdex polars \
+polars-runtime-32 pydantic pydantic_core pytest-timeout pytz scverse-misc typing-inspection zarr"
 
 pins=()
 for name in $names; do

@@ -26,7 +26,7 @@ from typing import Any
 import table
 from stage import Stage
 
-LIMITS = {"rates": 45, "tests": 110, "finetune": 150, "commands": 100, "ranks": 60, "predict": 100}
+LIMITS = {"rates": 45, "tests": 100, "finetune": 130, "commands": 95, "ranks": 45, "predict": 100}
 """Stages in their order, and the most seconds of each."""
 SHORTEST = 8
 """A stage that would have fewer seconds is left out."""
