@@ -6,7 +6,8 @@
 #   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target SITE DIR/*.whl
 #   PYTHONPATH=SITE bash benchmarks/gpu/run.sh --out OUT
 # Versions are those of constraints.txt. Large wheels are packed again with LZMA (pip reads either), which takes a minute and
-# brings the folder with the source tree under 64 MiB. What only cell-eval's own scoring needs is not among them (its own wheel is, for its version goes into records).
+# brings the folder with the source tree under 64 MiB. What only cell-eval's own scoring needs is not among them; its own
+# wheel is, for its version stands in every score's record.
 set -euo pipefail
 out=${1:?the folder to write the wheels into}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

@@ -1,7 +1,7 @@
 """Measures steval on one GPU: stage after stage, each a process with a time limit, results as JSON, a table at the end.
 
     bash benchmarks/gpu/run.sh --out DIR [--budget 420] [--stages rates,tests] [--work DIR]
-    bash benchmarks/gpu/run.sh --out DIR --device cpu --small        (proves the script itself; seconds)
+    bash benchmarks/gpu/run.sh --out DIR --device cpu --small        (proves the script itself; with --together in seconds)
 
 All data are drawn at random on the machine, in the shape of a screen: 18,080 genes, a tenth of them expressed. Stages, in the
 order of their worth: `rates` (what the card can do: products, copies, disk), `tests` (pytest -m gpu), `finetune` (steps of the
