@@ -127,9 +127,11 @@ class PackedBatch(NamedTuple):
     def write_into(self, dense: Batch) -> None:
         """Overwrite the tensors of `dense`, a batch of the same shapes on the device that this one is on, or from pinned memory."""
         for part, tensor in zip(self, dense, strict=True):
+            if tensor is None or part is None:
+                continue
             if isinstance(part, PackedRows):
                 part.dense(tensor)
-            elif part is not None:
+            else:
                 tensor.copy_(part, non_blocking=True)
 
 
