@@ -44,7 +44,16 @@ def run(stage: Stage) -> None:
     if not losses[-1] < losses[0]:
         raise SystemExit(f"fine-tuning has not lowered the validation loss: {losses}")
     for device in dict.fromkeys((stage.device, "cpu")):
-        words = ["predict", work / "run", "--out", work / f"{device}.h5ad", "--cells", stage.size(64, 10)]
+        words = [
+            "predict",
+            work / "run",
+            "--out",
+            work / f"{device}.h5ad",
+            "--cells",
+            stage.size(64, 10),
+            "--decoding",
+            "network",
+        ]
         steval(f"predict on {device}", *words, "--device", device)
     if stage.on_gpu:
         found, expected = (_cells(work / f"{device}.h5ad") for device in (stage.device, "cpu"))
@@ -69,11 +78,11 @@ def _config(stage: Stage, cells: Path) -> dict[str, Any]:
         "data": {"files": [str(cells)], "split": {"by": "cells", "val": 0.05, "test": 0.05}, "memory_gb": 8.0},
         "network": network_settings(stage.small),
         "phases": [
-            {"name": "outside", "trains": ["encoders", "outputs"], "steps": steps, "rates": rates},
             {"name": "all", "trains": "all", "steps": steps, "rates": rates | {"backbone": 3e-5}},
+            {"name": "outside", "trains": ["encoders", "outputs"], "steps": steps, "rates": rates},
         ],
         "sets": {"size": stage.size(SET_SIZE, 8), "per_batch": stage.size(16, 4)},
-        "checks": {"log_every": 10, "validate_every": steps, "validation_sets": 1},
+        "checks": {"log_every": 10, "validate_every": steps, "validation_sets": 1, "calibrate": False},
         "compute": {"devices": 1, "cuda_graph": True},
         "loggers": ["csv"],
     }
