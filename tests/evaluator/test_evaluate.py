@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -135,3 +136,24 @@ def test_the_perfect_prediction_has_perfect_values():
     assert last["overlap_at_N"].item() == 0
     assert last["de_direction_match"].item() is None
     assert math.isnan(last["pr_auc"].item())
+
+
+def test_every_value_that_is_no_number_has_its_reason():
+    real, pred = screen(num_perturbations=5, num_genes=60, cells=6, controls=20)
+    for side in (real, pred):
+        side.obsm["X_bad"] = np.where(np.arange(side.n_obs)[:, None] == 3, np.inf, side.obsm["X_low"]).astype(
+            np.float32
+        )
+    chosen = [name for name in profile_metrics("full") if name != "clustering_agreement"]
+    bad = {name: {"embed_key": "X_bad"} for name in ("mae", "discrimination_score_l2", "pearson_edistance")}
+    for options in ({}, bad):
+        with Pair.build(pred, real, Columns()) as pair:
+            found = evaluate(pair, chosen, options=options)
+        explained = {(row["perturbation"], row["metric"]) for row in found.failures.iter_rows(named=True)}
+        for metric in found.results.columns[1:]:
+            numbers = found.results.filter(~pl.col(metric).is_finite().fill_null(False))["perturbation"]
+            assert all({(name, metric), (None, metric)} & explained for name in numbers), metric
+        for metric in options:
+            (reason,) = found.failures.filter(pl.col("metric") == metric)["reason"]
+            assert "obsm 'X_bad' of the" in reason
+            assert "holds NaN or infinite values" in reason
