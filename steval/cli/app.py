@@ -15,8 +15,8 @@ from steval.logs import configure
 from steval.wording import printable
 
 COMMANDS = (
-    "demo", "prepare", "finetune", "predict", "score", "pack", "serve", "batch", "compare", "doctor", "calibrate", "inspect",
-    "convert",
+    "demo", "prepare", "init", "finetune", "predict", "score", "pack", "serve", "batch", "compare", "doctor", "calibrate",
+    "inspect", "convert",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
 
