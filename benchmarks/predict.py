@@ -1,7 +1,7 @@
 """`steval predict` beside arc-state's `state tx infer`: whole processes, same weights, same cell numbers, same run.
 
     python benchmarks/predict.py DATA.h5ad RUN_DIR [--peer-bin DIR] [--checkpoint C.safetensors] [--repeats 3]
-        [--dtypes float32,bf16] [--work DIR] [--tenfold] [--sizes tahoe_best,state_lg] [--json OUT.json]
+        [--dtypes float32,bf16] [--decodings network,carried] [--work DIR] [--tenfold] [--sizes tahoe_best,state_lg] [--json OUT.json]
 
 DATA.h5ad is lognorm with 12,000 cells (of which N perturbed); RUN_DIR is an arc-state run directory. arc-state predicts all
 12,000 cells from those of the file; steval predicts 12,000 cells of the perturbed labels from the same controls, both writing an
@@ -58,7 +58,11 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     checkpoint = options.checkpoint or _convert(options)
     request = _write_request(options, "request.csv", 1)
     programs = {
-        f"steval {dtype}": _steval(options, checkpoint, request, "p.h5ad", dtype) for dtype in options.dtypes.split(",")
+        f"steval {dtype}" + ("" if decoding == "network" else f" {decoding}"): _steval(
+            options, checkpoint, request, "p.h5ad", dtype, decoding
+        )
+        for dtype in options.dtypes.split(",")
+        for decoding in options.decodings.split(",")
     }
     if options.peer_bin:
         programs = {"arc-state": _arc(options), **programs}
@@ -96,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtypes", default="float32,bf16")
+    parser.add_argument("--decodings", default="network", help="of network, carried")
     parser.add_argument("--work", type=Path, default=Path("predict-benchmark"))
     parser.add_argument("--tenfold", action="store_true")
     parser.add_argument(
@@ -131,10 +136,12 @@ def _write_request(options: argparse.Namespace, name: str, times: int) -> Path:
     return path
 
 
-def _steval(options: argparse.Namespace, checkpoint: Path, request: Path, out: str, dtype: str) -> list[str]:
+def _steval(
+    options: argparse.Namespace, checkpoint: Path, request: Path, out: str, dtype: str, decoding: str = "network"
+) -> list[str]:
     command = [sys.executable, "-m", "steval", "predict", str(checkpoint), "-o", str(options.work / out)]
     command += ["--request", str(request), "--controls", str(options.data), "--no-include-controls", "--dtype", dtype]
-    return command
+    return [*command, "--decoding", decoding]
 
 
 def _arc(options: argparse.Namespace) -> list[str]:
