@@ -1,7 +1,8 @@
 """`steval predict` beside arc-state's `state tx infer`: whole processes, same weights, same cell numbers, same run.
 
     python benchmarks/predict.py DATA.h5ad RUN_DIR [--peer-bin DIR] [--checkpoint C.safetensors] [--repeats 3]
-        [--dtypes float32,bf16] [--decodings network,carried] [--work DIR] [--tenfold] [--sizes tahoe_best,state_lg] [--json OUT.json]
+        [--dtypes float32,bf16] [--decodings network,carried] [--work DIR] [--tenfold]
+        [--sizes tahoe_best,state_lg] [--json OUT.json]
 
 DATA.h5ad is lognorm with 12,000 cells (of which N perturbed); RUN_DIR is an arc-state run directory. arc-state predicts all
 12,000 cells from those of the file; steval predicts 12,000 cells of the perturbed labels from the same controls, both writing an

@@ -143,9 +143,16 @@ class Predictor:
 
         `pool`: its controls, encoded before; `sparse`: as CSR.
         """
-        return self.decoder.chosen(plan.request.decoding).blocks(
-            plan, lambda inner, csr: self.predict_blocks(inner.sets(), pool or inner.pool, sparse=csr), sparse=sparse
-        )
+
+        def network(inner: PredictionPlan, csr: bool) -> Iterator[PredictedBlock]:
+            source = pool or inner.pool
+            if inner is plan:
+                return self.predict_blocks(inner.sets(), source, sparse=csr)
+            # effects come item by item, so that what else is asked for changes no bit of them
+            sets = (item.sets(inner.request.seed, inner.set_size) for item in inner.items)
+            return itertools.chain.from_iterable(self.predict_blocks(one, source, sparse=csr) for one in sets)
+
+        return self.decoder.chosen(plan.request.decoding).blocks(plan, network, sparse=sparse)
 
     def predict_blocks(
         self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls", *, sparse: bool = False
