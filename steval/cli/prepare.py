@@ -52,6 +52,7 @@ def prepare(
     from steval.data.cells.genes import read_genes
     from steval.data.cells.prepare import PrepareSettings
     from steval.data.cells.prepare import prepare as run
+    from steval.data.outputs import require_output
 
     values = {
         "min_counts": min_counts,
@@ -64,6 +65,7 @@ def prepare(
     }
     if target_sum is not None:
         values["target_sum"] = target_sum
+    require_output(out, {"--genes": genes})
     report = run(
         source,
         out,

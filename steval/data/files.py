@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from steval.data.outputs import destination
 from steval.errors import ConfigError, DataError, OutputError
 from steval.machine import machine_name, process_birth, process_is_gone
 
@@ -30,12 +31,10 @@ def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
     A reader sees the old file or the whole new one, never a part (also after a kill: only a `.part` file may remain, until
-    the next writer of `path`).
+    the next writer of `path`). A link stays, and the file that it leads to is written.
     """
-    path = Path(path)
+    path = destination(path)
     require_directory(path.parent)
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a directory")
     partial = partial_beside(path)
     try:
         yield partial
@@ -114,7 +113,7 @@ def require_file(path: Path, what: str = "file") -> Path:
     if not path.exists():
         raise DataError(f"no such {what}: {path}")
     if not path.is_file():
-        raise DataError(f"{path} is not a {what} but a directory")
+        raise DataError(f"{path} is not a {what} but {'a directory' if path.is_dir() else 'a pipe or device'}")
     return path
 
 

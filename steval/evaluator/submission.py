@@ -22,6 +22,7 @@ from steval.data.cells.writer import new_hdf5, require_finite
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import atomic_path, require_file
 from steval.data.labels import labels_of
+from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError, EvaluationError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def pack(
     """
     if encoding not in (32, 64):
         raise ConfigError(f"a submission's values take 32 or 64 bits, got {encoding}")
+    inputs = {"the predictions": Path(pred), "the gene list": genes if isinstance(genes, Path) else None}
+    require_output(out, inputs, suffixes=(".vcc",))
     with CellFile.open(Path(pred)) as cells:
         options = _options(columns, with_cell_type)
         named = resolve_columns(cells.obs, cells.record, options, source=str(pred))

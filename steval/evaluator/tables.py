@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from steval.data.files import partial_beside, require_directory
+from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError, DataError
 from steval.evaluator.report.report import (
     BASELINES_SCHEMA,
@@ -57,7 +58,7 @@ def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
     """
     from steval.evaluator.report.html import render_report
 
-    directory = Path(directory)
+    given, directory = Path(directory), require_output_directory(Path(directory), {})
     _require_replaceable(directory)
     require_directory(directory.parent)
     partial = partial_beside(directory)
@@ -83,7 +84,7 @@ def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
     for note in notes:
         logger.warning("%s", note)
-    return directory
+    return given
 
 
 def read_score_dir(directory: Path | str) -> ScoreReport:

@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
 from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.store import Checkpoint, load_checkpoint
 from steval.data.cells.cellfile import CellFile
+from steval.data.cells.writer import H5AD_SUFFIXES
 from steval.data.columns import resolve_columns, unique_labels
+from steval.data.outputs import require_output
 from steval.errors import ConfigError
 from steval.model.config import Attention
 from steval.predictor.asked import AskedPredictions, build_request
@@ -43,19 +45,18 @@ class PredictionJob(AskedPredictions):
     attention: Attention | None = None
     compile: bool = False
 
-    @model_validator(mode="after")
-    def _out_is_no_input(self) -> "PredictionJob":
-        inputs = {"the checkpoint": self.checkpoint, "--request": self.request, "--controls": self.controls}
-        for name, path in inputs.items():
-            if path is not None and path.resolve() == self.out.resolve():
-                raise ValueError(
-                    f"{self.out} is {name}; predictions would take its place: name another file with --out"
-                )
-        return self
+    @property
+    def inputs(self) -> dict[str, Path | None]:
+        """The files that are read, by what they are."""
+        return {
+            "the checkpoint": self.checkpoint, "--request": self.request, "--controls": self.controls,
+            "--features": self.features,
+        }  # fmt: skip
 
 
 def run_job(job: PredictionJob) -> WrittenPredictions:
     """Do the job; everything that can be wrong with it is found before the first cell is computed."""
+    require_output(job.out, job.inputs, suffixes=H5AD_SUFFIXES)
     checkpoint = load_checkpoint(locate_checkpoint(job.checkpoint))
     if job.features is not None:
         checkpoint = with_features(checkpoint, job.features)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from steval.data.cells.writer import H5AD_SUFFIXES
+from steval.data.outputs import require_output
 from steval.errors import ConfigError
 from steval.predictor.asked import AskedPredictions, build_request
 from steval.predictor.requests import PredictionRequest
@@ -24,6 +26,7 @@ def run_remote(job: RemoteJob, service: ServiceClient) -> PredictionRequest:
             f"predictions as in {job.request} start from the control cells of that file, and a service starts from its own; "
             "ask with a table (perturbation,num_cells), or predict from the checkpoint"
         )
+    require_output(job.out, {"--request": job.request}, suffixes=H5AD_SUFFIXES)
     request = build_request(job, service.vocabulary())
     items = [item.model_dump(mode="json", exclude_none=True) for item in request.items]
     service.save_predictions(job.out, items, seed=job.seed, batch=job.batch, output=job.output, decoding=job.decoding)

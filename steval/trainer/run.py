@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from steval.data.locks import DirectoryLock
+from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import is_first_process
@@ -81,6 +82,8 @@ def finetune(
                 start = recorded_start(directory, config, init_from, allow_mismatch, data_dirs)
             else:
                 start = _given_start(config, init_from, allow_mismatch, from_nothing)
+                if overwrite:
+                    require_output_directory(directory.path, {"--init-from": init_from})
                 if leader:
                     directory.require_startable(overwrite=overwrite)
             _require_able(start.config, quick_eval)

@@ -6,6 +6,7 @@ import numpy as np
 
 from steval.checkpoints.conversion import Conversion, ConversionOptions, ConversionReport, plan_conversion
 from steval.checkpoints.store import ControlSet, choose_controls
+from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError
 from steval.predictor.controls import file_controls
 from steval.workflows.probe import CellOptions, ProbeReport, probe_regimes
@@ -26,6 +27,12 @@ def convert(
     """
     if probe is not None and options.attention is not None:
         raise ConfigError("--attention and --probe both decide the regime; give one of them")
+    inputs = {
+        "the model": source, "--probe": probe, "--controls": controls, "--perturbation-map": options.perturbation_map,
+        "--perturbation-features": options.perturbation_features,
+        **{f"--genes {path}": path for path in options.genes},
+    }  # fmt: skip
+    require_output(out, inputs, suffixes=(".safetensors",))
     cells = cells or CellOptions()
     conversion = plan_conversion(source, options)
     probed = None

@@ -17,6 +17,7 @@ from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
 from steval.data.labels import labels_of
+from steval.data.outputs import require_output, require_output_directory
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 from steval.evaluator.settings import ScoreSettings
@@ -81,6 +82,10 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         _require_predictions(request.preds)
     if request.checkpoint is not None:
         request = replace(request, checkpoint=locate_checkpoint(request.checkpoint))
+    inputs = {"the checkpoint": request.checkpoint, "--real": request.real, "--train": request.train}
+    require_output_directory(request.out_dir, {**inputs, "the predictions": request.preds})
+    if request.predict:
+        require_output(request.preds, inputs)
     manifest = read_manifest(request.checkpoint) if request.checkpoint else None
     with ExitStack() as stack:
         real = stack.enter_context(_open_real(request, manifest))

@@ -139,7 +139,7 @@ def test_an_input_is_not_overwritten(checkpoint, cells_path, tmp_path):
     for option in ("--request", "--controls"):
         result = run(checkpoint.path, "-o", cells_path, option, cells_path)
         assert result.exit_code == 2
-        assert "predictions would take its place" in " ".join(result.output.split())
+        assert "the output would take its place" in " ".join(result.output.split())
     assert cells_path.read_bytes() == before
 
 

@@ -21,9 +21,10 @@ from steval.data.cells.scale import (
     resolve_scale,
     sample_indices,
 )
-from steval.data.cells.writer import CellWriter
+from steval.data.cells.writer import H5AD_SUFFIXES, CellWriter
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.labels import label_codes, label_text, labels_of
+from steval.data.outputs import require_output
 from steval.errors import DataError
 from steval.logs import progress
 from steval.settings import Settings
@@ -79,6 +80,7 @@ def prepare(
     With `genes` the output has exactly these, in this order. Raises `DataError` for a broken file, column, scale or gene list.
     """
     settings = settings or PrepareSettings()
+    require_output(out, {"the input": source}, suffixes=H5AD_SUFFIXES)
     with CellFile.open(source) as cells:
         done: list[str] = []
         columns = resolve_columns(cells.obs, cells.record, options, source=str(source))

@@ -20,6 +20,8 @@ from steval.errors import NotFiniteError
 OutputLayout = Literal["csr", "dense"]
 Compression = Literal["gzip", "lzf", "none"]
 CHUNK_VALUES = 1 << 18
+H5AD_SUFFIXES = (".h5ad", ".h5")
+"""Names that promise what is written."""
 
 
 def require_finite(values: np.ndarray | sp.csr_matrix, what: str) -> None:
