@@ -56,6 +56,8 @@ OPTIONS: dict[str, Shown] = {
     "--from-arc-config": Shown(INPUT, "YAML"),
     "--print-config": Shown(RUNNING),
     "--allow-mismatch": Shown(RUNNING),
+    "--from-nothing": Shown(RUNNING),
+    "--recipe": Shown(INPUT, "NAME"),
     "--synthetic": Shown(INPUT),
     "--real": Shown(INPUT, "H5AD"),
     "--train": Shown(INPUT, "H5AD"),

@@ -76,7 +76,13 @@ def test_a_rehearsal_tells_everything_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     told: list[Notice] = []
     rehearse(tiny_config(screen_path), device="cpu", report=told.append)
-    assert [notice.title.split(",")[0] for notice in told] == ["Preflight", "Phase 1 of 2", "Phase 2 of 2", "Estimate"]
+    assert [notice.title.split(",")[0] for notice in told] == [
+        "Preflight",
+        "New layers",
+        "Phase 1 of 2",
+        "Phase 2 of 2",
+        "Estimate",
+    ]
     estimate = dict(told[-1].rows)
     assert estimate["steps"] == "16 in 2 phases"
     assert estimate["cells seen"] == "512 on each device"
