@@ -134,7 +134,8 @@ def test_transport_moves_by_the_ratio_of_the_controls_and_similar_contexts_count
     controls = [[1.0, 2.0, 0.0], [0.0, 1.0, 2.0], [2.0, 4.0, 0.0]]
     found = record(effects, ("X", "Y", "Z"), controls)
     moved = AnchorSettings(floor=0.5, similarity=0, shrink=0, shift=False)
-    expected = np.array([2.5 / 1.5, 4.5 / 2.5, 3 * 0.5 / 2.5]) / 2
+    shown = 1 - np.exp(-np.array(controls)) + 0.5
+    expected = (shown[2] / shown[0] * [1, 1, 0] + shown[2] / shown[1] * [0, 0, 3]) / 2
     np.testing.assert_allclose(Anchors(found, moved).effects(["A"], "Z")[0], expected, rtol=1e-5)
     alike = AnchorSettings(floor=None, similarity=50, shrink=0, shift=False)
     np.testing.assert_allclose(Anchors(found, alike).effects(["A"], "Z")[0], [1, 1, 0], atol=1e-6)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from steval.data.cells.scale import lognorm
 from steval.data.effects.anchors import AnchorSettings
-from steval.data.effects.carry import mean_of_cells
+from steval.data.effects.carry import mean_of_cells, sensitivity, totals_of_cells
 from steval.data.effects.decoding import DecodingSettings
 from steval.errors import ConfigError
 
@@ -33,8 +34,24 @@ def test_effects_are_weighed_and_scaled():
 
 
 def test_cells_have_the_mean_of_all_controls_and_the_effect():
+    """Cells without a common total (a selection of genes) carry the effect as it is."""
     generator = np.random.default_rng(0)
     cells = sp.csr_matrix((generator.random((20, 8)) + 0.5).astype(np.float32))
     mean, effect = np.full(8, 1.3), np.linspace(-0.5, 0.5, 8)
     found = DecodingSettings(kind="carried").carried(cells, mean, effect, generator, 1e4)
     np.testing.assert_allclose(mean_of_cells(found.cells), mean + effect, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [-0.3, 0.3])
+def test_normalised_cells_keep_their_totals_whatever_the_effect(size):
+    generator = np.random.default_rng(0)
+    counts = sp.csr_matrix(generator.poisson(generator.gamma(0.5, 2.0, 200), (60, 200)).astype(np.float32))
+    cells = lognorm(counts, 1e4)
+    np.testing.assert_allclose(totals_of_cells(cells), 1e4, rtol=1e-5)
+    mean = mean_of_cells(cells)
+    effect = size * sensitivity(mean) + 0.2 * generator.normal(size=200) * sensitivity(mean)
+    found = DecodingSettings(kind="carried").carried(cells, mean, effect, generator, 1e4).cells
+    without = DecodingSettings(kind="carried").carried(cells, mean, 0 * effect, generator, 1e4).cells
+    assert totals_of_cells(found).mean() == pytest.approx(totals_of_cells(without).mean(), rel=0.02)
+    centred = effect - size * sensitivity(mean)
+    assert np.corrcoef(mean_of_cells(found) - mean, centred)[0, 1] > 0.99

@@ -3,8 +3,10 @@
 For a perturbation p in context t, with E the training effects and m the mean expression of control cells:
 
 1. base: the mean of E[p, c] over the other contexts c, those with control cells like t's counting more
-   (weight exp(similarity × correlation of m_c and m_t)), each moved to t by the ratio of the controls,
-   E[p, c] × (m_t + floor) / (m_c + floor). Without a floor nothing is moved: the additive model.
+   (weight exp(similarity × correlation of m_c and m_t)), each moved to t by how much the controls let a fold change show,
+   E[p, c] × (s(m_t) + floor) / (s(m_c) + floor). A fold change moves the logarithm of a well expressed gene by as much
+   everywhere, that of a rare one in proportion to its expression: s(m) = 1 − exp(−m), the derivative of log(1 + x) by log x.
+   Without a floor nothing is moved: the additive model.
 2. shrunk: × z² / (z² + shrink²), z being the base over its sampling noise. Genes within the noise go to 0.
 3. spread: its difference from the mean base × scale.
 4. context shift: plus what the perturbations that were seen in t differ there from their own base, on average, itself shrunk
@@ -23,6 +25,7 @@ from types import MappingProxyType
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat
 
+from steval.data.effects.carry import sensitivity
 from steval.data.effects.record import TrainingEffects
 from steval.data.effects.unseen import fit_features
 from steval.data.splits.assignment import SINGLE_CELL_TYPE
@@ -38,7 +41,7 @@ class AnchorSettings(Settings):
     """A simple model of effects; see the module for what each setting does."""
 
     floor: PositiveFloat | None = 0.1
-    """Expression (lognorm mean) added to both controls before their ratio is taken; none: effects are not moved."""
+    """Added to both controls' sensitivities before their ratio is taken; none: effects are not moved."""
     similarity: NonNegativeFloat = 10.0
     """How much more contexts with similar control cells count; 0: all equally."""
     shrink: NonNegativeFloat = 1.0
@@ -223,7 +226,8 @@ class _View:
         floor = self.settings.floor
         if floor is None:
             return np.ones(1, dtype=np.float32)
-        return (self.control_mean + floor) / (self.record.control_means[code] + floor)
+        here, there = sensitivity(self.control_mean), sensitivity(self.record.control_means[code])
+        return (here + floor) / (there + floor)
 
     def _mean_effect(self) -> np.ndarray:
         """Where no other context knows anything: the mean of this context's own effects."""

@@ -92,6 +92,17 @@ def ceiling_of(target_sum: float | None) -> float:
     return (LARGEST_LOGNORM if target_sum is None else min(float(np.log1p(target_sum)), LARGEST_LOGNORM)) * _UNDER
 
 
+def sensitivity(mean: np.ndarray) -> np.ndarray:
+    """How much a gene of lognorm mean `mean` moves for a change of its log count by 1: d log(1 + x) / d log x."""
+    return 1.0 - np.exp(-np.maximum(mean, 0.0))
+
+
+def totals_of_cells(cells: sp.csr_matrix) -> np.ndarray:
+    """Each cell's total of expm1 `[n]`, which lognorm data that was normalised over these genes has in common."""
+    linear = np.expm1(cells.data.astype(np.float64))
+    return np.add.reduceat(np.append(linear, 0.0), cells.indptr[:-1]) * (np.diff(cells.indptr) > 0)
+
+
 def mean_of_cells(cells: sp.csr_matrix) -> np.ndarray:
     """Mean expression `[G]` float64, added up gene by gene as `carry` does."""
     by_gene = sp.csc_matrix(cells)

@@ -8,6 +8,10 @@
 The network's effect is the mean of `effect_cells` predicted cells less the mean of the same controls, less the same for the
 control label (what it changes although nothing was done). The mean is that of all control cells, not of the drawn ones:
 otherwise the luck of the draw is added to every gene (MAE 0.075 for 0.067 on a screen of 4,707 genes, 40 cells each).
+
+Where the control cells have a common total (expm1), as cells that were normalised have, an effect leaves it as it is on average:
+counts that go up in some genes come from all others. One common change of the log counts, times each gene's sensitivity, is
+taken off, until the totals are those of the same cells without an effect.
 """
 
 from typing import Annotated, Literal
@@ -17,9 +21,14 @@ import scipy.sparse as sp
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from steval.data.effects.anchors import AnchorSettings
-from steval.data.effects.carry import Carried, carry
+from steval.data.effects.carry import Carried, carry, sensitivity, totals_of_cells
 from steval.settings import Settings
 
+SAME_TOTAL = 0.01
+"""Relative difference up to which totals are the same."""
+MOST_CORRECTIONS = 3
+"""Times that an effect is corrected at most until the totals are those of cells that carry none."""
+_TINY = 1e-12
 Share = Annotated[float, Field(ge=0, le=1)]
 DecodingChoice = Literal["checkpoint", "network", "carried"]
 """What a request may ask for: the checkpoint's own decoding, or one kind of it."""
@@ -84,5 +93,28 @@ class DecodingSettings(Settings):
         target_sum: float | None,
     ) -> Carried:
         """`cells`, drawn control cells of a context, with its mean `control_mean [G]` plus `effect [G]`."""
-        wanted = np.asarray(control_mean, dtype=np.float64) + effect
-        return carry(cells, wanted, generator, target_sum=target_sum, zeros_follow=self.zeros_follow)
+        seed = int(generator.integers(2**63))
+
+        def carried(mean: np.ndarray) -> Carried:
+            drawn = np.random.default_rng(seed)
+            return carry(cells, mean, drawn, target_sum=target_sum, zeros_follow=self.zeros_follow)
+
+        without = np.asarray(control_mean, dtype=np.float64)
+        wanted = without + effect
+        found = carried(wanted)
+        if not _have_common_total(cells) or not np.any(effect):
+            return found
+        total = totals_of_cells(carried(without).cells).mean()
+        for _ in range(MOST_CORRECTIONS):
+            excess = float(np.log(max(totals_of_cells(found.cells).mean(), _TINY) / max(total, _TINY)))
+            if abs(excess) < SAME_TOTAL:
+                break
+            wanted = wanted - excess * sensitivity(wanted)
+            found = carried(wanted)
+        return found
+
+
+def _have_common_total(cells: sp.csr_matrix) -> bool:
+    totals = totals_of_cells(cells)
+    middle = np.median(totals)
+    return bool(middle > 0 and (np.abs(totals - middle) < SAME_TOTAL * middle).all())
