@@ -89,7 +89,7 @@ def _configure(
 
 def _register() -> None:
     for name in COMMANDS:
-        app.command(name, cls=Command)(getattr(import_module(f"steval.cli.{name}"), name))
+        app.command(name, cls=Command)(getattr(import_module(f"steval.cli.commands.{name}"), name))
 
 
 _register()

@@ -1,7 +1,7 @@
 """Losses between predicted and measured cell sets: energy, sinkhorn, their weighted sum, and mse.
 
 Values and gradients are geomloss 0.3.1's to 1e-5 relative in float64; in float32 they are no further from float64 than
-geomloss's (`steval.model.clouds` says how). Shape letters: B sets, S predicted cells, T measured cells, G columns.
+geomloss's (`steval.model.distances.clouds` says how). Shape letters: B sets, S predicted cells, T measured cells, G columns.
 """
 
 from typing import Any, Protocol
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steval.model.clouds import PointClouds, measure_clouds
-from steval.model.energy import energy_pull, energy_value
+from steval.model.distances.clouds import PointClouds, measure_clouds
+from steval.model.distances.energy import energy_pull, energy_value
+from steval.model.distances.pull import Pull
+from steval.model.distances.sinkhorn import SinkhornProblem
 from steval.model.loss_settings import LossSettings
-from steval.model.pull import Pull
-from steval.model.sinkhorn import SinkhornProblem
 
 
 class SetLoss(Protocol):

@@ -25,13 +25,13 @@ from steval.model.config import Attention
 from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.model.network import Prediction
+from steval.predictor.cells.decoding import Decoder
+from steval.predictor.cells.predicted import PredictedBlock, PredictedSet, PredictionFacts
+from steval.predictor.cells.transfer import cells_to_host
 from steval.predictor.controls import ControlPool
-from steval.predictor.decoding import Decoder
 from steval.predictor.plan import PredictionPlan, make_plan
-from steval.predictor.predicted import PredictedBlock, PredictedSet, PredictionFacts
 from steval.predictor.requests import PredictionRequest
 from steval.predictor.sets import PlannedSet, windows
-from steval.predictor.transfer import cells_to_host
 
 log = logging.getLogger(__name__)
 

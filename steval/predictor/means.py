@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steval.predictor.cells.predicted import PredictedSet
 from steval.predictor.controls import ControlPool
 from steval.predictor.plan import PredictionPlan
-from steval.predictor.predicted import PredictedSet
 from steval.predictor.requests import RequestItem
 
 CONTROL_ROWS = 256

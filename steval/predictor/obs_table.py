@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steval.predictor.cells.predicted import PredictedBlock
 from steval.predictor.controls import ControlPool
 from steval.predictor.means import PredictedMean
-from steval.predictor.predicted import PredictedBlock
 
 ANY = "any"
 """Batch of a mean over cells of several batches."""

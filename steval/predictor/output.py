@@ -20,11 +20,11 @@ from steval.data.cells.writer import CellWriter, Compression, OutputLayout, requ
 from steval.data.rows.csr import csr_of
 from steval.errors import CheckpointError, ConfigError, NotFiniteError
 from steval.logs import progress_bar
-from steval.predictor.counts import DepthTable, draw_counts, restore_counts
+from steval.predictor.cells.counts import DepthTable, draw_counts, restore_counts
+from steval.predictor.cells.predicted import PredictedBlock, PredictionFacts
 from steval.predictor.means import control_mean, predicted_means
 from steval.predictor.obs_table import ObsTable
 from steval.predictor.plan import PredictionPlan
-from steval.predictor.predicted import PredictedBlock, PredictionFacts
 from steval.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -34,8 +34,8 @@ from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 from steval.evaluator.heldout import HeldOut
+from steval.predictor.cells.decoding import network_effects, vectors
 from steval.predictor.controls import cell_controls
-from steval.predictor.decoding import network_effects, vectors
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.progress.notices import Notice

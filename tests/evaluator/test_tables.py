@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from steval.cli.score import print_report
+from steval.cli.commands.score import print_report
 from steval.errors import ConfigError, DataError
 from steval.evaluator.report.html import number, render_report
 from steval.evaluator.report.report import BREAKDOWN_SCHEMA, ScoreReport

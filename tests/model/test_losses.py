@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steval.errors import ConfigError
-from steval.model.clouds import measure_clouds
+from steval.model.distances.clouds import measure_clouds
+from steval.model.distances.sinkhorn import temperatures
 from steval.model.loss_settings import LossSettings
 from steval.model.losses import build_loss
-from steval.model.sinkhorn import temperatures
 
 KINDS = ["plain", "identical", "nearly-equal", "collapsed", "duplicates", "far-from-zero", "clusters", "all-zero"]
 
@@ -92,7 +92,7 @@ def test_float32_is_no_further_from_float64_than_geomloss(loss, kind):
 @pytest.fixture
 def as_on_a_fast_card(monkeypatch):
     """float32 points are measured by float64 products, as cards do that are as fast in them."""
-    monkeypatch.setattr("steval.model.clouds.has_fast_double", lambda device: True)
+    monkeypatch.setattr("steval.model.distances.clouds.has_fast_double", lambda device: True)
 
 
 @pytest.mark.peer

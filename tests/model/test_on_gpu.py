@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from steval.model import clouds
+from steval.model.distances import clouds
 from steval.model.loss_settings import LossSettings
 from steval.model.losses import build_loss
 from support import golden_models

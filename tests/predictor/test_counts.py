@@ -8,8 +8,8 @@ import scipy.sparse as sp
 from steval.data.cells.scale import lognorm
 from steval.data.example import example
 from steval.errors import ConfigError, DataError
+from steval.predictor.cells.counts import draw_counts, restore_counts
 from steval.predictor.controls import file_controls
-from steval.predictor.counts import draw_counts, restore_counts
 from steval.predictor.engine import Predictor
 from steval.predictor.job import predict_into
 from steval.predictor.output import OutputOptions

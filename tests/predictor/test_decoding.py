@@ -122,7 +122,7 @@ def test_what_the_network_puts_out_is_a_word_away(calibrated, checkpoint, cells_
 def test_effects_are_asked_for_in_parts_that_change_nothing(calibrated, cells, monkeypatch, decoding):
     asked = request("TET1", "MED12", "non-targeting", "SRC")
     whole = predicted(Predictor(calibrated, device="cpu", decoding=decoding), asked, cells)
-    monkeypatch.setattr("steval.predictor.decoding.ITEMS_AT_ONCE", 1)
+    monkeypatch.setattr("steval.predictor.cells.decoding.ITEMS_AT_ONCE", 1)
     parts = predicted(Predictor(calibrated, device="cpu", decoding=decoding), asked, cells)
     assert list(parts) == list(whole)
     for name, found in whole.items():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from steval.data.rows.csr import csr_of
-from steval.predictor.transfer import cells_to_host, compacted
+from steval.predictor.cells.transfer import cells_to_host, compacted
 
 
 def cells(number: int, rows: int = 7, columns: int = 11) -> torch.Tensor:

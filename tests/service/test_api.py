@@ -77,7 +77,7 @@ def test_h5ad_is_the_file_of_steval_predict(http, reference):
 
 @pytest.mark.parametrize("decoding", ["network", "carried"])
 def test_a_decoding_that_is_asked_for_is_that_of_steval_predict(http, tiny_checkpoint, tmp_path, monkeypatch, decoding):
-    monkeypatch.setattr("steval.predictor.decoding.ITEMS_AT_ONCE", 1)  # the queue is asked more than once
+    monkeypatch.setattr("steval.predictor.cells.decoding.ITEMS_AT_ONCE", 1)  # the queue is asked more than once
     served = ad.read_h5ad(io.BytesIO(post(http, {**REQUEST, "output": "cells", "decoding": decoding}, H5AD).content))
     checkpoint = load_checkpoint(tiny_checkpoint)
     request = request_names(["STAT1", "TET1"], 40, seed=3).model_copy(update={"decoding": decoding})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steval.errors import ServiceError
-from steval.predictor.predicted import PredictedSet
+from steval.predictor.cells.predicted import PredictedSet
 from steval.predictor.sets import PlannedSet
 from steval.service.predict.batcher import WINDOW_CELLS, MicroBatcher
 

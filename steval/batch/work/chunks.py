@@ -8,8 +8,8 @@ import numpy as np
 
 from steval.data.cells.cellfile import CellFile
 from steval.errors import DataError
+from steval.predictor.cells.predicted import PredictedBlock, PredictionFacts
 from steval.predictor.plan import PredictionPlan
-from steval.predictor.predicted import PredictedBlock, PredictionFacts
 
 Chunks = Sequence[tuple[Path, tuple[int, int]]]
 """Files with the items of the request that each holds, first and last+1; in order, all items once."""

@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
 from steval.errors import ServiceError
-from steval.predictor.predicted import PredictedSet
+from steval.predictor.cells.predicted import PredictedSet
 from steval.predictor.sets import PlannedSet
 
 log = logging.getLogger(__name__)

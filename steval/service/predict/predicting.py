@@ -21,10 +21,10 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from steval.errors import ServiceError
+from steval.predictor.cells.predicted import PredictedBlock, PredictedSet
 from steval.predictor.means import predicted_means
 from steval.predictor.output import write_predictions
 from steval.predictor.plan import PredictionPlan
-from steval.predictor.predicted import PredictedBlock, PredictedSet
 from steval.predictor.requests import PredictionRequest
 from steval.service.http.encoding import (
     ARROW,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steval.model.clouds import PointClouds
+from steval.model.distances.clouds import PointClouds
 
 
 @dataclass(frozen=True)

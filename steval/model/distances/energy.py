@@ -9,8 +9,8 @@ In [0, ∞), best 0, in the units of the data. (The statistician's energy distan
 import torch
 from torch import Tensor
 
-from steval.model.clouds import PointClouds
-from steval.model.pull import Pull
+from steval.model.distances.clouds import PointClouds
+from steval.model.distances.pull import Pull
 
 FLOOR = 1e-8
 """Smallest squared distance; below it a pair has no gradient, so that identical points give a finite one."""

@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from steval.model.clouds import PointClouds
-from steval.model.pull import Pull
+from steval.model.distances.clouds import PointClouds
+from steval.model.distances.pull import Pull
 
 SCALING = 0.5
 _LOG_OF_ZERO = -100_000.0

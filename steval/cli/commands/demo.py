@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
+from steval.cli.commands.score import print_report
 from steval.cli.output import print_json, print_table, say
-from steval.cli.score import print_report
 
 REAL_CAVEAT = """
 What this can show: every step of the job on real Perturb-seq cells, and numbers equal to cell-eval's.

@@ -16,11 +16,11 @@ from steval.data.effects.anchors import Anchors
 from steval.data.effects.carry import CARRIED_AT_ONCE
 from steval.data.effects.decoding import DecodingChoice, DecodingSettings
 from steval.errors import ConfigError
+from steval.predictor.cells.predicted import PredictedBlock
 from steval.predictor.controls import ControlPool
 from steval.predictor.features import is_one_hot
 from steval.predictor.means import control_mean
 from steval.predictor.plan import PredictionPlan, make_plan
-from steval.predictor.predicted import PredictedBlock
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.predictor.sets import PlannedItem, PlannedSet, windows
 

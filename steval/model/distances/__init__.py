@@ -1,0 +1,1 @@
+"""Distances between two sets of cells, and their gradients: what the losses are made of."""
