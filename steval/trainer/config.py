@@ -144,9 +144,10 @@ class ComputeSettings(Settings):
     """TensorFloat-32 products on NVIDIA GPUs."""
     compile: bool = False
     """`torch.compile`; pays off over long runs."""
-    cuda_graph: bool = False
+    cuda_graph: bool | Literal["auto"] = "auto"
     """Record a whole step on a GPU and replay it, so that the host's speed does not bound small steps; where that cannot be
-    (several devices, accumulation, activation checkpointing, a sinkhorn loss), steps run as without."""
+    (no GPU, several devices, accumulation, activation checkpointing, a sinkhorn loss), steps run as without: with a note where
+    it was asked for by `true`."""
     activation_checkpointing: bool = False
     """Compute each backbone block again in the backward pass instead of keeping its activations."""
     devices: PositiveInt | Literal["auto"] = "auto"

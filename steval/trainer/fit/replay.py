@@ -130,13 +130,18 @@ class ReplayedStep:
 
 
 def open_recorder(config: FinetuneConfig, device: torch.device, world_size: int) -> Recorder | None:
-    """What records the steps of a phase; None where `compute.cuda_graph` is off, or with a note where it cannot be."""
-    if not config.compute.cuda_graph:
+    """What records the steps of a phase; None where `compute.cuda_graph` is off, or it cannot be (noted if asked for)."""
+    wanted = config.compute.cuda_graph
+    if wanted is False:
         return None
     obstacle = _obstacle(config, device, world_size)
     if obstacle is None:
         return CudaRecorder(device)
-    logger.info("compute.cuda_graph: steps are not recorded, for %s", obstacle)
+    logger.log(
+        logging.INFO if wanted is True else logging.DEBUG,
+        "compute.cuda_graph: steps are not recorded, for %s",
+        obstacle,
+    )
     return None
 
 
