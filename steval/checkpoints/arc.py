@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steval.checkpoints.arc_config import RegimeChoice, choose_attention, ignored_flags, model_config
 from steval.checkpoints.arc_maps import ArcVocabulary, read_vocabulary
+from steval.checkpoints.location import require_plain
 from steval.checkpoints.manifest import TrainingRecord
 from steval.checkpoints.safe_load import check_tensors, load_foreign
 from steval.errors import CheckpointError
@@ -92,7 +93,7 @@ def _locate(source: Path) -> tuple[Path, Path | None, list[str]]:
         others = [path.name for path in found[1:]]
         note = f"weights of {found[0].relative_to(source)}"
         return found[0], source, [note + (f" (also there: {', '.join(others)})" if others else "")]
-    if not source.is_file():
+    if not require_plain(source).exists():
         raise CheckpointError(f"no such checkpoint or run directory: {source}")
     parents = [folder for folder in (source.parent, source.parent.parent) if (folder / "var_dims.pkl").is_file()]
     if parents:

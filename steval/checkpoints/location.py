@@ -38,6 +38,15 @@ def locate_checkpoint(reference: str | Path) -> Path:
     return next(source for source in SOURCES if source.claims(text)).find(text)
 
 
+def require_plain(path: Path) -> Path:
+    """`path` unless it is there and no plain file: opening a pipe or device waits for ever. Raises `CheckpointError`."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a pipe or device"
+        raise CheckpointError(f"{path} is {kind}, not a checkpoint file; write the checkpoint to a file and give that")
+    return path
+
+
 def is_run(path: Path) -> bool:
     """Whether `path` is a run directory of `steval finetune` (or its `checkpoints`) with a best checkpoint."""
     return any(best.is_file() for best in _best_paths(Path(path)))
@@ -60,6 +69,7 @@ def _best_of_run(reference: str) -> Path:
 def _no_checkpoint(reference: str) -> Path:
     path = Path(reference)
     if not path.is_dir():
+        require_plain(path)
         raise CheckpointError(
             f"{path} is a file of arc-state or of a run's trainer state, not a steval checkpoint. An arc-state model "
             f"becomes one by: steval convert {path} -o OUT.safetensors; of a run of ours, give its directory"
@@ -85,5 +95,5 @@ SOURCES: tuple[CheckpointSource, ...] = (
     CheckpointSource(
         "no checkpoint", lambda text: Path(text).is_dir() or Path(text).suffix in ARC_SUFFIXES, _no_checkpoint
     ),
-    CheckpointSource("file", lambda text: True, Path),
+    CheckpointSource("file", lambda text: True, lambda text: require_plain(Path(text))),
 )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from steval.checkpoints.location import require_plain
 from steval.data.columns import Columns
 from steval.data.effects.decoding import DecodingSettings
 from steval.data.reference import DataReference
@@ -132,7 +133,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """The raw safetensors header: tensor name → dtype, shape, data_offsets; `__metadata__`. Checks sizes first."""
     path = Path(path)
     try:
-        size = path.stat().st_size
+        size = require_plain(path).stat().st_size
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 10 or length > min(MAX_HEADER_BYTES, size - 8):

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from steval.checkpoints.location import require_plain
 from steval.checkpoints.pickle_scan import names_used
 from steval.checkpoints.stand_ins import DTypeName, InertObject, encode_latin1, make_scalar, rebuild_tensor
 from steval.errors import CheckpointError
@@ -85,7 +86,7 @@ def load_foreign(path: Path) -> Any:
     size or the limits above, and for any type outside `ALLOWED`, named.
     """
     path = Path(path)
-    if not path.is_file():
+    if not require_plain(path).exists():
         raise CheckpointError(f"no such file: {path}")
     try:
         with path.open("rb") as stream:

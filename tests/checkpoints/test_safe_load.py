@@ -260,6 +260,6 @@ def test_an_expanded_view_is_refused(tmp_path):
 
 
 def test_missing_files_and_folders_are_clear_errors(tmp_path):
-    for path in (tmp_path / "none.ckpt", tmp_path):
-        with pytest.raises(CheckpointError, match="no such file"):
+    for path, answer in ((tmp_path / "none.ckpt", "no such file"), (tmp_path, "is a directory, not a checkpoint")):
+        with pytest.raises(CheckpointError, match=answer):
             load_foreign(path)
