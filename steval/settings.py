@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from steval.errors import ConfigError, nearest_names
 
+MAX_YAML_BYTES = 4 * 2**20
+"""Largest YAML document that is read."""
+MAX_YAML_SIZE = 16 * 2**20
+"""Most values and characters of one with its aliases written out; without any, the largest document has half as many."""
+
 
 class Settings(BaseModel):
     """A frozen configuration; unknown keys are errors that name the nearest key."""
@@ -64,18 +69,71 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file; an unreadable or other document is a `ConfigError`."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such configuration file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    """A YAML mapping from a file; an unreadable, too large or other document is a `ConfigError`."""
+    values = read_yaml_document(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def read_yaml_document(path: Path) -> Any:
+    """As `read_yaml`, of any type."""
+    try:
+        with Path(path).open("rb") as handle:
+            content = handle.read(MAX_YAML_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such configuration file: {path}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if len(content) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_YAML_BYTES:,} bytes, which no configuration needs")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML document, as plain types; `source` names it in the `ConfigError` for what is none.
+
+    Aliases are counted as if written out before anything is built: a few hundred bytes can mean 10^10 values.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > MAX_YAML_SIZE:
+            raise ConfigError(
+                f"{source} is refused: with its aliases (*name) written out it has more than {MAX_YAML_SIZE:,} values and "
+                "characters, or is without end; write what it needs without them"
+            )
+        return loader.construct_document(node)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:  # the last three: `!!int ''` and its like
+        raise ConfigError(f"{source} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is not a readable YAML document: it is nested too deeply") from error
+
+
+def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Values and characters below `node`, each alias counted in full; no more than one over the limit is counted."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = MAX_YAML_SIZE + 1  # met again from within: without end
+    if isinstance(node, yaml.ScalarNode):
+        size = len(node.value)
+    elif isinstance(node, yaml.MappingNode):
+        size = sum(_written_out(part, sizes) for pair in node.value for part in pair)
+    else:
+        size = sum(_written_out(part, sizes) for part in node.value)
+    sizes[id(node)] = min(size, MAX_YAML_SIZE) + 1
+    return sizes[id(node)]
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -86,7 +144,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         if not separator or not path:
             raise ConfigError(f"--set takes KEY.SUBKEY=VALUE, got {override!r}")
         try:
-            _assign(result, path.split("."), yaml.safe_load(text))
+            _assign(result, path.split("."), parse_yaml(text, f"--set {override}"))
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise ConfigError(f"--set {override}: there is no such place in the configuration ({error})") from error
     return result

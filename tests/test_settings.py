@@ -1,7 +1,13 @@
-import pytest
+import shutil
+from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from steval import settings
+from steval.cli.app import app
 from steval.errors import ConfigError, UnknownPerturbationError
-from steval.settings import Settings, apply_overrides
+from steval.settings import Settings, apply_overrides, parse_yaml, read_yaml
 
 
 class Inner(Settings):
@@ -50,3 +56,79 @@ def test_unknown_perturbations_name_the_nearest():
     error = UnknownPerturbationError(["stat1", "ZZZZ"], ["STAT1", "STAT2", "MED12"])
     assert "'stat1': nearest known STAT1, STAT2" in str(error)
     assert "'ZZZZ': nearest known none" in str(error)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+MERGES = "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 10))
+LONG = f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 200)}]"
+ENDLESS = "a: &a [*a]"
+DEEP = "a: " + "[" * 5000
+
+
+@pytest.mark.parametrize("text", [BOMB, MERGES, LONG, ENDLESS])
+def test_aliases_are_bounded_before_anything_is_built(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml is refused: with its aliases"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(("value", "answer"), [("&a [*a]", "is refused"), ("[", "is not YAML")])
+def test_values_of_set_are_held_to_the_same(value, answer):
+    with pytest.raises(ConfigError, match=f"--set a=.*{answer}"):
+        apply_overrides({}, [f"a={value}"])
+
+
+def test_aliases_of_the_usual_size_are_values():
+    assert parse_yaml("a: &a {k: [1, 2]}\nb: {<<: *a, c: *a}", "c") == {
+        "a": {"k": [1, 2]},
+        "b": {"k": [1, 2], "c": {"k": [1, 2]}},
+    }
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, "a: [", "a: !!int ''", "a: !!bool x", "a: !!timestamp x", "a: 2024-13-45", "\x00"]
+)
+def test_what_is_no_yaml_is_said(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml is not"):
+        read_yaml(path)
+
+
+def test_a_large_file_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1, 2]")
+    monkeypatch.setattr(settings, "MAX_YAML_BYTES", path.stat().st_size)
+    assert read_yaml(path) == {"a": [1, 2]}
+    path.write_text("a: [1, 22]")
+    with pytest.raises(ConfigError, match="larger than 9 bytes"):
+        read_yaml(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 1", encoding="utf-8-sig")
+    assert read_yaml(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("batch", "config.yaml", "--dry-run"), 2),
+        (("finetune", "config.yaml", "--run", "run"), 2),
+        (("doctor", "config.yaml"), 2),
+        (("inspect", "arc"), 3),
+        (("convert", "arc", "-o", "out.safetensors"), 3),
+    ],
+)
+def test_every_command_bounds_the_yaml_that_it_is_given(tmp_path, monkeypatch, arguments, code):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(__file__).parent / "data" / "golden" / "arc_run", "arc")
+    for place in ("config.yaml", "arc/config.yaml"):
+        Path(place).write_text(BOMB)
+    result = CliRunner().invoke(app, list(arguments))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert "config.yaml is refused: with its aliases" in " ".join(result.stderr.split())

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from steval.checkpoints.safe_load import check_tensors, load_foreign
 from steval.data.columns import DEFAULT_BATCH, DEFAULT_CELL_TYPE, DEFAULT_CONTROL, DEFAULT_PERTURBATION, Columns
-from steval.errors import CheckpointError
+from steval.errors import CheckpointError, ConfigError
+from steval.settings import read_yaml_document
 
 _SUFFIXES = (".torch", ".pt", ".pkl")
 
@@ -96,8 +96,8 @@ def _read_codes(run_dir: Path, stem: str) -> tuple[str, ...]:
         if isinstance(value, Tensor) and value.dim() == 1 and value.numel() == len(content):
             if int((value != 0).sum()) != 1:
                 raise CheckpointError(f"{path}: the vector of {name!r} is not one-hot")
-            codes[int(value.argmax())] = str(name)
-        elif isinstance(value, int):
+            codes[int(value.nonzero())] = str(name)
+        elif isinstance(value, int) and not isinstance(value, bool):
             codes[value] = str(name)
         else:
             raise CheckpointError(f"{path}: {name!r} has neither a code nor a one-hot vector of length {len(content)}")
@@ -118,9 +118,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml_document(path)
         return json.loads(json.dumps(values, default=str)) if isinstance(values, dict) else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 

@@ -15,6 +15,7 @@ from steval.data.files import atomic_path
 from steval.data.labels import label_codes
 from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.errors import ConfigError
+from steval.settings import parse_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.recipes import recipe_path, with_recipe
 
@@ -76,7 +77,7 @@ def write_configuration(
     recipe_path(recipe)
     found = look(data, options)
     text = configuration_text(data, found, recipe, seed)
-    FinetuneConfig.parse(with_recipe(yaml.safe_load(text), str(out)), source=str(out))
+    FinetuneConfig.parse(with_recipe(parse_yaml(text, str(out)), str(out)), source=str(out))
     with atomic_path(out) as partial:
         partial.write_text(text, encoding="utf-8")
     return found

@@ -10,6 +10,7 @@ import torch
 
 from steval.checkpoints.arc import read_arc
 from steval.checkpoints.arc_config import choose_attention
+from steval.checkpoints.arc_maps import read_vocabulary
 from steval.errors import CheckpointError, ConfigError
 from steval.model.network import StateTransition
 
@@ -247,3 +248,24 @@ def test_a_gpt2_position_table_that_is_not_zero_is_refused(tmp_path):
     torch.save(values, tmp_path / "positions.ckpt")
     with pytest.raises(CheckpointError, match="position table that is not zero"):
         read_arc(tmp_path / "positions.ckpt")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_one_hot_vectors_of_any_type_are_codes(tmp_path, dtype):
+    torch.save(
+        dict(zip("ba", torch.eye(2, dtype=torch.uint8).to(dtype), strict=True)), tmp_path / "batch_onehot_map.pt"
+    )
+    assert read_vocabulary(tmp_path, {}).batches == ("b", "a")
+
+
+@pytest.mark.parametrize("content", [{"a": False, "b": True}, {"a": torch.tensor(True), "b": torch.tensor(False)}])
+@pytest.mark.parametrize("stem", ["batch_onehot_map", "cell_type_onehot_map", "pert_onehot_map"])
+def test_booleans_are_no_codes_and_no_vectors(tmp_path, stem, content):
+    torch.save(content, tmp_path / f"{stem}.pt")
+    with pytest.raises(CheckpointError, match=rf"{stem}\.pt: ('a' h|its vectors)"):
+        read_vocabulary(tmp_path, {})
+
+
+def test_vectors_of_booleans_are_features(tmp_path):
+    torch.save({"a": torch.tensor([True, False])}, tmp_path / "pert_onehot_map.pt")
+    assert read_vocabulary(tmp_path, {}).features["a"].tolist() == [1.0, 0.0]

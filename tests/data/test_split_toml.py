@@ -163,3 +163,23 @@ def test_the_resolved_split_needs_no_second_file(data_dir: Path) -> None:
     again = TrainingCells.open(COUNTS, TomlSplit.model_validate(reference.split))
     assert np.array_equal(again.part_codes, cells.part_codes)
     assert reference.perturbations == ("G0", "G1", "G2", "G3", "G4", "G5")
+
+
+@pytest.mark.parametrize("section", ["datasets", "training", "zeroshot", "fewshot"])
+@pytest.mark.parametrize("value", ["3", '"a"', "[1]", "[{a = 1}]"])
+def test_a_section_that_is_no_table_is_said(tmp_path: Path, section: str, value: str) -> None:
+    path = tmp_path / "split.toml"
+    others = {"datasets": 'datasets = {x = "x.h5ad"}', "training": 'training = {x = "train"}'}
+    lines = [f"{section} = {value}", *(line for name, line in others.items() if name != section)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=rf"{section} must be a table, \[{section}\], got (int|str|list)"):
+        read_split_toml(path)
+
+
+def test_a_byte_order_mark_and_deep_nesting(tmp_path: Path) -> None:
+    path = tmp_path / "split.toml"
+    path.write_text('[datasets]\nx = "x.h5ad"\n[training]\nx = "train"\n', encoding="utf-8-sig")
+    assert read_split_toml(path).datasets == {"x": "x.h5ad"}
+    path.write_text("a = " + "[" * 5000)
+    with pytest.raises(ConfigError, match="is not a readable TOML split file"):
+        read_split_toml(path)

@@ -81,10 +81,10 @@ class SplitTable(Settings):
 def read_split_toml(path: Path) -> SplitTable:
     """Read and check a split file; every problem of it is in one `ConfigError`."""
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"no such split file: {path}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable TOML split file: {error}") from error
     return parse_split_toml(content, str(path))
 
@@ -92,6 +92,10 @@ def read_split_toml(path: Path) -> SplitTable:
 def parse_split_toml(content: Mapping[str, Any], source: str) -> SplitTable:
     """As `read_split_toml` for parsed content."""
     problems = [f"unknown section [{name}]; allowed: {', '.join(SECTIONS)}" for name in content if name not in SECTIONS]
+    no_tables = [name for name in SECTIONS if not isinstance(content.get(name, {}), Mapping)]
+    if no_tables:
+        problems += [f"{name} must be a table, [{name}], got {type(content[name]).__name__}" for name in no_tables]
+        raise ConfigError(f"{source} is not a valid split file", problems)
     datasets = content.get("datasets", {})
     if not datasets or not all(isinstance(value, str) for value in datasets.values()):
         raise ConfigError(f"{source}: [datasets] must name at least one data set with a path", problems)
