@@ -32,8 +32,8 @@ from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.errors import DataError
 from steval.settings import Settings
 
-LEAST_FOR_SPREAD = 3
-"""Perturbations seen in a context from which the spread of its effects can be told."""
+LEAST_FOR_SPREAD = 10
+"""Perturbations seen in a context from which the spread of its effects can be told: fewer say next to nothing of a gene's."""
 _TINY = 1e-12
 
 
