@@ -75,7 +75,7 @@ def test_the_slurm_script_gives_each_array_task_its_share(case: Path, tmp_path: 
         ["bash", str(DEPLOY / "slurm.sh"), str(path), "--dry-run"], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "a__synthetic__all" in result.stdout and "1 jobs" in result.stdout and "on 3 workers" in result.stdout
+    assert "a__synthetic__all" in result.stdout and "1 job," in result.stdout and "on 3 workers" in result.stdout
     assert "a__packaged__all" not in result.stdout
 
 
