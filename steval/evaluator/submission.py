@@ -133,7 +133,7 @@ def _gene_order(present: list[str], genes: Sequence[str] | Path | None, name: st
 
 def _gene_list(path: Path) -> list[str]:
     try:
-        lines = require_file(path, "gene list").read_text(encoding="utf-8").splitlines()
+        lines = require_file(path, "gene list").read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"the gene list {path} is not a text file: {error}") from error
     return [line.split(",")[0].strip().strip('"') for line in lines if line.strip()]

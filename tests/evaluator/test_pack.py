@@ -136,3 +136,10 @@ def test_a_full_disk_is_one_error_that_leaves_nothing(lognorm, tmp_path, capfd, 
     gc.collect()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert capfd.readouterr().err == ""  # h5py's tracebacks of objects that it cannot close
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_gene(lognorm, tmp_path):
+    listing = tmp_path / "genes.csv"
+    listing.write_text("\n".join(lognorm.var_names), encoding="utf-8-sig")
+    source = write(lognorm, tmp_path / "cells.h5ad")
+    assert pack(source, tmp_path / "ours.vcc", genes=listing).num_genes == 40

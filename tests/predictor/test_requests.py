@@ -29,6 +29,7 @@ def read(path, **options):
         pytest.param("r.csv", "perturbation,num_cells\nSTAT1,50\nSRC,20\n", id="csv"),
         pytest.param("r.tsv", "perturbation\tnum_cells\nSTAT1\t50\nSRC\t20\n", id="tsv"),
         pytest.param("r.csv", "\ufeffPerturbation, Num_Cells\r\nSTAT1, 50\r\n\r\nSRC,20.0\r\n", id="bom, CRLF, blanks"),
+        pytest.param("r.tsv", "\ufeffperturbation\tnum_cells\nSTAT1\t50\nSRC\t20\n", id="bom, tabs"),
         pytest.param("r.csv", "gene_id,target_gene,n_cells\n1,STAT1,50\n2,SRC,20\n", id="other columns, other names"),
         pytest.param("r.csv", 'perturbation;num_cells\n"STAT1";50\nSRC;20', id="semicolons and quotes"),
     ],

@@ -49,6 +49,12 @@ def test_bad_key_files_say_which_line(key_file, text, message):
         read_keys(key_file)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_name(key_file):
+    key = add_key(key_file, "lab")
+    key_file.write_text(key_file.read_text(), encoding="utf-8-sig")
+    assert read_keys(key_file).owner(key) == "lab"
+
+
 def status(
     middleware: AccessMiddleware, path: str = "/model", method: str = "GET", client: str = "127.0.0.1", **headers
 ):

@@ -36,7 +36,7 @@ class KeyRing:
 def read_keys(path: Path) -> KeyRing:
     """Read a key file; raises `ConfigError` with every bad line, or where there is no key."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the key file {path}: {error}") from error
     digests: dict[str, str] = {}
