@@ -21,6 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
 
+
 pytest.register_assert_rewrite("support")
 
 

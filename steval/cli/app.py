@@ -9,9 +9,9 @@ import typer
 
 from steval import __version__
 from steval.cli.help import Command, Group
-from steval.data.files import end_on_sigterm
 from steval.errors import StevalError
 from steval.logs import configure
+from steval.signals import end_on_sigterm
 from steval.wording import printable
 
 COMMANDS = (

@@ -1,6 +1,6 @@
 """Files written beside their final name and moved into place, and their content digests.
 
-What is being written is called `.NAME.PROCESS.part`. A writer that ends, by an error or by SIGTERM (`end_on_sigterm`), removes
+What is being written is called `.NAME.PROCESS.part`. A writer that ends, by an error or by SIGTERM (`steval.signals`), removes
 it; what a killed one left is removed by the next writer of the same name, as soon as the process is known to be gone.
 """
 
@@ -11,12 +11,9 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from steval.data.outputs import destination
 from steval.errors import ConfigError, DataError, OutputError
@@ -67,31 +64,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM came: what was being written is removed on the way out."""
-
-    exit_code = 128 + signal.SIGTERM
-
-
-def end_on_sigterm() -> None:
-    """From here on SIGTERM raises `TerminatedError` in this process's main thread; a second one ends it at once.
-
-    Without effect where somebody else handles the signal, and in processes that are forked from this one.
-    """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        return
-    pid = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != pid:
-            os.kill(os.getpid(), number)
-            return
-        raise TerminatedError("terminated; nothing half-written was left")
-
-    signal.signal(signal.SIGTERM, end)
 
 
 @functools.cache

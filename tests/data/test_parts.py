@@ -12,7 +12,8 @@ from steval.data.files import atomic_path, partial_beside
 WRITER = """
 import sys, time
 from pathlib import Path
-from steval.data.files import atomic_path, end_on_sigterm, partial_beside
+from steval.data.files import atomic_path, partial_beside
+from steval.signals import end_on_sigterm
 end_on_sigterm()
 path = Path(sys.argv[1])
 if sys.argv[2] == "directory":
@@ -80,7 +81,8 @@ def test_a_forked_child_ends_without_touching_its_parents_files(tmp_path: Path):
     script = """
 import os, signal, sys, time
 from pathlib import Path
-from steval.data.files import atomic_path, end_on_sigterm
+from steval.data.files import atomic_path
+from steval.signals import end_on_sigterm
 end_on_sigterm()
 with atomic_path(Path(sys.argv[1])) as partial:
     partial.write_text("whole")
