@@ -20,7 +20,7 @@ stop() {
 
 say "bentoml build"
 rm -rf "$work/venv" "$work/case"
-PYTHONPATH="$root:$root/tests/batch" python -c "import pathlib, sys, batch_cases
+PYTHONPATH="$root:$root/tests" python -c "import pathlib, sys; from support import batch_cases
 batch_cases.write_case(pathlib.Path(sys.argv[1]))" "$work/case"
 tag="$(cd "$root" && PYTHONPATH="$root" python -m bentoml build -o tag . 2>"$work/build.log" | tail -1)" ||
     stop "bentoml build failed" "$work/build.log"
