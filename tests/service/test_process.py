@@ -403,7 +403,7 @@ def test_a_checkpoint_that_this_machine_does_not_reproduce_is_never_ready(servic
     path = write_checkpoint(tmp_path / "other.safetensors", service_cells, warmup=record)
     assert load_checkpoint(path).manifest.warmup == record
     with served_process(str(path)) as (url, _):
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         text = ""
         while "warm-up" not in text and time.monotonic() < deadline:
             try:
