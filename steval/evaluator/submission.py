@@ -18,8 +18,9 @@ import scipy.sparse as sp
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import require_unique
 from steval.data.cells.scale import Scale, lognorm, resolve_scale
-from steval.data.cells.writer import new_hdf5, require_finite
+from steval.data.cells.writer import require_finite
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.disk_files import new_hdf5
 from steval.data.files import atomic_path, require_file
 from steval.data.labels import labels_of
 from steval.data.outputs import require_output

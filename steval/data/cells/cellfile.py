@@ -13,8 +13,8 @@ import scipy.sparse as sp
 
 from steval.data.cells.obs_codes import CodedColumn, StoredTable, column_names, num_rows, read_coded, row_names
 from steval.data.cells.record import read_record
-from steval.data.cells.writer import new_hdf5
 from steval.data.columns import Columns
+from steval.data.disk_files import new_hdf5
 from steval.data.files import atomic_path, require_file
 from steval.data.labels import label_text, labelled_rows
 from steval.data.rows.matrix import StoredMatrix, read_element

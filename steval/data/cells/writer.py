@@ -1,8 +1,7 @@
 """Streaming h5ad writer: cells are appended block by block, so that memory stays flat for any number of cells."""
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from io import FileIO
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from steval.data.cells.record import KEY
+from steval.data.disk_files import DiskFile
 from steval.data.files import atomic_path
 from steval.errors import NotFiniteError
 
@@ -72,7 +72,7 @@ class CellWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             partial = stack.enter_context(atomic_path(self.path))
-            self._disk = _Disk(partial)
+            self._disk = DiskFile(partial)
             stack.callback(self._disk.check)
             stack.callback(self._disk.close)
             self._handle = stack.enter_context(h5py.File(self._disk, "w"))
@@ -171,51 +171,6 @@ def _writable(values: pd.Series) -> Any:
     if numeric or texts:
         return values
     return pd.Categorical(values.astype(object).where(values.notna(), None).map(str, na_action="ignore"))
-
-
-@contextmanager
-def new_hdf5(path: Path) -> Generator[h5py.File]:
-    """A new HDF5 file at `path`, closed at the end; a disk that refuses a write is an `OSError` then, and nothing worse."""
-    with _Disk(path) as disk:
-        try:
-            with h5py.File(disk, "w") as handle:
-                yield handle
-        finally:
-            disk.check()
-
-
-class _Disk(FileIO):
-    """The file under an HDF5 file. A write that fails is kept for `check`, and HDF5 is told that all is well.
-
-    HDF5 cannot close a file that it cannot write (a full disk): every object then fails with a traceback that nobody can
-    catch, and the process crashes as it ends.
-    """
-
-    def __init__(self, path: Path):
-        super().__init__(path, "w+")
-        self._error: OSError | None = None
-
-    def check(self) -> None:
-        """Raise what kept a write from the disk."""
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: Any) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
-        try:
-            while len(left) and self._error is None:
-                left = left[super().write(left) :]
-        except OSError as error:
-            self._error = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self._error = error
-            return self.tell() if size is None else size
 
 
 _FILTERS: dict[str, dict[str, Any]] = {

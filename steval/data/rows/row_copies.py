@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from steval.data.disk_files import new_hdf5
 from steval.data.files import atomic_path, require_directory
 from steval.data.rows.matrix import StoredMatrix
 from steval.data.rows.obsm import ObsmBlock
@@ -85,7 +86,7 @@ def cached_rows(matrix: StoredMatrix, cache_dir: Path, memory_bytes: int) -> Pat
         stored = source["X"]
         num_bytes = matrix.num_values * (8 + stored["data"].dtype.itemsize)
         _require_space(cache_dir, num_bytes * (2 if by_columns else 1), path)
-        with atomic_path(cache) as partial, h5py.File(partial, "w") as target:
+        with atomic_path(cache) as partial, new_hdf5(partial) as target:
             group = _frame(source, target, matrix)
             with progress_bar(matrix.num_values, f"copying {path.name} by rows", "value") as bar:
                 by_rows = _csr_blocks(stored, group)
