@@ -15,8 +15,8 @@ from steval.signals import end_on_sigterm
 from steval.wording import printable
 
 COMMANDS = (
-    "demo", "prepare", "init", "finetune", "predict", "score", "pack", "serve", "batch", "compare", "doctor", "calibrate",
-    "inspect", "convert",
+    "demo", "prepare", "init", "finetune", "predict", "score", "metrics", "pack", "serve", "batch", "compare", "doctor",
+    "calibrate", "inspect", "convert",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
 

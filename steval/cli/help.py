@@ -142,6 +142,7 @@ OPTIONS: dict[str, Shown] = {
 ARGUMENTS: dict[tuple[str, str], Callable[[Any, str], list[str]]] = {
     ("finetune", "config"): completion.recipes,
     ("doctor", "target"): completion.recipes,
+    ("metrics", "names"): completion.metrics,
 }
 """Completion of arguments, by command and name; all others are files."""
 

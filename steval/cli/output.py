@@ -15,17 +15,41 @@ from steval.wording import printable
 
 FILE_WIDTH = 160
 """Columns of text when stdout is not a terminal and COLUMNS is not set."""
+LONGEST_LINE = 100
+"""Of running text."""
 NARROWEST = 40
 LONGEST_KEY, MOST_KEYS = 6, 2
 """Words of a key, and columns of keys."""
 _PLAIN = str.maketrans(
-    {"–": "-", "—": "-", "×": "x", "…": "...", "→": "->", "─": "-", "│": "|", "’": "'", "·": "-", "−": "-"}
+    {
+        "–": "-",
+        "—": "-",
+        "×": "x",
+        "…": "...",
+        "→": "->",
+        "─": "-",
+        "│": "|",
+        "’": "'",
+        "·": "-",
+        "−": "-",
+        "↑": "(high)",
+        "↓": "(low)",
+        "“": '"',
+        "”": '"',
+    }
 )
 
 
 def say(text: str = "", *, err: bool = False) -> None:
     """Text for a person; control characters of names and files are made visible."""
     _write(printable(text), sys.stderr if err else sys.stdout)
+
+
+def say_wrapped(text: str) -> None:
+    """Running text on stdout, in lines that fit the terminal and are not too long to read."""
+    from steval.cli.tables import wrap
+
+    _write("\n".join(wrap(printable(text).strip(), min(terminal_width(), LONGEST_LINE))), sys.stdout)
 
 
 def print_json(value: Any) -> None:

@@ -31,6 +31,7 @@ from steval.evaluator.report.report import (
     PREDICTION,
     ScoreReport,
 )
+from steval.evaluator.report.standing import standing
 from steval.evaluator.spreadsheet import read_csv, write_csv
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def score_summary(report: ScoreReport, notes: Sequence[str] = ()) -> dict[str, A
         "leaderboard": headline["leaderboard"],
         "unclipped": headline["unclipped"],
         "interval": [headline["overall_low"], headline["overall_high"]],
+        "standing": standing(report).as_dict(),
         "members": report.members.drop("note").to_dicts(),
         "baselines": report.overall.filter(pl.col("predictor") != PREDICTION).to_dicts(),
         "integrity": {

@@ -1,6 +1,7 @@
 """The score directory: whole or absent, read back as it was written; the report page stands on its own."""
 
 import dataclasses
+import html
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 
 from steval.cli.commands.score import print_report
 from steval.errors import ConfigError, DataError
+from steval.evaluator.metrics.catalog import BY_COLUMN, with_arrow
 from steval.evaluator.report.html import number, render_report
 from steval.evaluator.report.report import BREAKDOWN_SCHEMA, ScoreReport
 from steval.evaluator.scoring import score
@@ -205,7 +207,7 @@ def test_the_page_stands_on_its_own(page_text, raw):
         assert page.open == []
         assert page.fetched == []
         assert len(set(page.identifiers)) == len(page.identifiers)
-        assert not re.search(r"@import|url\((?!#)|<script", text)
+        assert not re.search(r"@import|url\((?!#)|<script src|fetch\(|XMLHttpRequest|import\(", text)
         for reference in re.findall(r'(?:url\(#|xlink:href="#)([^")]+)', text):
             assert reference in page.identifiers
 
@@ -219,7 +221,36 @@ def test_the_page_shows_what_was_found_and_escapes_names(report, page_text):
     assert f"{report.leaderboard:.1f}" in text
     assert "<b>run</b>" not in text
     assert "&lt;b&gt;run&lt;/b&gt;" in text
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 5
+
+
+def test_figures_hold_their_text_as_text(page_text):
+    """A reader can search, select and translate it, and an editor can change it."""
+    shown = re.findall(r"<text[^>]*>([^<]+)</text>", page_text)
+    assert {"prediction", "mae", "real change"} <= {text.strip() for text in shown}
+
+
+def test_a_name_from_a_file_cannot_end_the_data_of_the_picker(report):
+    evil = "</script><script>alert(1)</script>"
+    changes = report.changes.with_columns(pl.lit(evil).alias("perturbation"), pl.lit("<!--<script>").alias("gene"))
+    text = render_report(dataclasses.replace(report, changes=changes))
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert evil not in text
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    assert list(json.loads(data)) == [evil]
+
+
+def test_the_page_explains_each_metric(report, page_text):
+    shown = html.unescape(page_text)
+    for column in report.breakdown["metric"]:
+        metric = BY_COLUMN[column]
+        assert metric.description in shown
+        assert with_arrow(metric.name) in shown
+    assert "not recorded" in render_report(
+        dataclasses.replace(report, record=report.record | {"model": {"licence": None}})
+    )
 
 
 def test_notes_are_shown_after_flags_and_are_none(report, capsys):

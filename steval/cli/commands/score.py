@@ -9,7 +9,7 @@ import typer
 
 from steval.cli import options
 from steval.cli.memory import importing
-from steval.cli.output import print_json, print_table, say
+from steval.cli.output import print_json, print_table, say, say_wrapped
 from steval.wording import counted
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from steval.evaluator.report.report import ScoreReport
 
 SHOWN_PERTURBATIONS = 30
-BREAKDOWN_COLUMNS = (
-    "cell_type", "metric", "family", "value", "baseline", "ceiling", "replicate", "normalised", "unclipped", "best",
-)  # fmt: skip
+BREAKDOWN = ("cell_type", "metric", "value", "baseline", "ceiling", "replicate", "normalised", "unclipped")
 
 
 def score(
@@ -132,30 +130,39 @@ def score(
 
 
 def print_report(report: "ScoreReport") -> None:
-    """The breakdown, the overall score, the perturbations and what the integrity checks found."""
-    _print_frame("Metrics", report.breakdown, BREAKDOWN_COLUMNS)
+    """Where the prediction stands, then overall scores, metrics, perturbations and what the integrity checks found."""
+    from steval.evaluator.report.standing import standing
+
+    stands = standing(report)
+    say_wrapped(f"{stands.sentence} {stands.advice or ''}")
+    say()
+    if report.overall.height:
+        _print_frame("Overall score (overall: clipped, as cell-eval; leaderboard: ×100)", report.overall)
+    _print_frame("Metrics (↑ high is good, ↓ low is good; steval metrics explains them)", report.breakdown, BREAKDOWN)
     if report.baselines.height:
         wide = report.baselines.pivot(
             "baseline", index=["cell_type", "metric"], values="value", aggregate_function="first"
         )
-        _print_frame("Simple models on the same data", wide, wide.columns)
-    if report.overall.height:
-        _print_frame(
-            "Overall score (overall: clipped, as cell-eval; leaderboard: ×100)", report.overall, report.overall.columns
-        )
+        _print_frame("Simple models on the same data", wide)
     shown = report.results.head(SHOWN_PERTURBATIONS)
     more = f"; the first {shown.height}" if report.results.height > shown.height else ""
-    _print_frame(f"Perturbations ({report.results.height}{more})", shown, shown.columns)
+    _print_frame(f"Perturbations ({report.results.height}{more})", shown)
     if report.integrity.height and not report.findings.height:
         say(f"Integrity: {counted(report.integrity.height, 'check')}, nothing found")
     if report.remarks.height:
         title = "Integrity" if report.findings.height else "Integrity: worth knowing"
         _print_frame(title, report.remarks, ("cell_type", "check", "status", "sentence"))
     for warning in report.record.get("warnings", []):
-        say(f"Note: {warning}")
+        say_wrapped(f"Note: {warning}")
 
 
-def _print_frame(title: str, frame: "pl.DataFrame", columns: Sequence[str]) -> None:
-    """The columns that hold anything."""
-    kept = [name for name in columns if name in frame.columns and not frame[name].is_null().all()]
-    print_table(title, kept, frame.select(kept).rows())
+def _print_frame(title: str, frame: "pl.DataFrame", columns: Sequence[str] | None = None) -> None:
+    """The columns that hold anything; metrics with the direction that is better."""
+    from steval.evaluator.metrics.catalog import with_arrow
+
+    kept = [name for name in columns or frame.columns if name in frame.columns and not frame[name].is_null().all()]
+    rows = [
+        [with_arrow(value) if name == "metric" else value for name, value in zip(kept, row, strict=True)]
+        for row in frame.select(kept).iter_rows()
+    ]
+    print_table(title, [with_arrow(name) for name in kept], rows)

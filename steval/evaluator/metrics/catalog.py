@@ -26,6 +26,13 @@ CORRELATION: Range = (-1.0, 1.0)
 POSITIVE: Range = (0.0, None)
 
 
+GOOD: Mapping[Best, str] = MappingProxyType(
+    {"high": "high is good", "low": "low is good", "none": "neither high nor low is good in itself"}
+)
+ARROWS: Mapping[str, str] = MappingProxyType({"high": "↑", "low": "↓", "none": ""})
+"""Beside a metric's name: the better direction."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One entry of the catalog."""
@@ -66,12 +73,23 @@ class Metric:
         return tuple(f"{self.name}_{part}" for part in self.parts) or (self.name,)
 
     @property
+    def limits(self) -> str:
+        """For readers: which values it can have."""
+        low, high = self.bounds
+        return f"{low:g} to {high:g}" if high is not None else f"{low:g} up" if low is not None else "any number"
+
+    @property
     def sentence(self) -> str:
         """For readers: what it is, which values it can have, which are good."""
-        low, high = self.bounds
-        limits = f"from {low:g}" + (f" to {high:g}" if high is not None else " up") if low is not None else "any number"
-        good = {"high": "high is good", "low": "low is good", "none": "neither high nor low is good in itself"}
-        return f"{self.description}; {limits}, {good[self.best]}."
+        limits = self.limits if self.bounds[0] is None else f"from {self.limits}"
+        return f"{self.description}; {limits}, {GOOD[self.best]}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """What readers need, as plain JSON types."""
+        bounds = dict(zip(("low", "high"), self.bounds, strict=True))
+        options = {name: list(value) if isinstance(value, tuple) else value for name, value in self.options.items()}
+        named = {name: getattr(self, name) for name in ("name", "family", "description", "best", "undefined")}
+        return {**named, "bounds": bounds, "options": options}
 
     def resolved(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
         """Its options with `options` put over the defaults; an unknown one is a `ConfigError`."""
@@ -266,6 +284,12 @@ CATALOG: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric
 """Every metric by name, in cell-eval's order of registration."""
 BY_COLUMN: Mapping[str, Metric] = MappingProxyType({column: metric for metric in _ALL for column in metric.columns})
 """The metric that a column of the results belongs to."""
+
+
+def with_arrow(column: str) -> str:
+    """A result column's name with the better direction beside it, for readers: `mae ↓`; other names are as they are."""
+    metric = BY_COLUMN.get(column)
+    return f"{column} {ARROWS[metric.best]}".rstrip() if metric else column
 
 
 def find_metric(name: str) -> Metric:

@@ -9,9 +9,9 @@ from steval.evaluator.cells.pair import Pair
 from steval.evaluator.metrics.evaluation import Evaluation
 
 SIGNIFICANT_FDR = 0.05
-SHOWN_PERTURBATIONS = 6
-SHOWN_GENES = 200
-"""Genes kept of each shown perturbation: those with the largest change on either side."""
+KEPT_PERTURBATIONS = 100
+KEPT_GENES = 200
+"""Genes kept of each perturbation: those with the largest change on either side."""
 
 _COUNTS: dict[str, Any] = {
     "perturbation": pl.String,
@@ -29,6 +29,11 @@ _CHANGES: dict[str, Any] = {
 }
 
 
+def spread(number: int, most: int) -> np.ndarray:
+    """Places of at most `most` of `number` things, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int))
+
+
 def de_counts(evaluation: Evaluation) -> pl.DataFrame:
     """Numbers of significant genes (FDR < 0.05) on each side and on both, by perturbation."""
     if evaluation.de_real is None or evaluation.de_pred is None:
@@ -42,9 +47,9 @@ def de_counts(evaluation: Evaluation) -> pl.DataFrame:
 
 
 def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
-    """Real and predicted change of mean lognorm expression of the most changed genes of a few perturbations.
+    """Real and predicted change of mean lognorm expression of the most changed genes of each perturbation.
 
-    The perturbations are spread evenly over the size of the real effect, largest first.
+    The largest real effect comes first; of more than `KEPT_PERTURBATIONS`, those that are spread evenly over its size.
     """
     real, pred = evaluation.pseudobulk_real, evaluation.pseudobulk_pred
     if real is None or pred is None:
@@ -55,12 +60,12 @@ def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
     real_change = real.values[rows] - real.values[control]
     pred_change = pred.values[rows] - pred.values[control]
     order = np.argsort(-np.abs(real_change).sum(axis=1), kind="stable")
-    picked = order[np.unique(np.linspace(0, len(order) - 1, SHOWN_PERTURBATIONS).round().astype(int))]
+    picked = order[spread(len(order), KEPT_PERTURBATIONS)]
     genes = np.array(pair.genes)
     frames = []
     for index in picked:
         size = np.maximum(np.abs(real_change[index]), np.abs(pred_change[index]))
-        kept = np.sort(np.argsort(-size, kind="stable")[:SHOWN_GENES])
+        kept = np.sort(np.argsort(-size, kind="stable")[:KEPT_GENES])
         frames.append(
             pl.DataFrame(
                 {

@@ -72,6 +72,7 @@ def draw(make: "Callable[[], Figure | None]", number: int, title: str) -> Drawin
     defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
     with warnings.catch_warnings(), matplotlib.rc_context(defaults):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script is drawn as boxes
+        matplotlib.rcParams["svg.fonttype"] = "none"
         figure = make()
         if figure is None:
             return None

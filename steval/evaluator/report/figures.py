@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from steval.evaluator.metrics.catalog import BY_COLUMN
-from steval.evaluator.metrics.changes import SIGNIFICANT_FDR
+from steval.evaluator.metrics.changes import SIGNIFICANT_FDR, spread
 from steval.evaluator.reference.baselines import BASELINES, REFERENCE
 from steval.evaluator.reference.members import unclipped_members
 from steval.evaluator.report.drawing import colour, new_figure, plain
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_MEMBERS = 30
 MOST_PANELS = 9
 MOST_POINTS = 250
+SHOWN_CHANGES = 6
 FEW_GENES = 30
 """Up to so many significant genes an axis is linear."""
 LEFT_LIMIT = -1.0
@@ -125,12 +126,14 @@ def draw_overlap(report: ScoreReport, cell_type: str | None) -> "Figure | None":
     return figure
 
 
-def draw_changes(report: ScoreReport, cell_type: str | None) -> "Figure | None":
-    """Predicted against real change of mean expression, a panel per shown perturbation."""
+def draw_changes(report: ScoreReport, cell_type: str | None, chosen: Sequence[str] = ()) -> "Figure | None":
+    """Predicted against real change of mean expression, a panel per perturbation of `chosen`; else of a few, spread over
+    the size of the real effect."""
     changes = of_type(report.changes, cell_type)
-    names = changes["perturbation"].unique(maintain_order=True).to_list()
-    if not names:
+    kept = changes["perturbation"].unique(maintain_order=True).to_list()
+    if not kept:
         return None
+    names = [name for name in kept if name in chosen] or [kept[place] for place in spread(len(kept), SHOWN_CHANGES)]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure, grid = new_figure(2.4 * lines, lines, columns)

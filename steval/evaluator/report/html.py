@@ -13,15 +13,19 @@ import polars as pl
 
 from steval.evaluator.attempt import attempt
 from steval.evaluator.integrity.verdict import REMARKS, Status
-from steval.evaluator.metrics.catalog import BY_COLUMN
+from steval.evaluator.metrics.catalog import BY_COLUMN, GOOD, with_arrow
+from steval.evaluator.metrics.changes import SIGNIFICANT_FDR
 from steval.evaluator.report.drawing import COLOURS, draw
 from steval.evaluator.report.figures import draw_changes, draw_distributions, draw_members, draw_overlap
 from steval.evaluator.report.report import PREDICTION, ScoreReport, of_type
+from steval.evaluator.report.standing import ADVICE, ADVICE_PAGE, Standing, standing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
+PICKED_GENES = 100
+"""Genes of a perturbation that the page draws when it is picked."""
 MOST_ROWS = 500
 """Perturbations listed in the report; `results.csv` has all."""
 
@@ -45,6 +49,8 @@ class Section:
     baselines: list[dict[str, Any]]
     breakdown: list[dict[str, Any]]
     figures: dict[str, FigureView]
+    changes: dict[str, list[Any]]
+    """Perturbation → its genes as `[name, real change, predicted change, significant]`, for the page's picker."""
     integrity: list[dict[str, Any]]
     results: list[dict[str, Any]]
     metrics: list[str]
@@ -72,6 +78,8 @@ def _page(report: ScoreReport, notes: list[str]) -> str:
     environment.filters["number"] = number
     environment.filters["signed"] = partial(number, sign=True)
     environment.filters["json"] = lambda value: json.dumps(value, indent=1)
+    environment.filters["data"] = _as_data
+    environment.filters["arrow"] = with_arrow
     types = report.breakdown["cell_type"].unique(maintain_order=True).to_list()
     sections = [_section(report, cell_type, position, notes) for position, cell_type in enumerate(types)]
     mean = report.overall.filter(pl.col("cell_type").is_null() & (pl.col("predictor") == PREDICTION))
@@ -83,6 +91,10 @@ def _page(report: ScoreReport, notes: list[str]) -> str:
         sections=sections,
         headline=None if mean.is_empty() else mean.row(0, named=True),
         baselines=_baseline_rows(report, None),
+        standing=attempt("the comparison with simple models", lambda: standing(report), Standing("unknown"), notes),
+        advice=ADVICE,
+        advice_page=ADVICE_PAGE,
+        glossary=_glossary(report),
         counts={s: report.integrity["status"].to_list().count(s) for s in get_args(Status)},
         most_rows=MOST_ROWS,
     )
@@ -111,11 +123,24 @@ def _section(report: ScoreReport, cell_type: str | None, position: int, notes: l
         baselines=_baseline_rows(report, cell_type),
         breakdown=breakdown,
         figures=_figures(report, cell_type, position, notes),
+        changes=_changes(report, cell_type),
         integrity=sorted(frames["integrity"].to_dicts(), key=lambda row: _rank(row["status"])),
         results=results.head(MOST_ROWS).to_dicts(),
         metrics=[column for column in results.columns if column != "perturbation"],
         num_perturbations=results.height,
     )
+
+
+def _changes(report: ScoreReport, cell_type: str | None) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    rows = of_type(report.changes, cell_type).select("perturbation", "gene", "real_change", "pred_change", "real_fdr")
+    for name, gene, real, pred, fdr in rows.iter_rows():
+        significant = int(fdr is not None and fdr < SIGNIFICANT_FDR)
+        found.setdefault(name, []).append([gene, float(f"{real:.3g}"), float(f"{pred:.3g}"), significant])
+    return {
+        name: sorted(genes, key=lambda one: -max(abs(one[1]), abs(one[2])))[:PICKED_GENES]
+        for name, genes in found.items()
+    }
 
 
 def _rank(status: str) -> int:
@@ -171,7 +196,26 @@ def _view(report: ScoreReport, cell_type: str | None, name: str, number: int) ->
 
 def _with_description(row: dict[str, Any]) -> dict[str, Any]:
     metric = BY_COLUMN.get(row["metric"])
-    return {**row, "description": metric.description if metric else ""}
+    return {**row, "description": metric.sentence if metric else ""}
+
+
+def _glossary(report: ScoreReport) -> list[dict[str, str]]:
+    """What each metric of the report is, from the catalog."""
+    metrics = {metric.name: metric for column in report.breakdown["metric"] if (metric := BY_COLUMN.get(column))}
+    return [
+        {"name": with_arrow(one.name), "is": one.description, "values": one.limits, "good": GOOD[one.best]}
+        for one in metrics.values()
+    ]
+
+
+def _as_data(value: Any) -> str:
+    """JSON that cannot end the element it stands in: names in it come from users' files."""
+    import markupsafe
+
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return markupsafe.Markup(text)
 
 
 def _baseline_rows(report: ScoreReport, cell_type: str | None) -> list[dict[str, Any]]:

@@ -17,8 +17,14 @@ from steval.service.score.confinement import Limits
 from steval.service.score.jobs import ENDED, INPUTS, SCORE, JobStore
 from steval.service.score.uploads import InvalidBody, read_submission
 
-REPORT_POLICY = (
-    "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+REPORT_POLICY = "; ".join(
+    (
+        "sandbox allow-scripts allow-downloads",
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "img-src data:",
+    )
 )
 """For reports, whose text holds names that come from users' files: they get no access to the service's origin."""
 MEDIA_TYPES = {
