@@ -1,5 +1,6 @@
 """Packed batches hold to the bit what dense ones do, whatever the store and the padding; feeds keep order and pass errors on."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from steval.data.splits.assignment import CellSplit
 from steval.data.training.cells import CellsSettings, TrainingCells
 from steval.data.training.sets import CellSetSampler
-from steval.trainer.fit.batches import Batch, PackedRows
-from steval.trainer.fit.feeding import BatchMaker, ThreadFeed, open_feed
+from steval.trainer.fit.batches import Batch, PackedBatch, PackedRows
+from steval.trainer.fit.feeding import AHEAD, BatchMaker, ThreadFeed, open_feed
+from steval.trainer.fit.staging import MovedFeed, Ring
 from support.cells_on_disk import CONTROL, make_cells, write_as
 
 CPU = torch.device("cpu")
@@ -82,7 +84,7 @@ def test_threads_keep_the_order_and_hand_an_error_to_whom_it_concerns(cells: Tra
 
     seen = []
     with pytest.raises(OSError, match="the disk is gone"):
-        seen.extend(ThreadFeed(broken, positions, threads))  # type: ignore[arg-type]
+        seen.extend(ThreadFeed(broken, positions, threads))
     assert len(seen) <= 2
 
 
@@ -107,3 +109,78 @@ class _Embedding:
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         return np.stack([indices, np.ones_like(indices)], axis=1).astype(np.float32)
+
+
+class _LateArrival:
+    """A copy that reads its source as late as it may: when somebody waits for it."""
+
+    def __init__(self, batch: PackedBatch):
+        self._batch: PackedBatch | None = batch
+        self.copy: PackedBatch | None = None
+
+    def synchronize(self) -> None:
+        if self.copy is None and self._batch is not None:
+            self.copy, self._batch = self._batch.each(torch.clone), None
+
+
+class _LateCarrier:
+    def send(self, batch: PackedBatch) -> tuple[PackedBatch, _LateArrival]:
+        return batch, _LateArrival(batch)
+
+    def receive(self, batch: PackedBatch, arrival: _LateArrival) -> PackedBatch:
+        arrival.synchronize()
+        assert arrival.copy is not None
+        return arrival.copy
+
+
+@pytest.mark.parametrize("place", ["sparse memory", "dense memory", "disk"])
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_batches_in_reused_memory_are_the_same_bits_whatever_the_number_of_threads(
+    cells: TrainingCells, place: str, threads: int
+) -> None:
+    cells.store.place = place  # type: ignore[assignment]
+    dense, packed = makers(cells, "train")
+    positions = range(2, 47)
+    ring = Ring(packed, AHEAD + threads, pin=False)
+    feed = MovedFeed(ThreadFeed(ring, positions, threads), _LateCarrier())
+    assert len(feed) == len(positions)
+    for position, batch in zip(positions, feed, strict=True):
+        assert_equal(batch.to(CPU), dense(position).to(CPU))
+
+
+def test_memory_is_written_anew_only_after_a_copy_has_read_it_even_one_that_reads_at_the_last_moment(
+    cells: TrainingCells,
+) -> None:
+    dense, packed = makers(cells, "train")
+    ring = Ring(packed, 0, pin=False)
+    arrivals = []
+    for position in range(12):
+        batch, slot = ring(position)
+        arrivals.append(_LateArrival(batch))
+        slot.release(arrivals[-1].synchronize)
+    read = [arrival.copy for arrival in arrivals]
+    assert all(copy is not None for copy in read[:-2]) and read[-2:] == [None, None]
+    for position, copy in enumerate(read[:-2]):
+        assert copy is not None
+        assert_equal(copy.to(CPU), dense(position).to(CPU))
+
+
+def test_a_slot_is_filled_in_its_own_memory_once_it_knows_the_size(cells: TrainingCells) -> None:
+    _, packed = makers(cells, "train")
+    ring = Ring(packed, 0, pin=False)
+    places = []
+    for position in range(12):
+        batch, slot = ring(position % 2)
+        assert isinstance(batch.control, PackedRows)
+        places.append(batch.control.values_N.data_ptr())
+        slot.release(lambda: None)
+    assert len(set(places[4:])) <= 2, "two slots, each in one place"
+
+
+def test_a_caller_that_leaves_early_keeps_no_thread_waiting(cells: TrainingCells) -> None:
+    _, packed = makers(cells, "train")
+    batches = iter(ThreadFeed(Ring(packed, AHEAD + 2, pin=False), range(40), 2))
+    for _ in range(4):
+        next(batches).slot.release(lambda: None)
+    batches.close()  # type: ignore[attr-defined]
+    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())

@@ -41,10 +41,10 @@ def pick_rows(starts, lengths, data, columns, picked_data, picked_columns):  # t
     """Copy `data[starts[i] : starts[i] + lengths[i]]` and their `columns`, row after row, to the `picked` arrays."""
     end = 0
     for i in range(len(starts)):
-        for k in range(starts[i], starts[i] + lengths[i]):
-            picked_data[end] = data[k]
-            picked_columns[end] = columns[k]
-            end += 1
+        start, length = starts[i], lengths[i]
+        picked_data[end : end + length] = data[start : start + length]
+        picked_columns[end : end + length] = columns[start : start + length]
+        end += length
 
 
 @compiled

@@ -1,7 +1,7 @@
 """Rows of many h5ad files as one matrix of a gene contract: lognormed, aligned, densified; in memory or from disk."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,8 @@ LOAD_ROWS = 4096
 MARK_ROWS = 256
 
 Place = Literal["dense memory", "sparse memory", "disk"]
+Allocate = Callable[[int, type], np.ndarray]
+"""What gives memory for so many numbers of a type, as `np.empty` does; theirs until whoever gives it says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,16 @@ class RowStore:
         out[indices < 0] = 0
         return out
 
-    def gather_sparse(self, indices: np.ndarray) -> SparseRows:
-        """As `gather`, by the stored values; for a store whose `place` is sparse memory alone."""
+    def gather_sparse(self, indices: np.ndarray, allocate: Allocate = np.empty) -> SparseRows:
+        """As `gather`, by the stored values, in memory from `allocate`; for a store whose `place` is sparse memory alone."""
         indices = np.asarray(indices, dtype=np.int64)
         self.load()
         matrix = self._sparse
         assert matrix is not None
         starts = matrix.indptr[indices]
         counts = np.where(indices < 0, 0, matrix.indptr[indices + 1] - starts)
-        columns = np.empty(int(counts.sum()), dtype=np.int16 if self.num_genes <= np.iinfo(np.int16).max else np.int32)
-        values = np.empty(len(columns), dtype=np.float32)
+        columns = allocate(int(counts.sum()), np.int16 if self.num_genes <= np.iinfo(np.int16).max else np.int32)
+        values = allocate(len(columns), np.float32)
         densify.pick_rows(starts, counts, matrix.data, matrix.indices, values, columns)
         return SparseRows(values, columns, counts.astype(np.int32), self.num_genes)
 

@@ -13,7 +13,7 @@ import numpy as np
 from steval.data.reference import Part
 from steval.data.training.cells import TrainingCells
 from steval.data.training.obsm_store import ObsmStore
-from steval.data.training.row_store import RowStore, SparseRows
+from steval.data.training.row_store import Allocate, RowStore, SparseRows
 from steval.errors import ConfigError, DataError
 
 ControlMapping = Literal["cell_type", "batch"]
@@ -112,9 +112,17 @@ class CellSetSampler:
         controls = pool[generator.choice(len(pool), len(targets), replace=len(pool) < len(targets))]
         return SetPlan(int(self._pert_of_group[group]), int(self._type_of_group[group]), targets, controls)
 
-    def batch(self, epoch: int, index: int, shard: tuple[int, int] = (0, 1), *, keep_sparse: bool = False) -> SetBatch:
+    def batch(
+        self,
+        epoch: int,
+        index: int,
+        shard: tuple[int, int] = (0, 1),
+        *,
+        keep_sparse: bool = False,
+        allocate: Allocate = np.empty,
+    ) -> SetBatch:
         """Batch `index` of an epoch; `shard` (number, count) takes one of `count` equal pieces of its sets. `keep_sparse`:
-        cells that are held sparse stay so."""
+        cells that are held sparse stay so. `allocate` gives the memory that expression is written to."""
         if not 0 <= index < self.num_batches(epoch):
             raise IndexError(f"batch {index} of an epoch of {self.num_batches(epoch)}")
         number, count = shard
@@ -125,7 +133,8 @@ class CellSetSampler:
         first = index * self.sets_per_batch
         last = first + self.sets_per_batch if self.training else min(first + self.sets_per_batch, self.num_sets)
         plans = [self.set_plan(epoch, place) for place in range(first, last)][number::count]
-        return gather_batch(self.cells, plans, self.set_size if self.training else None, keep_sparse=keep_sparse)
+        size = self.set_size if self.training else None
+        return gather_batch(self.cells, plans, size, keep_sparse=keep_sparse, allocate=allocate)
 
     def _group(self, with_controls: bool) -> None:
         cells = self.cells
@@ -225,21 +234,27 @@ class CellSetSampler:
 
 
 def gather_batch(
-    cells: TrainingCells, plans: Sequence[SetPlan], set_size: int | None = None, *, keep_sparse: bool = False
+    cells: TrainingCells,
+    plans: Sequence[SetPlan],
+    set_size: int | None = None,
+    *,
+    keep_sparse: bool = False,
+    allocate: Allocate = np.empty,
 ) -> SetBatch:
-    """Read the cells of planned sets; sets shorter than the longest (or than `set_size`) are padded."""
+    """Read the cells of planned sets; sets shorter than the longest (or than `set_size`) are padded. `keep_sparse` and `allocate`
+    as for `CellSetSampler.batch`."""
     num_sets, longest = len(plans), set_size or max(len(plan.targets) for plan in plans)
     rows = np.full((2, num_sets, longest), -1, dtype=np.int64)
     for number, plan in enumerate(plans):
         rows[0, number, : len(plan.controls)] = plan.controls
         rows[1, number, : len(plan.targets)] = plan.targets
     inputs = cells.input_store or cells.store
-    control_BSG, target_BSG = _gather(inputs, rows, keep_sparse)
+    control_BSG, target_BSG = _gather(inputs, rows, keep_sparse, allocate)
     padding = rows[1] < 0
     return SetBatch(
         control_BSG=control_BSG,
         target_BSG=target_BSG,
-        target_genes_BSD=None if cells.input_is_target else _gather(cells.store, rows[1:], keep_sparse)[0],
+        target_genes_BSD=None if cells.input_is_target else _gather(cells.store, rows[1:], keep_sparse, allocate)[0],
         pert_codes_B=np.array([plan.pert_code for plan in plans], dtype=np.int64),
         batch_codes_BS=np.where(padding, 0, cells.batch_codes[rows[0]]).astype(np.int64),
         cell_type_codes_B=np.array([plan.cell_type_code for plan in plans], dtype=np.int64),
@@ -250,9 +265,14 @@ def gather_batch(
 
 
 def _gather(
-    store: RowStore | ObsmStore, rows_NBS: np.ndarray, keep_sparse: bool
+    store: RowStore | ObsmStore, rows_NBS: np.ndarray, keep_sparse: bool, allocate: Allocate
 ) -> list[np.ndarray] | list[SparseRows]:
     """The cells of each of N groups of rows."""
     if keep_sparse and isinstance(store, RowStore) and store.place == "sparse memory":
-        return [store.gather_sparse(rows_BS.reshape(-1)) for rows_BS in rows_NBS]
-    return list(store.gather(rows_NBS.reshape(-1)).reshape(*rows_NBS.shape, -1))
+        return [store.gather_sparse(rows_BS.reshape(-1), allocate) for rows_BS in rows_NBS]
+    if isinstance(store, RowStore):
+        memory = allocate(rows_NBS.size * store.num_genes, np.float32)
+        dense = store.gather(rows_NBS.reshape(-1), memory.reshape(rows_NBS.size, store.num_genes))
+    else:
+        dense = store.gather(rows_NBS.reshape(-1))
+    return list(dense.reshape(*rows_NBS.shape, -1))

@@ -101,8 +101,8 @@ class PackedBatch(NamedTuple):
         )
 
     def pin(self) -> "PackedBatch":
-        """The same in pinned memory."""
-        return self.each(lambda tensor: tensor.pin_memory())
+        """The same in pinned memory; what is there already stays where it is."""
+        return self.each(lambda tensor: tensor if tensor.is_pinned() else tensor.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """The dense batch on `device`, made dense there; asynchronous from pinned memory."""

@@ -1,26 +1,30 @@
-"""Batches as tensors, made ahead of time: by threads of this process, or by worker processes; and moved ahead of their use.
+"""Batches as tensors, made ahead of time: by threads of this process, or by worker processes.
 
 Which cells a batch holds is a function of its position alone, so that a resumed run sees what an uninterrupted one would.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from steval.data.training.row_store import Allocate
 from steval.data.training.sets import CellSetSampler
 from steval.errors import ConfigError
 from steval.machine import num_cores
 from steval.trainer.fit.batches import PackedBatch
+from steval.trainer.fit.staging import CudaCarrier, MovedFeed, Ring
 
 AHEAD = 3
 """Batches that are ready before they are needed."""
-FEEDING_THREADS = 4
+FEEDING_THREADS = 6
 """Most threads that make batches for a GPU."""
+Made = TypeVar("Made")
 
 
 class BatchMaker:
@@ -35,10 +39,11 @@ class BatchMaker:
         self.shard = shard
         self.packed = packed
 
-    def __call__(self, position: int) -> PackedBatch:
-        """Positions count on over the epochs."""
+    def __call__(self, position: int, allocate: Allocate = np.empty) -> PackedBatch:
+        """Positions count on over the epochs; expression is written to memory from `allocate`."""
         epoch, index = divmod(position, self.sampler.num_batches())
-        return PackedBatch.of(self.sampler.batch(epoch, index, self.shard, keep_sparse=self.packed), self.features)
+        cells = self.sampler.batch(epoch, index, self.shard, keep_sparse=self.packed, allocate=allocate)
+        return PackedBatch.of(cells, self.features)
 
 
 class Feed(Protocol):
@@ -55,28 +60,35 @@ class Feed(Protocol):
 def open_feed(maker: BatchMaker, positions: range, workers: int, device: torch.device) -> Feed:
     """A feed of `positions` from threads (`workers` 0) or from worker processes, for a network on `device`."""
     on_gpu = device.type == "cuda"
-    threads = min(max(num_cores() - 1, 1), FEEDING_THREADS) if on_gpu else 1
-    feed: Feed = (
-        WorkerFeed(maker, positions, workers, pin=on_gpu)
-        if workers
-        else ThreadFeed(maker, positions, threads, pin=on_gpu)
-    )
-    return MovedFeed(feed, device) if on_gpu else feed
+    if workers:
+        made = WorkerFeed(maker, positions, workers, pin=on_gpu)
+        return MovedFeed(made, CudaCarrier(device)) if on_gpu else made
+    if not on_gpu:
+        return ThreadFeed(maker, positions)
+    threads = feeding_threads()
+    ring = Ring(maker, AHEAD + threads, pin=True)
+    return MovedFeed(ThreadFeed(ring, positions, threads), CudaCarrier(device))
 
 
-class ThreadFeed:
-    """Batches made by threads ahead of their use; an error in one is raised where the batch is asked for."""
+def feeding_threads() -> int:
+    """Threads that make batches for a GPU: a processor is left to launch its work."""
+    return min(max(num_cores() - 1, 1), FEEDING_THREADS)
 
-    def __init__(self, maker: BatchMaker, positions: range, threads: int = 1, *, pin: bool = False):
-        self._maker, self._positions, self._threads, self._pin = maker, positions, threads, pin
+
+class ThreadFeed(Generic[Made]):
+    """What `make` makes of positions, by threads ahead of its use: `AHEAD + threads` of them at most; an error in one is raised
+    where it is asked for."""
+
+    def __init__(self, make: Callable[[int], Made], positions: range, threads: int = 1):
+        self._make, self._positions, self._threads = make, positions, threads
         self.waited = 0.0
 
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __iter__(self) -> Iterator[PackedBatch]:
+    def __iter__(self) -> Iterator[Made]:
         pool = ThreadPoolExecutor(self._threads, "batches")
-        ahead: deque[Future[PackedBatch]] = deque()
+        ahead: deque[Future[Made]] = deque()
         coming = iter(self._positions)
         try:
             for position in coming:
@@ -88,56 +100,11 @@ class ThreadFeed:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, position: int) -> PackedBatch:
-        batch = self._maker(position)
-        return batch.pin() if self._pin else batch
-
-    def _next(self, ahead: "deque[Future[PackedBatch]]") -> PackedBatch:
+    def _next(self, ahead: "deque[Future[Made]]") -> Made:
         started = time.perf_counter()
-        batch = ahead.popleft().result()
+        made = ahead.popleft().result()
         self.waited += time.perf_counter() - started
-        return batch
-
-
-class MovedFeed:
-    """The batches of another feed on a GPU: the next one travels, on a stream of its own, while a step computes."""
-
-    def __init__(self, feed: Feed, device: torch.device):
-        self._feed = feed
-        self._device = device
-
-    @property
-    def waited(self) -> float:
-        """Seconds of waiting for the host's batches."""
-        return self._feed.waited
-
-    def __len__(self) -> int:
-        return len(self._feed)
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        stream = torch.cuda.Stream(self._device)
-        before: tuple[PackedBatch, torch.cuda.Event] | None = None
-        for batch in self._feed:
-            with torch.cuda.stream(stream):
-                moved = batch.each(lambda tensor: tensor.to(self._device, non_blocking=True))
-                arrived = torch.cuda.Event()
-                arrived.record(stream)
-            if before is not None:
-                yield self._arrived(*before)
-            before = moved, arrived
-        if before is not None:
-            yield self._arrived(*before)
-
-    def _arrived(self, batch: PackedBatch, arrived: torch.cuda.Event) -> PackedBatch:
-        """The batch, safe to use on the current stream, which waits for it; the host does not."""
-        current = torch.cuda.current_stream(self._device)
-        current.wait_event(arrived)
-
-        def keep(tensor: Tensor) -> Tensor:
-            tensor.record_stream(current)
-            return tensor
-
-        return batch.each(keep)
+        return made
 
 
 class WorkerFeed:
