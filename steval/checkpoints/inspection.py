@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from steval.checkpoints.evidence import evidence_sentence
 from steval.checkpoints.location import is_arc, locate_checkpoint
 from steval.checkpoints.manifest import CONTROLS, EFFECTS, FEATURES, Manifest, parse_metadata, read_header
 from steval.errors import CheckpointError
@@ -78,6 +79,7 @@ def _describe_manifest(manifest: Manifest) -> dict[str, Any]:
         "controls": manifest.num_controls,
         "decoding": values["decoding"],
         "calibration": values["calibration"],
+        "evidence": evidence_sentence(manifest),
         "training_effects": values["training_effects"],
         "training": values["training"],
         "evaluation": values["evaluation"],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from steval import __version__
+from steval.checkpoints.evidence import evidence_sentence
 from steval.errors import ServiceError, StevalError
 from steval.machine import num_cores
 from steval.service.http.encoding import json_numbers, json_object
@@ -136,6 +137,7 @@ class Model:
             training=training.as_dict() if training else None,
             has_evaluation_data=manifest.evaluation is not None,
             licence=manifest.licence,
+            evidence=evidence_sentence(manifest),
             notes=list(manifest.notes),
             limits={name: getattr(settings, name) for name in limits},
         )

@@ -170,6 +170,8 @@ class ModelCard(Settings):
     training: dict[str, Any] | None
     has_evaluation_data: bool
     licence: str | None
+    evidence: str
+    """How good its predictions are, as far as it is on record."""
     notes: list[str]
     limits: dict[str, int]
 

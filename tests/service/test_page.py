@@ -124,6 +124,31 @@ def test_an_unknown_name_offers_the_nearest(page):
     driver.expect(error).to_be_hidden()
 
 
+def test_an_error_takes_the_old_result_away(page):
+    predict_by_keyboard(page)
+    page.fill("#perturbation", "TETT1")
+    page.click("#predict")
+    driver.expect(page.locator("#error")).to_contain_text("unknown perturbation")
+    driver.expect(page.locator("#answer")).to_be_hidden()
+
+
+def test_on_a_phone_the_result_comes_into_view_and_before_the_model(page):
+    page.set_viewport_size({"width": 390, "height": 800})
+    top = "document.getElementById('{}').getBoundingClientRect().top"
+    assert page.evaluate(top.format("results")) < page.evaluate(top.format("card-title"))
+    page.fill("#perturbation", "TET1")
+    page.click("#predict")
+    driver.expect(page.locator("#result-title")).to_have_text("TET1")
+    assert 0 <= page.evaluate(top.format("results")) < 100
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_page_says_how_far_to_trust_the_model(page, service_url):
+    evidence = httpx.get(f"{service_url}/model").json()["evidence"]
+    assert "held-out" in evidence
+    driver.expect(page.locator("#evidence")).to_have_text(evidence)
+
+
 def test_the_look_switches_and_stays(page):
     def back() -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_facts, print_json, print_table, say
+from steval.cli.output import print_facts, print_json, print_table, say, say_wrapped
 
 SHOWN_NAMES = 8
 
@@ -31,6 +31,9 @@ def inspect(
         print_json(found)
         return
     print_facts(str(path), _rows(found))
+    if "evidence" in found:
+        say_wrapped(found["evidence"])
+        say()
     print_table(
         f"Parameters: {found['parameters']['total']:,}",
         ("module", "parameters"),

@@ -72,6 +72,8 @@ async function loadModel() {
     ["Digest", card.checkpoint.slice(0, 16)],
   ];
   at("model-card").replaceChildren(...facts.flatMap(([name, value]) => [text("dt", name), text("dd", value)]));
+  at("evidence").textContent = card.evidence;
+  at("evidence").hidden = false;
   if (card.notes.length) {
     at("model-notes").hidden = false;
     at("model-notes").querySelector("ul").replaceChildren(...card.notes.map((note) => text("li", note)));
@@ -186,11 +188,19 @@ async function predict(event) {
     render();
     remember(body);
     busy(false, `done in ${((performance.now() - began) / 1000).toFixed(2)} s`);
-    at("results").focus({ preventScroll: true });
+    reveal();
   } catch (error) {
     busy(false, "");
+    at("answer").hidden = true;
     showError(error);
+    reveal();
   }
+}
+
+// To the result; where it stands below the form, also into view.
+function reveal() {
+  at("results").focus({ preventScroll: true });
+  if (matchMedia("(max-width: 52rem)").matches) at("results").scrollIntoView({ block: "start" });
 }
 
 function busy(isBusy, message) {
