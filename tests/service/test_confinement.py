@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import steval
+from steval.service.score.confinement import take_back
 
 PACKAGE = Path(steval.__file__).parents[1]
 PROBE = """
@@ -19,9 +20,9 @@ import json, os, resource, socket, sys
 from pathlib import Path
 from steval.service.score.confinement import Limits, confine
 
-directory, given, secret, listener = sys.argv[1:]
+directory, inputs, given, secret, listener = sys.argv[1:]
 limits = Limits(memory=2**33, seconds=100, file_bytes=2**20, open_files=64)
-missing = confine(Path(directory), [Path(given)], limits)
+missing = confine(Path(directory), Path(inputs), [Path(given)], limits)
 
 
 def outcome(function):
@@ -55,6 +56,9 @@ print(json.dumps({
     "read beside": outcome(lambda: Path(directory).with_name("beside").read_bytes()),
     "list root": outcome(lambda: os.listdir("/")),
     "write own": outcome(lambda: (Path(directory) / "result").write_text("x")),
+    "read input": outcome(lambda: (Path(inputs) / "real.h5ad").read_bytes()),
+    "write input": outcome(lambda: open(Path(inputs) / "real.h5ad", "ab")),
+    "write beside input": outcome(lambda: (Path(inputs) / "new").write_text("x")),
     "write given": outcome(lambda: open(given, "ab")),
     "write secret": outcome(lambda: open(secret, "ab")),
     "remove secret": outcome(lambda: os.remove(secret)),
@@ -75,14 +79,18 @@ def probe(root: Path, user: int | None, python: str | None = None) -> dict:
     """What the probe found; as root where `user` is None, else as that user."""
     directory = root / "0123456789abcdef0123456789abcdef"
     given, secret = root / "given.h5ad", root / "secret.txt"
-    directory.mkdir()
+    inputs = root / "inputs"
+    for folder in (directory, inputs):
+        folder.mkdir(mode=0o700)
+    (inputs / "real.h5ad").write_text("kept")
     for path in (given, secret, root / "beside"):
         path.write_text("kept")
         path.chmod(0o644)
     if user is not None and user != os.geteuid():
-        os.chown(directory, user, user)
+        for path in (directory, inputs, inputs / "real.h5ad"):
+            os.chown(path, user, user)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        arguments = [str(directory), str(given), str(secret), str(listener.getsockname()[1])]
+        arguments = [str(directory), str(inputs), str(given), str(secret), str(listener.getsockname()[1])]
         done = subprocess.run(
             [python or sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, timeout=60, check=False,
             cwd="/", env={**os.environ, "PYTHONPATH": str(PACKAGE)},
@@ -103,7 +111,14 @@ def open_place():
 
 
 def assert_confined(found: dict) -> None:
-    expected = {"read given": "done", "write own": "done", "many files": "OSError", "large file": "OSError", "core": 0}
+    expected = {
+        "read given": "done",
+        "read input": "done",
+        "write own": "done",
+        "many files": "OSError",
+        "large file": "OSError",
+        "core": 0,
+    }
     assert {name: found[name] for name in expected} == expected
     assert found["new privileges"] == 1
     if any("Landlock" in sentence for sentence in found["missing"]):
@@ -113,6 +128,8 @@ def assert_confined(found: dict) -> None:
         "read beside",
         "list root",
         "write given",
+        "write input",
+        "write beside input",
         "write secret",
         "remove secret",
         "write shm",
@@ -121,6 +138,43 @@ def assert_confined(found: dict) -> None:
     assert {found[name] for name in refused} <= {"PermissionError", "OSError", "was root"}
     assert found["connect"] != "done"
     assert found["listen"] != "done"
+
+
+def test_threads_are_refused_since_they_would_keep_their_rights(tmp_path):
+    program = PROBE.replace(
+        "directory, inputs",
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\ndirectory, inputs",
+        1,
+    )
+    arguments = [str(tmp_path), str(tmp_path), "given", "secret", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "2 threads at the time of confinement" in done.stderr
+
+
+def test_what_a_job_imports_before_it_is_confined_starts_no_thread():
+    program = (
+        "import steval.service.score.job_process, sys; print({'numpy', 'h5py', 'numba', 'polars'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_links_and_pipes_that_a_job_leaves_are_gone_before_anybody_follows_them(tmp_path):
+    own, secret = tmp_path / "tmp", tmp_path / "secret"
+    (own / "score").mkdir(parents=True)
+    (secret / "deep").mkdir(parents=True)
+    (secret / "file").write_text("kept")
+    (own / "error.json").symlink_to(secret / "file")
+    (own / "score" / "directory").symlink_to(secret)
+    (own / "score" / "nowhere").symlink_to(tmp_path / "absent")
+    os.mkfifo(own / "score" / "pipe")
+    (own / "score" / "overall.csv").write_text("1")
+    take_back(own)
+    assert sorted(path.name for path in own.rglob("*")) == ["overall.csv", "score"]
+    assert (secret / "file").read_text() == "kept"
 
 
 def python_of_others() -> str:

@@ -15,6 +15,7 @@ import ctypes
 import os
 import resource
 import signal
+import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,17 +63,22 @@ class _Beneath(ctypes.Structure):
     _fields_ = (("rights", ctypes.c_uint64), ("parent", ctypes.c_int32))
 
 
-def confine(directory: Path, readable: Iterable[Path], limits: Limits) -> list[str]:
-    """Confine this process, which must have one thread yet; it may write below `directory` and read `readable`.
+def confine(directory: Path, inputs: Path, readable: Iterable[Path], limits: Limits) -> list[str]:
+    """Confine this process, which must have one thread yet; it may write below `directory`, read below `inputs` and `readable`.
 
-    Returns a sentence for each part that this system does not offer.
+    As root both directories are handed to the user id that the process takes.
+
+    Returns a sentence for each part that this system does not offer. A `RuntimeError` where there are more threads: they would
+    keep the rights that are taken here.
     """
+    if (threads := _num_threads()) != 1:
+        raise RuntimeError(f"{threads} threads at the time of confinement; what starts them is to be imported later")
     missing: list[str] = []
-    given = [path for path in readable if path.exists()]
+    given = [inputs, *(path for path in readable if path.exists())]
     _limit(limits)
     if not _leave_the_network():
         missing.append("the system gives no network namespace, so only Landlock keeps the job from the network")
-    if os.geteuid() == 0 and (reason := _become_nobody(directory, given)):
+    if os.geteuid() == 0 and (reason := _become_nobody(directory, inputs, given)):
         missing.append(f"the job keeps the user id of root: {reason}")
     if not _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         missing.append("privileges may come back through programs that give them")
@@ -80,6 +86,23 @@ def confine(directory: Path, readable: Iterable[Path], limits: Limits) -> list[s
         missing.append(f"the file system is open to the job: {reason}")
     end_with_parent()
     return missing
+
+
+def take_back(directory: Path) -> None:
+    """Own again what a confined process wrote, without links and pipes that others, with more rights, would follow."""
+    if os.geteuid() == 0:
+        for path in (directory, *directory.rglob("*")):
+            os.chown(path, 0, 0, follow_symlinks=False)
+    for folder, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            path = Path(folder, name)
+            if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+                path.unlink()
+
+
+def _num_threads() -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Threads:"))
 
 
 def end_with_parent() -> None:
@@ -112,10 +135,10 @@ def _leave_the_network() -> bool:
     return True
 
 
-def _become_nobody(directory: Path, given: list[Path]) -> str | None:
-    """Take a user id that nobody has and that owns `directory` alone; the reason where that user could not work."""
-    user = _FIRST_USER + int(directory.name[:8], 16) % _NUM_USERS
-    for path in (directory, *directory.rglob("*")):
+def _become_nobody(directory: Path, inputs: Path, given: list[Path]) -> str | None:
+    """Take a user id that nobody has and that owns the two directories alone; the reason where that user could not work."""
+    user = _FIRST_USER + directory.stat().st_ino % _NUM_USERS
+    for path in (directory, *directory.rglob("*"), inputs, *inputs.rglob("*")):
         os.chown(path, user, user, follow_symlinks=False)
     os.setgroups([])
     os.setresgid(user, user, -1)

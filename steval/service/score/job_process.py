@@ -1,6 +1,7 @@
 """The process of one scoring job: `python -m steval.service.score.job_process JOB_DIRECTORY`.
 
-Ends with exit code 0 and a score directory, or with 1 and `error.json`; with anything else only where it crashed.
+Ends with exit code 0 and `tmp/score`, or with 1 and `tmp/error.json`; with anything else only where it crashed.
+Nothing that starts a thread is imported before the process is confined: a thread keeps the rights that it was born with.
 """
 
 import json
@@ -13,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from steval.errors import StevalError, UnknownPerturbationError
-from steval.service.http.answers import over_http
 from steval.service.score.confinement import Limits, confine, end_with_parent
-from steval.service.score.jobs import INPUTS, SCORE, TEMPORARY
+from steval.service.score.job_files import ERROR, INPUTS, KERNELS, REQUEST, SCORE, TEMPORARY
 
 NICENESS = 10
 """Predictions go first."""
@@ -29,20 +29,21 @@ def main(arguments: list[str]) -> int:
     end_with_parent()
     os.nice(NICENESS)
     directory = Path(arguments[0])
-    request = json.loads((directory / "request.json").read_text(encoding="utf-8"))
-    _own_caches(directory)
-    for sentence in confine(directory, _readable(request), Limits(**request["limits"])):
+    request = json.loads((directory / REQUEST).read_text(encoding="utf-8"))
+    own = directory / TEMPORARY
+    _own_caches(own)
+    for sentence in confine(own, directory / INPUTS, _readable(request), Limits(**request["limits"])):
         sys.stderr.write(sentence + "\n")
     threading.Thread(target=_end_with_pipe, daemon=True).start()
     try:
         _score(directory, request)
     except StevalError as error:
         text = json.dumps(_described(error, directory))
-        (directory / "error.json").write_text(text, encoding="utf-8")
+        (own / ERROR).write_text(text, encoding="utf-8")
         return 1
     except MemoryError:
         text = json.dumps({"code": "too_large", "message": "scoring needs more memory than this service gives a job"})
-        (directory / "error.json").write_text(text, encoding="utf-8")
+        (own / ERROR).write_text(text, encoding="utf-8")
         return 1
     return 0
 
@@ -69,7 +70,7 @@ def _score(directory: Path, request: dict[str, Any]) -> None:
             checkpoint=Path(request["checkpoint"]) if request["checkpoint"] else None,
             real=files.get("real"),
             train=files.get("train"),
-            out=directory / SCORE,
+            out=directory / TEMPORARY / SCORE,
             columns=columns,
             scale=body["scale"],
             data_dirs=tuple(Path(path) for path in request["data_dirs"]),
@@ -81,6 +82,8 @@ def _score(directory: Path, request: dict[str, Any]) -> None:
 
 def _described(error: StevalError, directory: Path) -> dict[str, Any]:
     """The error without the server's own paths and the command line's options."""
+    from steval.service.http.answers import over_http
+
     inputs = f"{directory / INPUTS}{os.sep}"
     lines = over_http(str(error)).replace(inputs, "").replace(str(directory), "").split("\n")
     details: dict[str, Any] = {"code": error.code, "message": lines[0] if error.problems else "\n".join(lines)}
@@ -93,22 +96,21 @@ def _described(error: StevalError, directory: Path) -> dict[str, Any]:
     return details
 
 
-def _own_caches(directory: Path) -> None:
-    """Let libraries keep what they cache in the job's directory; matplotlib's list of fonts, which takes seconds, is copied."""
-    temporary = directory / TEMPORARY
-    temporary.mkdir(exist_ok=True)
+def _own_caches(own: Path) -> None:
+    """Let libraries keep what they cache in the job's own place; matplotlib's list of fonts, which takes seconds, is copied."""
+    own.mkdir(exist_ok=True)
     known = os.environ.get("MPLCONFIGDIR") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "matplotlib"
     )
     for fonts in Path(known).glob("fontlist-*.json"):
-        shutil.copy(fonts, temporary)
-    variables = ("TMPDIR", "HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "STEVAL_CACHE_DIR")
-    os.environ.update(dict.fromkeys(variables, str(temporary)))
+        shutil.copy(fonts, own)
+    variables = ("TMPDIR", "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "STEVAL_CACHE_DIR")
+    os.environ.update(dict.fromkeys(variables, str(own)), NUMBA_CACHE_DIR=str(own / KERNELS))
 
 
 def _readable(request: dict[str, Any]) -> list[Path]:
     """What the job was given beside its own directory."""
-    given = [*request["files"].values(), *request["data_dirs"], *request["recorded"]]
+    given = [*request["data_dirs"], *request["recorded"], *request["files"].values()]
     return [Path(path) for path in (*given, request["checkpoint"]) if path]
 
 

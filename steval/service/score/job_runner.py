@@ -4,8 +4,11 @@ A process of its own, because scoring takes minutes and gigabytes, reads files t
 standard input is a pipe from the worker: when the worker dies, the pipe closes and the job ends itself.
 """
 
+import contextlib
 import json
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +19,10 @@ from typing import Any
 
 from steval.service.http.telemetry import ServiceMetrics
 from steval.service.schemas import ScoreJob
-from steval.service.score.jobs import LOG, JobStore, started
+from steval.service.score.confinement import take_back
+from steval.service.score.job_files import ERROR, LOG, TEMPORARY
+from steval.service.score.jobs import JobStore, started
+from steval.service.score.kernels import JobKernels
 from steval.service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,7 @@ class JobRunner:
         self._stopping = threading.Event()
         self._cleaned = 0.0
         self._times_stopped: Counter[str] = Counter()
+        self._kernels = JobKernels()
         self._thread = threading.Thread(target=self._loop, name="steval-jobs", daemon=True)
         self._thread.start()
 
@@ -52,6 +59,7 @@ class JobRunner:
         self._stopping.set()
         self._wake.set()
         self._thread.join()
+        self._kernels.stop()
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -83,7 +91,10 @@ class JobRunner:
         job = started(job)
         self._store.write(job)
         directory = self._store.path(job.id)
-        (directory / "error.json").unlink(missing_ok=True)
+        own = directory / TEMPORARY
+        shutil.rmtree(own, ignore_errors=True)  # of a run that was cut
+        own.mkdir(mode=0o700)
+        self._kernels.give(directory)
         command = [sys.executable, "-m", "steval.service.score.job_process", str(directory)]
         with (directory / LOG).open("wb") as output:
             process = subprocess.Popen(
@@ -93,6 +104,8 @@ class JobRunner:
                 reason = self._wait(process, job)
             finally:
                 _end(process)
+                take_back(own)
+        self._kernels.take_note(directory, self._store.profile(job.id))
         if reason == "stopping" or self._stopped_from_outside(job, reason, process.returncode):
             self._store.requeue(job)
         elif reason == "cancelled":
@@ -100,7 +113,7 @@ class JobRunner:
         elif reason == "timeout":
             limit = f"scoring took longer than the limit of {self._settings.job_timeout:g} seconds"
             self._ended(job, state="failed", error={"code": "timeout", "message": limit})
-        elif process.returncode == 0:
+        elif process.returncode == 0 and self._store.take_result(job.id):
             self._ended(job, state="done", files=self._store.files(job.id))
         else:
             self._ended(job, state="failed", error=self._error(job, process.returncode))
@@ -131,7 +144,7 @@ class JobRunner:
     def _error(self, job: ScoreJob, returncode: int) -> dict[str, Any]:
         directory = self._store.path(job.id)
         try:
-            return json.loads((directory / "error.json").read_text(encoding="utf-8"))
+            return json.loads((directory / TEMPORARY / ERROR).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             tail = (directory / LOG).read_bytes()[-LOG_TAIL:].decode("utf-8", "replace") if directory.is_dir() else ""
             log.error("scoring job %s ended with %d: %s", job.id, returncode, tail)
@@ -155,3 +168,5 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it started and left behind

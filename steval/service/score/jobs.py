@@ -1,14 +1,4 @@
-"""Scoring jobs on disk, so that every worker can tell a job's state and a restart loses none.
-
-JOBS/ID/job.json      status (schemas.ScoreJob), replaced atomically
-        owner         name of the key that submitted it; empty where the service has no keys
-        request.json  schemas.ScoreBody and where its files are
-        inputs/       uploaded files under names of ours
-        tmp/          what the job's process keeps for itself
-        score/        the score directory, once it is done
-        lock          held (flock) by the worker that runs the job; the system lets go of it when that process dies
-        cancel        present where cancelling was asked for
-"""
+"""Scoring jobs on disk (`job_files`), so that every worker can tell a job's state and a restart loses none."""
 
 import contextlib
 import fcntl
@@ -29,14 +19,10 @@ from steval.data.files import atomic_path
 from steval.errors import ServiceError
 from steval.service.http.access import NOBODY
 from steval.service.schemas import ScoreJob
+from steval.service.score.job_files import INPUTS, OWNER, REQUEST, SCORE, TEMPORARY
 
 log = logging.getLogger(__name__)
 
-OWNER = "owner"
-INPUTS = "inputs"
-SCORE = "score"
-LOG = "log.txt"
-TEMPORARY = "tmp"
 ENDED = frozenset({"done", "failed", "cancelled"})
 ABANDONED_SECONDS = 3600.0
 """After which an upload without a status, and without its request, is removed."""
@@ -67,7 +53,8 @@ class JobStore:
                 f"{which} already, the most that are allowed; come back later", status=503, code="busy", retry_after=30
             )
         job_id = secrets.token_hex(16)
-        (self.directory / job_id / INPUTS).mkdir(parents=True, mode=0o700)
+        self.path(job_id).mkdir(mode=0o711)
+        (self.path(job_id) / INPUTS).mkdir(mode=0o700)
         (self.path(job_id) / OWNER).write_text(owner, encoding="utf-8")
         return job_id
 
@@ -80,7 +67,7 @@ class JobStore:
 
     def submit(self, job_id: str, request: dict[str, Any]) -> ScoreJob:
         """Put a filled job into the queue."""
-        with atomic_path(self.path(job_id) / "request.json") as partial:
+        with atomic_path(self.path(job_id) / REQUEST) as partial:
             partial.write_text(json.dumps(request), encoding="utf-8")
         job = ScoreJob(id=job_id, state="queued", created=_now())
         self.write(job)
@@ -119,7 +106,7 @@ class JobStore:
 
     def request(self, job_id: str) -> dict[str, Any]:
         """What was submitted."""
-        return json.loads((self.path(job_id) / "request.json").read_text(encoding="utf-8"))
+        return json.loads((self.path(job_id) / REQUEST).read_text(encoding="utf-8"))
 
     def ids(self) -> list[str]:
         """All jobs, also those that are still being uploaded."""
@@ -170,6 +157,21 @@ class JobStore:
     def is_cancelled(self, job_id: str) -> bool:
         """Whether cancelling was asked for."""
         return (self.path(job_id) / "cancel").exists()
+
+    def profile(self, job_id: str) -> str:
+        """The profile that a job asked for."""
+        request = json.loads((self.path(job_id) / REQUEST).read_text(encoding="utf-8"))
+        return request["body"]["profile"]
+
+    def take_result(self, job_id: str) -> bool:
+        """Move the score directory out of the place that the job could write to; False where there is none."""
+        made, target = self.path(job_id) / TEMPORARY / SCORE, self.path(job_id) / SCORE
+        if not made.is_dir():
+            return False
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+        target.chmod(0o700)
+        return True
 
     def finish(self, job: ScoreJob, **changes: Any) -> ScoreJob:
         """Write the final state; inputs are removed, the result is kept for the time to live."""

@@ -1,0 +1,23 @@
+"""What a scoring job's directory holds. Imported before the job's process is confined, so this module imports nothing.
+
+JOBS/ID/job.json      status (schemas.ScoreJob), replaced atomically
+        owner         name of the key that submitted it; empty where the service has no keys
+        request.json  schemas.ScoreBody and where its files are
+        inputs/       uploaded files under names of ours
+        tmp/          the one place that the job's process may write to: `score/`, `error.json`, caches
+        score/        the score directory, moved there once it is done
+        lock          held (flock) by the worker that runs the job; the system lets go of it when that process dies
+        cancel        present where cancelling was asked for
+        log.txt       what the process wrote
+"""
+
+OWNER = "owner"
+INPUTS = "inputs"
+SCORE = "score"
+LOG = "log.txt"
+TEMPORARY = "tmp"
+ERROR = "error.json"
+"""Below `TEMPORARY`: why the process ended with exit code 1."""
+KERNELS = "kernels"
+"""Below `TEMPORARY`: compiled kernels, copied there before the job starts."""
+REQUEST = "request.json"
