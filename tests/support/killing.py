@@ -3,13 +3,15 @@
 One process imports everything once, so that the uninterrupted run, the killed ones and their resumptions compute under the
 same conditions. Argument: a JSON file with `threads` and `runs`, each with `config`, `options`, `whole` (directory of the
 uninterrupted run) and `scenarios`: `run_dir`, and where to die: `step`, `row`, or `file` with `number`; `again`: where the
-resumed one dies.
+resumed one dies; `held`: after so many files nothing is written any more, though training goes on.
 """
 
 import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ import steval.trainer.progress.state as state
 from steval.checkpoints.store import load_checkpoint
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.keeper import Keeper
+from steval.trainer.progress.writing import WritingThread
 from steval.trainer.run import finetune
 
 
@@ -60,6 +63,18 @@ def die_while_writing(which: str, number: int) -> None:
         store.save_file = write_half
 
 
+def hold_files_after(number: int) -> None:
+    """Let the thread that writes beside training stand still after `number` files, for good."""
+    submit, count = WritingThread.submit, [0]
+
+    def submit_held(self: WritingThread, write: Callable[[], object]) -> None:
+        count[0] += 1
+        submit(self, write if count[0] <= number else threading.Event().wait)
+
+    WritingThread.submit = submit_held
+    WritingThread.make_room = lambda self: None
+
+
 def die_after_row(number: int) -> None:
     """Let the `number`-th row of metrics be the last thing that is done."""
     count, log = [0], Keeper.log
@@ -88,6 +103,8 @@ def kill(config: FinetuneConfig | None, run_dir: Path, scenario: dict, **options
     if not child:
         if "file" in scenario:
             die_while_writing(scenario["file"], scenario["number"])
+        if "held" in scenario:
+            hold_files_after(scenario["held"])
         if "row" in scenario:
             die_after_row(scenario["row"])
 

@@ -34,6 +34,9 @@ SCENARIOS = [
     pytest.param({"file": "best-val.safetensors", "number": 1}, id="while writing the first best checkpoint"),
     pytest.param({"file": "best-val.safetensors", "number": 3}, id="while writing a later best checkpoint"),
     pytest.param({"step": 11, "again": {"step": 13}}, id="twice"),
+    pytest.param({"step": 6, "held": 2}, id="a state written, the best checkpoint after it not yet"),
+    pytest.param({"step": 6, "held": 3}, id="a best checkpoint newer than the state, and nothing after it"),
+    pytest.param({"step": 15, "held": 8}, id="files of the second phase not written yet"),
 ]
 
 

@@ -159,6 +159,8 @@ class PhaseFit(L.LightningModule):
             self._keep_step()
         if last or stopping or step % checks.save_every == 0:
             self._save_state()
+        if self.stage.keeper is not None:
+            self.stage.keeper.check()
         if self.stage.on_step is not None:
             self.stage.on_step(progress)
         if stopping:
@@ -170,6 +172,8 @@ class PhaseFit(L.LightningModule):
         return batch.to(device) if self._replayed is None else batch
 
     def on_train_end(self) -> None:
+        if self.stage.keeper is not None:
+            self.stage.keeper.flush()
         if self._replayed is not None:
             self._replayed.release()
 
@@ -286,7 +290,7 @@ class PhaseFit(L.LightningModule):
         progress.note_best(metric, values[metric])
         if self.stage.keeper is not None:
             keeper = self.stage.keeper
-            progress.best_digest = keeper.write_best(keeper.checkpoint(self._weights(), progress, values))
+            keeper.write_best(keeper.checkpoint(self._weights(), progress, values), progress)
 
     def _keep_step(self) -> None:
         keeper = self.stage.keeper
@@ -320,7 +324,8 @@ class PhaseFit(L.LightningModule):
                 best_digest=progress.best_digest,
                 phases=progress.phases,
                 seconds=progress.seconds,
-            )
+            ),
+            progress,
         )
 
 
