@@ -48,7 +48,7 @@ BentoML configuration asks for them."""
 )
 @bentoml.asgi_app(SITE, path="/")
 class StevalService:
-    """Predicted cells of one State Transition checkpoint, and scores."""
+    """Predicted cells of State Transition checkpoints, and scores."""
 
     @bentoml.on_deployment
     @staticmethod
@@ -58,7 +58,8 @@ class StevalService:
         from steval.service.http.keys import read_keys
 
         try:
-            read_manifest(require_checkpoint(SETTINGS))
+            if SETTINGS.checkpoint is not None or SETTINGS.models is None:
+                read_manifest(require_checkpoint(SETTINGS))
             if SETTINGS.api_key_file is not None:
                 read_keys(SETTINGS.api_key_file)
         except StevalError as error:

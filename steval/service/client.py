@@ -66,8 +66,15 @@ class ServiceClient:
     """Calls a running service at `url`; a context manager."""
 
     def __init__(
-        self, url: str, api_key: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, patience: float = PATIENCE
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        model: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        patience: float = PATIENCE,
     ):
+        """`model`: name or digest of the model that all calls mean, where the service has several."""
         key = usable_key(api_key)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = without_secrets(url)
@@ -91,6 +98,7 @@ class ServiceClient:
                 f"{address.host} into NO_PROXY"
             ) from error
         self._patience = patience
+        self._model = {} if model is None else {"model": model}
 
     def __enter__(self) -> Self:
         return self
@@ -106,16 +114,21 @@ class ServiceClient:
 
     def model(self) -> dict[str, Any]:
         """The model card."""
-        return self._json("GET", "/model", ("name",))
+        return self._json("GET", "/model", ("name",), params=self._model)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models of the service, see `schemas.ModelItem`."""
+        return self._json("GET", "/models", ("models",))["models"]
 
     def perturbations(self, search: str = "", limit: int = MOST_LISTED, offset: int = 0) -> dict[str, Any]:
         """Names that match, see `GET /perturbations`."""
-        asked = {"search": search, "limit": limit, "offset": offset}
+        asked = {"search": search, "limit": limit, "offset": offset, **self._model}
         return self._json("GET", "/perturbations", ("total", "perturbations"), params=asked)
 
     def vocabulary(self) -> PredictionVocabulary:
         """What can be asked for: the whole vocabulary, page by page, with the control and its cell types."""
-        card = self._json("GET", "/model", ("control", "cell_types", "num_perturbations"))
+        fields = ("control", "cell_types", "num_perturbations")
+        card = self._json("GET", "/model", fields, params=self._model)
         names: list[str] = []
         while len(names) < card["num_perturbations"]:
             page = self.perturbations(limit=MOST_LISTED, offset=len(names))["perturbations"]
@@ -134,7 +147,7 @@ class ServiceClient:
         batch: str | None = None,
     ) -> PredictedMeans:
         """A mean profile for each perturbation; the same as `steval predict --output mean` with these options."""
-        body = _body(perturbations, cells, seed, cell_type, batch, "mean")
+        body = _body(perturbations, cells, seed, cell_type, batch, "mean") | self._model
         answer = self._json("POST", "/predict", ("predictions", "genes"), json=body, headers={"Accept": JSON})
         predictions = answer.pop("predictions")
         controls = {one["cell_type"]: np.array(one["mean"], dtype=np.float32) for one in answer.pop("controls")}
@@ -156,7 +169,7 @@ class ServiceClient:
         batch: str | None = None,
     ) -> PredictedCells:
         """Every predicted cell; an answer that was cut off is a `ServiceError`."""
-        body = _body(perturbations, cells, seed, cell_type, batch, "cells")
+        body = _body(perturbations, cells, seed, cell_type, batch, "cells") | self._model
         table = _whole_table(self._call("POST", "/predict", json=body, headers={"Accept": ARROW}).content)
         facts = json.loads(table.schema.metadata[ARROW_KEY])
         genes = facts.pop("genes")
@@ -183,7 +196,7 @@ class ServiceClient:
         decoding: str = "checkpoint",
     ) -> Path:
         """The h5ad that `steval predict` would write with these options; nothing is under `path` until it is whole."""
-        body = _body(perturbations, cells, seed, cell_type, batch, output)
+        body = _body(perturbations, cells, seed, cell_type, batch, output) | self._model
         if decoding != "checkpoint":
             body["decoding"] = decoding
         content = self._call("POST", "/predict", json=body, headers={"Accept": H5AD}).content
@@ -202,6 +215,7 @@ class ServiceClient:
     ) -> str:
         """Submit a scoring job and return its id. Files are uploaded, or with `on_server` named in the service's data
         directories; `options` are the fields of `schemas.ScoreBody`."""
+        options = self._model | options
         given = {"predictions": predictions, "real": real, "train": train}
         files = {role: Path(path) for role, path in given.items() if path is not None}
         if on_server:

@@ -12,6 +12,7 @@ from steval.service.http.routing import Operation, Route, RouteTable
 from steval.service.schemas import (
     ErrorAnswer,
     ModelCard,
+    ModelList,
     PerturbationList,
     PredictAnswer,
     PredictBody,
@@ -19,12 +20,12 @@ from steval.service.schemas import (
 )
 
 BINARY = {"type": "string", "format": "binary"}
-_MODELS = (ErrorAnswer, ModelCard, PerturbationList, PredictAnswer, PredictBody, ScoreJob)
+_MODELS = (ErrorAnswer, ModelCard, ModelList, PerturbationList, PredictAnswer, PredictBody, ScoreJob)
 _ERRORS = {
     400: "Malformed: not JSON, wrong types, missing or unknown keys",
     401: "No API key, or one that is not known",
     403: "A web page of another origin",
-    404: "Unknown perturbation (with the nearest names), job or address",
+    404: "Unknown perturbation (with the nearest names), model, job or address",
     405: "Another method",
     406: "None of the forms in Accept can be made",
     408: "The body came too slowly",
@@ -51,7 +52,7 @@ def openapi_document(routes: RouteTable) -> dict[str, Any]:
         "info": {
             "title": "steval",
             "version": __version__,
-            "description": "Predicted cells of a State Transition checkpoint, and scores of predictions.",
+            "description": "Predicted cells of State Transition checkpoints, and scores of predictions.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],

@@ -13,7 +13,7 @@ from steval.service.http.telemetry import exposition
 from steval.service.openapi import openapi_document
 from steval.service.predict.search import search_perturbations
 from steval.service.runtime import Runtime
-from steval.service.schemas import LONGEST_NAME, MOST_LISTED, MOST_OFFSET, SHOWN_NAMES
+from steval.service.schemas import LONGEST_NAME, MOST_LISTED, MOST_OFFSET, SHOWN_NAMES, ModelList
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -37,18 +37,26 @@ async def page(request: Request) -> Response:
 
 async def model(request: Request) -> Response:
     """The model card."""
-    return _json(_runtime(request).model.card)
+    async with _runtime(request).using(asked_model(request)) as chosen:
+        return _json(chosen.card)
+
+
+async def models(request: Request) -> Response:
+    """The models that can be asked."""
+    runtime = _runtime(request)
+    runtime.require_ready()
+    return _json(ModelList(models=runtime.models.items()))
 
 
 async def perturbations(request: Request) -> Response:
     """Names of the vocabulary that match a search."""
-    manifest = _runtime(request).model.manifest
     search = request.query_params.get("search", "")
     if len(search) > LONGEST_NAME:
         raise ServiceError(f"search takes at most {LONGEST_NAME} characters", status=422, code="breaks_a_rule")
     limit = _number(request, "limit", SHOWN_NAMES, 1, MOST_LISTED)
     offset = _number(request, "offset", 0, 0, MOST_OFFSET)
-    return _json(await run_in_threadpool(search_perturbations, manifest, search, limit, offset))
+    async with _runtime(request).using(asked_model(request)) as chosen:
+        return _json(await run_in_threadpool(search_perturbations, chosen.manifest, search, limit, offset))
 
 
 async def openapi(request: Request) -> Response:
@@ -60,6 +68,14 @@ async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     content, media_type = await run_in_threadpool(exposition)
     return Response(content, headers={"Content-Type": media_type})
+
+
+def asked_model(request: Request) -> str | None:
+    """The model that the query names; None: the default."""
+    name = request.query_params.get("model")
+    if name is not None and not 1 <= len(name) <= LONGEST_NAME:
+        raise ServiceError(f"model takes 1 to {LONGEST_NAME} characters", status=422, code="breaks_a_rule")
+    return name
 
 
 def _runtime(request: Request) -> Runtime:

@@ -12,6 +12,7 @@ from steval.service.schemas import (
     MOST_OFFSET,
     SHOWN_NAMES,
     ModelCard,
+    ModelList,
     PerturbationList,
     PredictAnswer,
     PredictBody,
@@ -34,6 +35,7 @@ _JOB_ID = {
     "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     "description": "As POST /score answered it",
 }
+_MODEL = query("model", {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME})
 _FILE_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 _JOB_LINKS = {
     name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
@@ -78,16 +80,26 @@ ROUTES = RouteTable(
         ),
         Route(
             "/model",
-            (Operation("GET", "model", "The model card", "predict", success("The card", ModelCard), (503,), pages.model),),
+            (
+                Operation(
+                    "GET", "model", "The model card", "predict", success("The card", ModelCard), (404, 422, 503), pages.model,
+                    more={"parameters": [_MODEL]},
+                ),
+            ),
+        ),
+        Route(
+            "/models",
+            (Operation("GET", "models", "The models", "predict", success("All models", ModelList), (503,), pages.models),),
         ),
         Route(
             "/perturbations",
             (
                 Operation(
                     "GET", "perturbations", "Search the vocabulary", "predict",
-                    success("Names that match", PerturbationList), (400, 422, 503), pages.perturbations,
+                    success("Names that match", PerturbationList), (400, 404, 422, 503), pages.perturbations,
                     more={
                         "parameters": [
+                            _MODEL,
                             query("search", {"type": "string", "maxLength": LONGEST_NAME, "default": ""}),
                             query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": SHOWN_NAMES}),
                             query("offset", {"type": "integer", "minimum": 0, "maximum": MOST_OFFSET, "default": 0}),
@@ -102,7 +114,7 @@ ROUTES = RouteTable(
                 Operation(
                     "POST", "submitScore", "Score predictions in the background", "score",
                     success("Accepted; ask Location for its state", ScoreJob, status="202", links=_JOB_LINKS),
-                    (*_BODY, 503, 507), score.submit,
+                    (*_BODY, 404, 503, 507), score.submit,
                     more={"requestBody": _score_body()},
                 ),
             ),

@@ -57,6 +57,8 @@ class PredictBody(Settings):
     """Start from control cells of this batch alone."""
     output: Literal["mean", "cells"] = "mean"
     """`mean`: a profile for each perturbation; `cells`: every predicted cell (as Arrow or h5ad)."""
+    model: Name | None = None
+    """Name or digest of a model (see `GET /models`); none: the default."""
     decoding: DecodingChoice = "checkpoint"
     """How predictions become cells: as the checkpoint says, as the network puts them out, or carried by control cells."""
 
@@ -145,6 +147,29 @@ class PerturbationList(Settings):
     """Where nothing matches: the names most like the search."""
 
 
+class ModelItem(Settings):
+    """One model of the service."""
+
+    name: str
+    checkpoint: str | None
+    """sha256 over the checkpoint's metadata and weights; 12 letters of it are enough to name the model."""
+    state: Literal["loaded", "loading", "available", "broken"]
+    """`available`: it is loaded when it is first asked for."""
+    default: bool
+    """Whether requests that name no model mean this one."""
+    problem: str | None = None
+    """Why the file as it is now does not answer; where the state is `loaded`, an older one does."""
+    num_genes: int | None = None
+    num_perturbations: int | None = None
+    created: str | None = None
+
+
+class ModelList(Settings):
+    """Answer of `GET /models`."""
+
+    models: list[ModelItem]
+
+
 class ModelCard(Settings):
     """Answer of `GET /model`."""
 
@@ -185,6 +210,8 @@ class ScoreBody(ScoreChoice):
     """Path of the real cells, likewise; none: uploaded, or the evaluation data that the checkpoint records."""
     train: str | None = Field(default=None, max_length=4096)
     """Path of the training cells for baselines, likewise; none: uploaded, or those that the checkpoint records."""
+    model: Name | None = None
+    """Name or digest of the model whose recorded data and columns are used; none: the default."""
     profile: ProfileName = "vcc"
     perturbation_column: Name | None = None
     control: Name | None = None

@@ -23,9 +23,16 @@ class ServiceSettings(Settings):
     """What is served, by what, to whom, and the limits."""
 
     checkpoint: Path | None = None
-    """The `.safetensors` checkpoint; needed to serve, not to build a bento."""
+    """The `.safetensors` checkpoint, and the default where there are others; this or `models` is needed to serve, not to build
+    a bento."""
+    models: Path | None = None
+    """A directory: every checkpoint below it is served by its name, loaded on first use, and replaced when its file is."""
+    max_model_bytes: PositiveInt = 8 * 2**30
+    """Memory for models where there is a directory of them; the least recently used one goes, never one in use."""
+    model_poll_seconds: PositiveFloat = 2.0
+    """How often that directory is looked at; a change is taken when it is the same at two looks."""
     controls: Path | None = None
-    """h5ad with control cells to start from; none: those that the checkpoint carries."""
+    """h5ad with control cells that `checkpoint` starts from; none: those that it carries."""
     device: str = "auto"
     dtype: Literal["float32", "bf16"] = "float32"
     threads: PositiveInt | None = None
@@ -119,6 +126,8 @@ class ServiceSettings(Settings):
     def require_paths(self) -> None:
         """A `ConfigError` that lists every directory or key file which is not there."""
         problems = [f"data_dir: no such directory: {path}" for path in self.data_dir if not path.is_dir()]
+        if self.models is not None and not self.models.is_dir():
+            problems.append(f"models: no such directory: {self.models}")
         if self.api_key_file is not None and not self.api_key_file.is_file():
             problems.append(f"api_key_file: no such file: {self.api_key_file}")
         if self.no_auth and self.api_key_file is not None:
@@ -131,6 +140,7 @@ def require_checkpoint(settings: ServiceSettings) -> Path:
     """The checkpoint's path, or a `ConfigError` that says how to give one."""
     if settings.checkpoint is None:
         raise ConfigError(
-            "no checkpoint to serve: start with steval serve CKPT.safetensors, or set STEVAL_CHECKPOINT for bentoml serve"
+            "no checkpoint to serve: start with steval serve CKPT.safetensors or steval serve --models DIR, or set "
+            "STEVAL_CHECKPOINT or STEVAL_MODELS for bentoml serve"
         )
     return locate_checkpoint(settings.checkpoint)

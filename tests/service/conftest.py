@@ -38,10 +38,20 @@ def tiny_checkpoint(service_dir: Path, service_cells: ad.AnnData) -> Path:
 
 
 @pytest.fixture(scope="session")
-def service_url(service_dir: Path, tiny_checkpoint: Path) -> Iterator[str]:
-    """The service of `tiny_checkpoint`, in this process."""
+def models_dir(service_dir: Path) -> Path:
+    """Checkpoints that the service finds by itself; tests put them there."""
+    directory = service_dir / "models"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def service_url(service_dir: Path, tiny_checkpoint: Path, models_dir: Path) -> Iterator[str]:
+    """The service of `tiny_checkpoint` and of what lies in `models_dir`, in this process."""
     variables = {
         "STEVAL_CHECKPOINT": str(tiny_checkpoint),
+        "STEVAL_MODELS": str(models_dir),
+        "STEVAL_MODEL_POLL_SECONDS": "0.05",
         "STEVAL_DATA_DIR": str(service_dir / "data"),
         "STEVAL_JOB_DIR": str(service_dir / "jobs"),
         "STEVAL_THREADS": "1",

@@ -4,12 +4,15 @@ import csv
 import io
 import os
 import shutil
+import time
 from pathlib import Path
 
 import anndata as ad
 import httpx
 import numpy as np
 import pytest
+
+from support.service_models import write_checkpoint
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -171,3 +174,22 @@ def test_a_link_shows_the_same_prediction(page, service_url):
     driver.expect(page.locator("#result-title")).to_have_text("TET1")
     assert page.locator("#table tbody th").all_inner_texts() == genes
     driver.expect(page.locator("#model-card")).to_contain_text("120")
+
+
+def test_a_model_is_chosen_and_kept_in_the_link(page, service_url, models_dir, service_cells):
+    write_checkpoint(models_dir / "chosen.safetensors", service_cells, seed=7)
+    deadline = time.monotonic() + 30
+    while "chosen" not in httpx.get(f"{service_url}/models").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    page.reload()
+    driver.expect(page.locator("#model")).to_have_value("tiny")
+    page.locator("#model").select_option("chosen")
+    driver.expect(page.locator("#model-name")).to_have_text("chosen.safetensors")
+    page.locator("#perturbation").fill("SRC")
+    page.locator("#predict").click()
+    driver.expect(page.locator("#result-title")).to_have_text("SRC")
+    assert "model=chosen" in page.url
+    page.reload()
+    driver.expect(page.locator("#model")).to_have_value("chosen")
+    driver.expect(page.locator("#result-title")).to_have_text("SRC")

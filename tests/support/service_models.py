@@ -39,8 +39,8 @@ def lognorm_cells() -> ad.AnnData:
     return cells
 
 
-def write_checkpoint(path: Path, cells: ad.AnnData, **changes) -> Path:
-    """Random weights, one-hot perturbations, the control cells of `cells`; `changes` override manifest fields."""
+def write_checkpoint(path: Path, cells: ad.AnnData, *, seed: int = 0, **changes) -> Path:
+    """Random weights of `seed`, one-hot perturbations, the control cells of `cells`; `changes` override manifest fields."""
     backbone = {"kind": "llama", "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4}
     backbone |= {"num_key_value_heads": 4, "head_dim": 8}
     sizes = {
@@ -52,7 +52,7 @@ def write_checkpoint(path: Path, cells: ad.AnnData, **changes) -> Path:
     }
     config = ModelConfig.parse({**sizes, "backbone": backbone})
     network = StateTransition(config)
-    network.reset(torch.Generator().manual_seed(0))
+    network.reset(torch.Generator().manual_seed(seed))
     controls = cells[(cells.obs["target_gene"] == "non-targeting").to_numpy()]
     weights = network.state_dict()
     # Predictions around the controls' mean, so that genes rise and fall.

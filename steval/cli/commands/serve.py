@@ -31,11 +31,17 @@ def serve(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CKPT", help="The .safetensors checkpoint to serve.", show_default=False)
     ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            "--models", metavar="DIR", help="Serve every checkpoint below DIR by its name; CKPT is the default."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port to listen on.")] = 3000,
     controls: Annotated[
         Path | None,
-        typer.Option("--controls", help="Control cells to start from.", show_default="the checkpoint's own"),
+        typer.Option("--controls", help="Control cells that CKPT starts from.", show_default="the checkpoint's own"),
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default="auto")
@@ -66,7 +72,7 @@ def serve(
         int, typer.Option("--shutdown-seconds", min=1, help="On SIGTERM, time to finish what was accepted.")
     ] = 120,
 ) -> None:
-    """Serve predictions and scores of one checkpoint over HTTP, with a page at `/`.
+    """Serve predictions and scores of one checkpoint or several over HTTP, with a page at `/`.
 
     Example: `steval serve runs/first/checkpoints/best-val.safetensors`. Then open http://127.0.0.1:3000
     """
@@ -74,7 +80,7 @@ def serve(
         _make_key(new_key, api_key_file)
         return
     settings = _settings(
-        checkpoint=checkpoint, controls=controls, device=device, dtype=dtype, threads=threads, workers=workers,
+        checkpoint=checkpoint, models=models, controls=controls, device=device, dtype=dtype, threads=threads, workers=workers,
         data_dir=data_dir, job_dir=job_dir, api_key_file=api_key_file, no_auth=no_auth or None, cors_origins=cors_origin,
     )  # fmt: skip
     settings.require_paths()
@@ -84,7 +90,7 @@ def serve(
     command = [sys.executable, "-m", "bentoml", "serve", "steval.service.app:StevalService"]
     command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(shutdown_seconds)]
     _require_bentoml()
-    say(f"serving {settings.checkpoint} on http://{host}:{port} (Ctrl-C to stop)", err=True)
+    say(f"serving {settings.checkpoint or settings.models} on http://{host}:{port} (Ctrl-C to stop)", err=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEVAL_")}
     environment = {**MALLOC, **OPENMP, **inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
     sys.stderr.flush()
@@ -98,8 +104,12 @@ def _settings(**given: Any) -> "ServiceSettings":
     inherited = ServiceSettings.from_environment()
     values = {**dict(inherited), **{name: value for name, value in given.items() if value}}
     settings = ServiceSettings.parse(values, source="the options of steval serve")
-    if settings.checkpoint is None:
-        raise ConfigError("name the checkpoint to serve: steval serve CKPT.safetensors")
+    if settings.checkpoint is None and settings.models is None:
+        raise ConfigError(
+            "name the checkpoint to serve: steval serve CKPT.safetensors, or a directory: steval serve --models DIR"
+        )
+    if settings.checkpoint is None and settings.controls is not None:
+        raise ConfigError("--controls are cells that CKPT starts from; checkpoints below --models start from their own")
     return settings
 
 
@@ -155,7 +165,9 @@ def _require_free(host: str, port: int) -> None:
 
 
 def _check_checkpoint(settings: "ServiceSettings") -> None:
-    """Whether it can be served: read and verified whole before a worker starts."""
+    """Whether it can be served: read and verified whole before a worker starts. Those of a directory are on first use."""
+    if settings.checkpoint is None:
+        return
     from steval.checkpoints.store import load_checkpoint
     from steval.data.files import require_file
     from steval.service.settings import require_checkpoint

@@ -49,6 +49,12 @@ class ServiceMetrics:
         self._queued = prometheus.Gauge(
             "steval_queued_cells", "Cells accepted and not yet answered", multiprocess_mode="livesum", registry=registry
         )
+        self._model_bytes = prometheus.Gauge(
+            "steval_model_bytes", "Memory of the models, about", multiprocess_mode="livesum", registry=registry
+        )
+        self._model_loads = prometheus.Counter(
+            "steval_model_loads_total", "Models that were loaded, or could not be", ("result",), registry=registry
+        )
         self._jobs = prometheus.Counter(
             "steval_score_jobs_total", "Finished scoring jobs", ("state",), registry=registry
         )
@@ -69,9 +75,17 @@ class ServiceMetrics:
         self._busy.inc(seconds)
         self._batch_cells.observe(num_cells)
 
-    def queued(self, num_cells: int) -> None:
-        """The queue's length has changed."""
-        self._queued.set(num_cells)
+    def queued(self, difference: int) -> None:
+        """The queue of a model has changed by so many cells."""
+        self._queued.inc(difference)
+
+    def model_memory(self, num_bytes: int) -> None:
+        """The models in memory take so much now."""
+        self._model_bytes.set(num_bytes)
+
+    def model_loaded(self, result: str) -> None:
+        """A model was loaded (`ok`), or could not be (`failed`)."""
+        self._model_loads.labels(result).inc()
 
     def job(self, state: str) -> None:
         """A scoring job has ended."""

@@ -4,7 +4,7 @@ import { drawChart, fillTable, strongest } from "/page/chart.js";
 
 const H5AD = "application/x-hdf5";
 const at = (id) => document.getElementById(id);
-const page = { card: null, answer: null, asked: null };
+const page = { card: null, answer: null, asked: null, model: null };
 
 class ServiceError extends Error {
   constructor(status, detail) {
@@ -45,19 +45,42 @@ function askForKey() {
   });
 }
 
-// The model card, with patience while the service warms up.
-async function loadModel() {
+// Which models there are, and the card of the one that is chosen, with patience while it warms up.
+async function start() {
+  const found = await patiently("/models");
+  if (!found) return;
+  const usable = found.models.filter((model) => model.state !== "broken");
+  const asked = new URLSearchParams(location.hash.slice(1)).get("model");
+  const chosen = usable.find((model) => model.name === asked) ?? usable.find((model) => model.default) ?? usable[0];
+  at("model").replaceChildren(...usable.map((model) => text("option", model.name)));
+  at("model-field").hidden = usable.length < 2;
+  if (chosen) at("model").value = chosen.name;
+  await loadModel();
+  restore();
+}
+
+async function patiently(path) {
   for (;;) {
     try {
-      page.card = await (await call("/model")).json();
-      break;
+      return await (await call(path)).json();
     } catch (error) {
       at("model-name").textContent = error.message;
-      if (error.status !== 503) return;
+      if (error.status !== 503 || error.detail?.code === "bad_model") return null;
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }
-  const card = page.card;
+}
+
+const ofModel = () => (page.model ? `model=${encodeURIComponent(page.model)}` : "");
+
+async function loadModel() {
+  page.model = at("model").value || null;
+  const asked = page.model;
+  at("predict").disabled = true;
+  const card = await patiently(`/model?${ofModel()}`);
+  if (card === null || asked !== page.model) return;
+  page.card = card;
+  at("predict").disabled = false;
   at("model-name").textContent = card.name;
   at("vocabulary").textContent = `${card.num_perturbations.toLocaleString()} known perturbations`;
   at("cells").max = card.limits.max_cells;
@@ -74,15 +97,10 @@ async function loadModel() {
   at("model-card").replaceChildren(...facts.flatMap(([name, value]) => [text("dt", name), text("dd", value)]));
   at("evidence").textContent = card.evidence;
   at("evidence").hidden = false;
-  if (card.notes.length) {
-    at("model-notes").hidden = false;
-    at("model-notes").querySelector("ul").replaceChildren(...card.notes.map((note) => text("li", note)));
-  }
-  if (card.cell_types.length > 1) {
-    at("cell-type").replaceChildren(...card.cell_types.map((name) => text("option", name)));
-    at("cell-type-field").hidden = false;
-  }
-  restore();
+  at("model-notes").hidden = !card.notes.length;
+  at("model-notes").querySelector("ul").replaceChildren(...card.notes.map((note) => text("li", note)));
+  at("cell-type").replaceChildren(...card.cell_types.map((name) => text("option", name)));
+  at("cell-type-field").hidden = card.cell_types.length < 2;
 }
 
 function text(tag, content) {
@@ -99,7 +117,7 @@ async function suggest() {
   combo.request = new AbortController();
   const search = encodeURIComponent(at("perturbation").value.trim());
   try {
-    const found = await (await call(`/perturbations?limit=30&search=${search}`, { signal: combo.request.signal })).json();
+    const found = await (await call(`/perturbations?limit=30&search=${search}&${ofModel()}`, { signal: combo.request.signal })).json();
     const near = found.nearest.map((name) => ({ name, trained: true, near: true }));
     show(found.perturbations.length ? found.perturbations : near);
   } catch (error) {
@@ -165,6 +183,7 @@ function onComboKey(event) {
 // Prediction.
 function asked() {
   const body = { perturbations: [at("perturbation").value.trim()], cells: Number(at("cells").value), seed: Number(at("seed").value) };
+  if (page.model) body.model = page.model;
   if (!at("cell-type-field").hidden) body.cell_type = at("cell-type").value;
   return body;
 }
@@ -274,6 +293,7 @@ async function downloadCells() {
 // The address keeps the request, so that a link shows the same prediction.
 function remember(body) {
   const values = { perturbation: body.perturbations[0], cells: body.cells, seed: body.seed };
+  if (body.model && !at("model-field").hidden) values.model = body.model;
   if (body.cell_type) values.cell_type = body.cell_type;
   history.replaceState(null, "", `#${new URLSearchParams(values)}`);
 }
@@ -307,4 +327,5 @@ at("perturbation").addEventListener("blur", () => setOpen(false));
 at("top").addEventListener("change", render);
 at("download-csv").addEventListener("click", () => save(new Blob([csv()], { type: "text/csv" }), "csv"));
 at("download-h5ad").addEventListener("click", downloadCells);
-loadModel();
+at("model").addEventListener("change", loadModel);
+start();

@@ -24,7 +24,7 @@ Run = Callable[[list[PlannedSet]], Iterable[PredictedSet]]
 Observe = Callable[[int, int, float], None]
 """Told of each batch: sets, cells, seconds."""
 Watch = Callable[[int], None]
-"""Told of the reserved cells whenever they change."""
+"""Told of the difference whenever the number of reserved cells changes."""
 WINDOW_CELLS = 1024
 """Cells of one request that may be computed and not yet taken: bounds what a slow client keeps in memory."""
 RETRY_AFTER = (1.0, 60.0)
@@ -161,7 +161,7 @@ class MicroBatcher:
     def _change_reserved(self, difference: int) -> None:
         self._reserved += difference
         if self._watch is not None:
-            self._watch(self._reserved)
+            self._watch(difference)
 
     def _expected_wait(self) -> float:
         low, high = RETRY_AFTER

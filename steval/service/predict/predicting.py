@@ -39,9 +39,11 @@ from steval.service.http.encoding import (
     json_object,
     wants_zstd,
 )  # fmt: skip
+from steval.service.models.loaded import Model
+from steval.service.models.shelf import Lease
 from steval.service.predict.admission import Admission, Place
 from steval.service.predict.batcher import MicroBatcher, Ticket
-from steval.service.runtime import Model, Runtime
+from steval.service.runtime import Runtime
 from steval.service.schemas import PredictBody
 
 T = TypeVar("T")
@@ -55,8 +57,9 @@ class QueuedCells:
     `admit` comes first, in the thread that does the work; `close` may come at any time, from any thread.
     """
 
-    def __init__(self, batcher: MicroBatcher, place: Place, seconds: float):
-        self._batcher = batcher
+    def __init__(self, lease: Lease, place: Place, seconds: float):
+        self._lease = lease
+        self._batcher: MicroBatcher = lease.model.batcher
         self._place = place
         self._ticket: Ticket | None = None
         self._lock = threading.Lock()
@@ -83,6 +86,7 @@ class QueuedCells:
             if self._ticket is not None:
                 self._ticket.close()
             self._place.release()
+            self._lease.close()
 
     def _sets(self, ticket: Ticket, plan: PredictionPlan) -> Iterator[PredictedSet]:
         for future in ticket.windows(list(plan.sets())):
@@ -115,13 +119,18 @@ class PredictionService:
 
     async def predict(self, body: PredictBody, headers: Headers, owner: str) -> Response:
         """The answer to a request of the key `owner`; raises `StevalError` for everything that is no success."""
-        model = self._runtime.model
         kind = choose_format(headers.get("accept", ""), body.output)
-        _require_size(model, body, kind)
         began = time.monotonic()
-        place = await self._admission.admit(owner, body.num_cells)
+        lease = await self._runtime.lease(body.model)
+        model = lease.model
+        try:
+            _require_size(model, body, kind)
+            place = await self._admission.admit(owner, body.num_cells)
+        except BaseException:
+            lease.close()
+            raise
         left = model.settings.request_timeout - (time.monotonic() - began)
-        queued = QueuedCells(model.batcher, place, left)
+        queued = QueuedCells(lease, place, left)
         zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
         streaming = False
         try:

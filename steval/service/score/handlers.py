@@ -55,7 +55,8 @@ async def submit(request: Request) -> Response:
         raise disk_answer(error) from error
     try:
         body, files = await read_submission(request, store.path(job_id) / INPUTS, settings.data_dir)
-        if "real" not in files and not runtime.model.card.has_evaluation_data:
+        checkpoint = runtime.find(body.model)
+        if "real" not in files and (checkpoint.manifest is None or checkpoint.manifest.evaluation is None):
             raise ServiceError(
                 "the checkpoint records no evaluation data: give the real cells as `real`",
                 status=422,
@@ -64,11 +65,11 @@ async def submit(request: Request) -> Response:
         details: dict[str, Any] = {
             "body": body.as_dict(),
             "files": files,
-            "checkpoint": str(settings.checkpoint) if settings.checkpoint else None,
+            "checkpoint": str(checkpoint.path),
             "data_dirs": [str(path) for path in settings.data_dir],
             "threads": settings.threads,
             "max_values": settings.max_score_values,
-            "recorded": runtime.model.recorded_files,
+            "recorded": checkpoint.recorded_files,
             "limits": asdict(
                 Limits(
                     memory=settings.max_job_bytes,
