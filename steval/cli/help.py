@@ -73,6 +73,7 @@ OPTIONS: dict[str, Shown] = {
     "--min-counts": Shown(ASKED, "NUMBER"),
     "--min-genes": Shown(ASKED, "N"),
     "--cell-type-name": Shown(WRITTEN, "NAME"),
+    "--hvg": Shown(WRITTEN, "N"),
     "--perturbations": Shown(ASKED, "NAMES", completion.perturbations),
     "--request": Shown(ASKED, "FILE"),
     "--all": Shown(ASKED),

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from pydantic import FiniteFloat, PositiveFloat, model_validator
 
 from steval.checkpoints.manifest import Manifest
+from steval.data.cells.gathered import CellSink, GatheredCells
 from steval.data.cells.record import steval_record
 from steval.data.cells.writer import CellWriter, Compression, OutputLayout, require_finite
 from steval.data.rows.csr import csr_of
@@ -67,7 +69,8 @@ def takes_sparse_cells(plan: PredictionPlan, options: OutputOptions) -> bool:
 class WrittenPredictions:
     """What `write_predictions` did."""
 
-    path: Path
+    path: Path | None
+    """None: they were gathered in memory."""
     num_cells: int
     """Cells that were predicted."""
     num_rows: int
@@ -100,21 +103,53 @@ def write_predictions(
     all is written. Raises `ConfigError` or `DataError` before anything is computed.
     """
     options = options or OutputOptions()
-    started = time.perf_counter()
-    include = plan.pool.has_measured if options.include_controls is None else options.include_controls
-    _require_possible(options, plan, include)
-    rows = _control_rows(plan) if include else np.empty(0, dtype=np.int64)
-    written = _means(plan, blocks, rows) if plan.request.output == "mean" else _cells(plan, blocks, rows, options)
     writer = CellWriter(
         path,
         output_names(plan.manifest),
-        _record(plan, facts, options, include),
+        _checked_record(plan, facts, options),
         layout=options.layout,
         compression=options.compression,
     )
+    return _write_into(writer, Path(path), plan, blocks, facts, options)
+
+
+def gather_predictions(
+    plan: PredictionPlan,
+    blocks: Iterable[PredictedBlock],
+    facts: PredictionFacts,
+    options: OutputOptions | None = None,
+) -> ad.AnnData:
+    """The cells that `write_predictions` would write, in memory as float32 CSR; same errors."""
+    options = options or OutputOptions()
+    gathered = GatheredCells(output_names(plan.manifest), _checked_record(plan, facts, options))
+    _write_into(gathered, None, plan, blocks, facts, options)
+    return gathered.adata
+
+
+def _checked_record(plan: PredictionPlan, facts: PredictionFacts, options: OutputOptions) -> dict[str, Any]:
+    include = _includes_controls(plan, options)
+    _require_possible(options, plan, include)
+    return _record(plan, facts, options, include)
+
+
+def _includes_controls(plan: PredictionPlan, options: OutputOptions) -> bool:
+    return plan.pool.has_measured if options.include_controls is None else options.include_controls
+
+
+def _write_into(
+    sink: CellSink,
+    path: Path | None,
+    plan: PredictionPlan,
+    blocks: Iterable[PredictedBlock],
+    facts: PredictionFacts,
+    options: OutputOptions,
+) -> WrittenPredictions:
+    started = time.perf_counter()
+    rows = _control_rows(plan) if _includes_controls(plan, options) else np.empty(0, dtype=np.int64)
+    written = _means(plan, blocks, rows) if plan.request.output == "mean" else _cells(plan, blocks, rows, options)
     with (
         _of_checkpoint(facts),
-        writer,
+        sink,
         progress_bar(plan.num_cells, "predicting", "cell") as bar,
         ThreadPoolExecutor(1, "writing") as beside,
     ):
@@ -124,14 +159,14 @@ def write_predictions(
             cells = clip(matrix, options) if num_predicted else matrix
             if writing is not None:
                 writing.result()
-            writing = beside.submit(_append, writer, cells, obs, options.layout)
+            writing = beside.submit(_append, sink, cells, obs, options.layout)
             bar.update(num_predicted)
         if writing is not None:
             writing.result()
     done = WrittenPredictions(
-        path=Path(path),
+        path=path,
         num_cells=plan.num_cells,
-        num_rows=writer.num_cells,
+        num_rows=sink.num_cells,
         num_controls=len(rows),
         num_perturbations=len({item.perturbation for item in plan.items}),
         seconds=time.perf_counter() - started,
@@ -155,8 +190,8 @@ def _of_checkpoint(facts: PredictionFacts) -> Generator[None]:
         ) from error
 
 
-def _append(writer: CellWriter, cells: np.ndarray | sp.csr_matrix, obs: pd.DataFrame, layout: OutputLayout) -> None:
-    writer.append(csr_of(cells) if layout == "csr" else cells, obs)
+def _append(sink: CellSink, cells: np.ndarray | sp.csr_matrix, obs: pd.DataFrame, layout: OutputLayout) -> None:
+    sink.append(csr_of(cells) if layout == "csr" else cells, obs)
 
 
 def output_names(manifest: Manifest) -> list[str]:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from steval.data.cells.prepare import PrepareSettings, prepare
+from steval.data.cells.prepare import PrepareSettings, prepare, prepare_in_memory
 from steval.data.cells.record import read_record
 from steval.data.columns import ColumnOptions
 from steval.errors import DataError
@@ -37,8 +37,8 @@ def test_foreign_counts_become_declared_lognorm(foreign, tmp_path):
     record = read_record(out.uns)
     assert record["columns"] == {"perturbation": "target_gene", "control": "NT", "cell_type": "cell_type"}
     assert (record["scale"], record["target_sum"]) == ("lognorm", 100.0)
-    assert any("1 cells without a perturbation label" in line for line in report.done)
-    assert any("1 perturbations with fewer than 5 cells" in line for line in report.done)
+    assert any("1 cell without a perturbation label" in line for line in report.done)
+    assert any("1 perturbation with fewer than 5 cells" in line for line in report.done)
 
 
 def test_lognorm_input_keeps_its_values(lognorm_path, tmp_path):
@@ -103,3 +103,69 @@ def test_sums_of_counts_are_not_filtered_in_lognorm(lognorm_path, tmp_path):
         prepare(lognorm_path, tmp_path / "o.h5ad", settings=PrepareSettings(min_counts=5))
     report = prepare(lognorm_path, tmp_path / "o.h5ad", settings=PrepareSettings(min_genes=1))
     assert report.num_cells == ad.read_h5ad(lognorm_path).n_obs
+
+
+def test_in_memory_it_is_what_the_file_would_hold(foreign, tmp_path):
+    foreign.obsm["X_pca"] = np.ones((30, 2))
+    foreign.write_h5ad(tmp_path / "in.h5ad")  # which turns texts into categories
+    before = foreign.copy()
+    of_file = prepare(
+        tmp_path / "in.h5ad", tmp_path / "out.h5ad", options=OPTIONS, settings=PrepareSettings(min_cells=5)
+    )
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    made, report = prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(min_cells=5))
+    np.testing.assert_array_equal(made.X.toarray(), written.X.toarray())
+    pd.testing.assert_frame_equal(made.obs, written.obs)
+    np.testing.assert_array_equal(made.obsm["X_pca"], written.obsm["X_pca"])
+    assert list(made.var_names) == list(written.var_names)
+    assert report.done == of_file.done
+    assert report.path is None
+    assert read_record(made.uns)["columns"] == read_record(written.uns)["columns"]
+    np.testing.assert_array_equal(foreign.X.toarray(), before.X.toarray())
+    pd.testing.assert_frame_equal(foreign.obs, before.obs)
+
+
+def test_a_far_target_sum_is_told_with_a_nearer_one(foreign):
+    """Five genes with three counts each on average: the median depth is about 15."""
+    depth = float(np.median(foreign[foreign.obs["gene"].notna()].X.sum(axis=1)))
+    _, far = prepare_in_memory(foreign, options=OPTIONS)
+    assert far.found["median depth"] == f"{depth:g} counts a cell"
+    assert f"--target-sum {depth:g}" in far.warnings[0]
+    for near in (depth * 4, depth / 4):
+        _, report = prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(target_sum=near))
+        assert report.warnings == []
+    _, below = prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(target_sum=1.0))
+    assert "th of the median depth" in below.warnings[0]
+
+
+def test_variable_genes_are_kept_in_their_order(foreign, tmp_path):
+    """Two genes that only one line of cells expresses vary most."""
+    foreign.X = foreign.X.toarray()
+    foreign.X[:, [1, 3]] = 0
+    foreign.X[::3, [1, 3]] = 40
+    made, report = prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(hvg=2))
+    assert list(made.var_names) == ["v", "v2"]
+    assert "2 highly variable genes of 5 kept" in report.done
+    with pytest.raises(DataError, match="--hvg 6: the cells express 5 genes"):
+        prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(hvg=6))
+    with pytest.raises(DataError, match="give one of the two"):
+        prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(hvg=2), genes=["u"])
+
+
+def test_a_chosen_column_takes_the_place_of_one_that_has_its_name(foreign):
+    foreign.obs["cell_type"] = "T cell"
+    made, report = prepare_in_memory(foreign, options=OPTIONS)
+    assert list(made.obs["cell_type"].unique()) == ["k"]
+    assert list(made.obs["cell_type_original"].unique()) == ["T cell"]
+    assert "column 'cell_type' renamed to 'cell_type_original'" in report.done
+    foreign.obs["cell_type_original"] = "more"
+    with pytest.raises(DataError, match="'cell_type_original', which is there already"):
+        prepare_in_memory(foreign, options=OPTIONS)
+
+
+def test_the_cell_type_column_is_the_context_whatever_others_there_are(foreign):
+    foreign.obs["cell_type"], foreign.obs["replicate"] = "T cell", ["r1", "r2"] * 15
+    options = OPTIONS.model_copy(update={"cell_type": None})
+    made, _ = prepare_in_memory(foreign, options=options)
+    assert read_record(made.uns)["columns"]["cell_type"] == "cell_type"
+    assert list(made.obs["cell_type"].unique()) == ["T cell"]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_facts, print_json, print_table, say
+from steval.cli.output import print_facts, print_json, print_table, say, say_wrapped
 from steval.wording import counted
 
 
@@ -34,6 +34,9 @@ def prepare(
     min_counts: Annotated[float, typer.Option("--min-counts", min=0, help="Drop cells with a smaller total.")] = 0,
     min_genes: Annotated[int, typer.Option("--min-genes", min=0, help="Drop cells with fewer detected genes.")] = 0,
     min_cells: Annotated[int, typer.Option("--min-cells", min=1, help="Drop perturbations with fewer cells.")] = 1,
+    hvg: Annotated[
+        int | None, typer.Option("--hvg", min=2, help="Keep this many highly variable genes (scanpy's seurat flavour).")
+    ] = None,
     cell_type_name: Annotated[
         str | None, typer.Option("--cell-type-name", help="Cell type of all cells, where there is no column.")
     ] = None,
@@ -62,6 +65,7 @@ def prepare(
         "duplicate_genes": duplicate_genes,
         "fill_missing": fill_missing,
         "cell_type_name": cell_type_name,
+        "hvg": hvg,
     }
     if target_sum is not None:
         values["target_sum"] = target_sum
@@ -83,6 +87,7 @@ def prepare(
                 "perturbations": report.perturbations,
                 "found": report.found,
                 "done": report.done,
+                "warnings": report.warnings,
             }
         )
         return
@@ -90,6 +95,9 @@ def prepare(
     found += [(f"column: {key}", value) for key, value in report.found["columns"].items()]
     print_facts(f"Found in {source}", [(key, str(value)) for key, value in found])
     print_table("Done", ("step",), [(step,) for step in report.done])
+    for warning in report.warnings:
+        say_wrapped(f"Warning: {warning}")
+        say()
     sizes = list(report.perturbations.items())
     print_table(f"Cells per perturbation ({counted(len(sizes), 'label')})", ("label", "cells"), sizes[:20])
     say(f"{counted(report.num_cells, 'cell')} × {counted(report.num_genes, 'gene')} (lognorm) -> {report.path}")

@@ -1,14 +1,18 @@
 """`steval prepare`: a foreign h5ad becomes a lognorm file whose columns, genes and scale are declared."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from pydantic import Field
 
 from steval.data.cells.cellfile import CellFile
+from steval.data.cells.gathered import CellSink, GatheredCells
 from steval.data.cells.genes import GeneAlignment, align, require_named, require_unique
 from steval.data.cells.record import steval_record
 from steval.data.cells.scale import (
@@ -21,15 +25,20 @@ from steval.data.cells.scale import (
     resolve_scale,
     sample_indices,
 )
+from steval.data.cells.standard_columns import with_standard_columns
+from steval.data.cells.variable_genes import MOST_CELLS, variable_genes
 from steval.data.cells.writer import H5AD_SUFFIXES, CellWriter
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
-from steval.data.labels import label_codes, label_text, labels_of
+from steval.data.labels import label_text, labels_of
 from steval.data.outputs import require_output
 from steval.errors import DataError
 from steval.logs import progress
 from steval.settings import Settings
+from steval.wording import counted
 
 BLOCK_CELLS = 4096
+FAR = 5.0
+"""`target_sum` and median depth further apart than this factor are worth a warning."""
 
 
 class PrepareSettings(Settings):
@@ -47,6 +56,8 @@ class PrepareSettings(Settings):
     """`var` column with the gene names; none: the index."""
     duplicate_genes: Literal["error", "sum"] = "error"
     """What to do with gene names that occur more than once (`sum` needs counts)."""
+    hvg: int | None = Field(default=None, ge=2)
+    """Keep this many highly variable genes (scanpy's `seurat` flavour on the lognorm cells); none: all genes."""
     cell_type_name: str | None = None
     """Cell type of all cells, for files without such a column."""
     fill_missing: Literal["error", "zero"] = "error"
@@ -57,12 +68,15 @@ class PrepareSettings(Settings):
 class PrepareReport:
     """What was found and what was done, in order."""
 
-    path: Path
+    path: Path | None
+    """None: nothing was written."""
     num_cells: int
     num_genes: int
     perturbations: dict[str, int]
     found: dict[str, Any] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What may not be meant."""
 
 
 def prepare(
@@ -79,42 +93,118 @@ def prepare(
     Counts are scaled to `target_sum` over the genes of the file and log-transformed; lognorm input keeps its values.
     With `genes` the output has exactly these, in this order. Raises `DataError` for a broken file, column, scale or gene list.
     """
-    settings = settings or PrepareSettings()
     require_output(out, {"the input": source}, suffixes=H5AD_SUFFIXES)
     with CellFile.open(source) as cells:
-        done: list[str] = []
-        columns = resolve_columns(cells.obs, cells.record, options, source=str(source))
-        num_cells = cells.num_cells
-        cells = cells.labelled(columns, "perturbation")
-        _note(done, num_cells - cells.num_cells, "cells without a perturbation label left out")
-        num_genes = len(cells.genes)
-        cells = _with_named_genes(cells, source, settings, columns, done)
-        cells, measured = _with_natural_logarithms(cells, scale, done)
-        _require_known_target(measured, settings, source)
-        merge = _merging(cells, source, settings, measured)
-        names = merge.names if merge else cells.genes
-        alignment = align(names, genes, settings.fill_missing, str(source)) if genes is not None else None
-        kept = _filter(cells, columns, settings, done)
-        obs, out_columns = _rename(cells.obs.iloc[kept], columns, settings, done)
-        target_sum = settings.target_sum if measured.scale == "counts" else measured.target_sum
-        done += _describe(measured, settings, merge, alignment)
-        record = steval_record(
-            made_by="steval prepare", scale="lognorm", target_sum=target_sum, columns=out_columns,
-            details={"source": str(Path(source).resolve()), "settings": settings.as_dict(), "done": done},
+        plan = _plan(cells, str(Path(source).resolve()), options, scale, genes, settings or PrepareSettings())
+        with CellWriter(out, plan.genes, plan.record) as writer:
+            plan.write(writer)
+    return plan.report(Path(out))
+
+
+def prepare_in_memory(
+    adata: ad.AnnData,
+    *,
+    options: ColumnOptions | None = None,
+    scale: Scale | None = None,
+    genes: list[str] | None = None,
+    settings: PrepareSettings | None = None,
+) -> tuple[ad.AnnData, PrepareReport]:
+    """As `prepare`, of cells in memory, which are left as they are; nothing is written."""
+    cells = CellFile.wrap(adata)
+    plan = _plan(cells, cells.name, options, scale, genes, settings or PrepareSettings())
+    with GatheredCells(plan.genes, plan.record) as gathered:
+        plan.write(gathered)
+    return gathered.adata, plan.report(None)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is known before the first cell is written."""
+
+    cells: CellFile
+    rows: np.ndarray
+    """Those to keep, in file order."""
+    obs: pd.DataFrame
+    columns: Columns
+    genes: list[str]
+    record: dict[str, Any]
+    transform: Callable[[sp.csr_matrix], sp.csr_matrix]
+    found: dict[str, Any]
+    done: list[str]
+    warnings: list[str]
+
+    def write(self, sink: CellSink) -> None:
+        """The kept cells, block by block."""
+        for start in progress(range(0, len(self.rows), BLOCK_CELLS), "preparing", "block"):
+            block = self.cells.rows(self.rows[start : start + BLOCK_CELLS])
+            sink.append(self.transform(block), self.obs.iloc[start : start + BLOCK_CELLS])
+        sink.obsm = _kept_obsm(self.cells, self.rows, self.done)
+
+    def report(self, path: Path | None) -> PrepareReport:
+        """What was found and done."""
+        counts = {str(k): int(v) for k, v in self.obs[self.columns.perturbation].value_counts().items()}
+        return PrepareReport(path, len(self.rows), len(self.genes), counts, self.found, self.done, self.warnings)
+
+
+def _plan(
+    cells: CellFile,
+    source: str,
+    options: ColumnOptions | None,
+    scale: Scale | None,
+    genes: list[str] | None,
+    settings: PrepareSettings,
+) -> _Plan:
+    if genes is not None and settings.hvg is not None:
+        raise DataError("--genes names the genes to keep and --hvg chooses them: give one of the two")
+    done: list[str] = []
+    name = cells.name
+    columns = resolve_columns(cells.obs, cells.record, options, source=name)
+    num_cells, num_genes = cells.num_cells, len(cells.genes)
+    cells = cells.labelled(columns, "perturbation")
+    _note(done, num_cells - cells.num_cells, "cell", "without a perturbation label left out")
+    cells = _with_named_genes(cells, name, settings, columns, done)
+    cells, measured = _with_natural_logarithms(cells, scale, done)
+    _require_known_target(measured, settings, name)
+    merge = _merging(cells, name, settings, measured)
+    names = merge.names if merge else cells.genes
+    kept = _filter(cells, columns, settings, done)
+    if settings.hvg is not None:
+        genes = variable_genes(
+            _transform(cells.rows(kept[sample_indices(len(kept), MOST_CELLS)]), measured, settings, merge, None),
+            names, settings.hvg,
         )  # fmt: skip
-        out_genes = list(alignment.target) if alignment else names
-        with CellWriter(out, out_genes, record) as writer:
-            for start in progress(range(0, len(kept), BLOCK_CELLS), "preparing", "block"):
-                block = cells.rows(kept[start : start + BLOCK_CELLS])
-                writer.append(
-                    _transform(block, measured, settings, merge, alignment), obs.iloc[start : start + BLOCK_CELLS]
-                )
-            writer.obsm = _kept_obsm(cells, kept, done)
-        counts = obs[out_columns.perturbation].value_counts()
-        found = {
-            "cells": num_cells, "genes": num_genes, "scale": measured.describe(), "columns": columns.as_dict(),
-        }  # fmt: skip
-    return PrepareReport(Path(out), len(kept), len(out_genes), {str(k): int(v) for k, v in counts.items()}, found, done)
+        done.append(f"{len(genes)} highly variable genes of {len(names)} kept")
+    alignment = align(names, genes, settings.fill_missing, name) if genes is not None else None
+    obs, out_columns = with_standard_columns(cells.obs.iloc[kept], columns, settings.cell_type_name, done)
+    target_sum = settings.target_sum if measured.scale == "counts" else measured.target_sum
+    done += _describe(measured, settings, merge, alignment if settings.hvg is None else None)
+    record = steval_record(
+        made_by="steval prepare", scale="lognorm", target_sum=target_sum, columns=out_columns,
+        details={"source": source, "settings": settings.as_dict(), "done": done},
+    )  # fmt: skip
+    found: dict[str, Any] = {"cells": num_cells, "genes": num_genes, "scale": measured.describe()}
+    warnings = []
+    if measured.scale == "counts":
+        depth = float(np.median(np.asarray(cells.rows(kept[sample_indices(len(kept))]).sum(axis=1))))
+        found["median depth"] = f"{depth:g} counts a cell"
+        warnings = _far_from(depth, settings.target_sum)
+    found["columns"] = columns.as_dict()
+    return _Plan(
+        cells, kept, obs, out_columns, list(alignment.target) if alignment else names, record,
+        lambda block: _transform(block, measured, settings, merge, alignment), found, done, warnings,
+    )  # fmt: skip
+
+
+def _far_from(depth: float, target_sum: float) -> list[str]:
+    """Where the total that cells are scaled to is far from what they have, small counts become large steps, or vanish."""
+    if not depth or 1 / FAR <= target_sum / depth <= FAR:
+        return []
+    times = f"{target_sum / depth:.3g} times" if target_sum > depth else f"a {depth / target_sum:.3g}th of"
+    return [
+        f"target_sum {target_sum:g} is {times} the median depth of {depth:g} counts: one count becomes "
+        f"{np.log1p(target_sum / depth):.2g} after log1p. --target-sum {float(f'{depth:.2g}'):g} is nearer to the data (a "
+        "pre-trained checkpoint wants its own)"
+    ]
 
 
 def _kept_obsm(cells: CellFile, rows: np.ndarray, done: list[str]) -> dict[str, Any]:
@@ -147,7 +237,7 @@ def _with_natural_logarithms(cells: CellFile, scale: Scale | None, done: list[st
     return cells, resolve_scale(cells, scale)
 
 
-def _require_known_target(measured: ScaleRecord, settings: PrepareSettings, source: Path) -> None:
+def _require_known_target(measured: ScaleRecord, settings: PrepareSettings, source: str) -> None:
     asked = "target_sum" in settings.model_fields_set
     if measured.scale == "embedding":
         raise DataError(f"{source} holds an embedding in X; prepare needs raw counts or lognorm expression")
@@ -163,7 +253,7 @@ def _require_known_target(measured: ScaleRecord, settings: PrepareSettings, sour
 
 
 def _with_named_genes(
-    cells: CellFile, source: Path, settings: PrepareSettings, columns: Columns, done: list[str]
+    cells: CellFile, source: str, settings: PrepareSettings, columns: Columns, done: list[str]
 ) -> CellFile:
     """The same cells under the gene names that are asked for; genes without one are left out where that is told."""
     names = cells.genes
@@ -179,15 +269,15 @@ def _with_named_genes(
         require_named(names, f"{source}, var {'index' if settings.gene_column is None else repr(settings.gene_column)}")
     if len(named) == len(names):
         return cells.transformed(lambda block: block, names, cells.uns, cells.name)
-    done.append(f"{len(names) - len(named)} genes without a name left out")
+    done.append(f"{counted(len(names) - len(named), 'gene')} without a name left out")
     kept = [names[place] for place in named]
     return cells.transformed(lambda block: sp.csr_matrix(block[:, named]), kept, cells.uns, cells.name)
 
 
-def _merging(cells: CellFile, source: Path, settings: PrepareSettings, measured: ScaleRecord) -> _Merge | None:
+def _merging(cells: CellFile, source: str, settings: PrepareSettings, measured: ScaleRecord) -> _Merge | None:
     names = cells.genes
     if settings.duplicate_genes == "error":
-        require_unique(names, str(source))
+        require_unique(names, source)
         return None
     if len(set(names)) == len(names):
         return None
@@ -214,63 +304,21 @@ def _filter(cells: CellFile, columns: Columns, settings: PrepareSettings, done: 
         enough = (totals >= settings.min_counts) & (detected >= settings.min_genes)
         _note(
             done, int((keep & ~enough).sum()),
-            f"cells under {settings.min_counts:g} counts or {settings.min_genes} genes dropped",
+            "cell", f"under {settings.min_counts:g} counts or {settings.min_genes} genes dropped",
         )  # fmt: skip
         keep &= enough
     sizes = labels[keep].value_counts()
     rare = [name for name, size in sizes.items() if size < settings.min_cells and name != columns.control]
     if rare:
         lost = keep & labels.isin(rare).to_numpy()
+        dropped = counted(int(lost.sum()), "cell")
         done.append(
-            f"{len(rare)} perturbations with fewer than {settings.min_cells} cells dropped ({int(lost.sum())} cells)"
+            f"{counted(len(rare), 'perturbation')} with fewer than {settings.min_cells} cells dropped ({dropped})"
         )
         keep &= ~lost
     if not (labels[keep] == columns.control).any():
         raise DataError(f"the filters leave no control cells ({columns.control!r}); loosen --min-counts or --min-genes")
     return np.flatnonzero(keep)
-
-
-def _rename(
-    obs: pd.DataFrame, columns: Columns, settings: PrepareSettings, done: list[str]
-) -> tuple[pd.DataFrame, Columns]:
-    standard = Columns(control=columns.control)
-    renames = {
-        old: new
-        for old, new in (
-            (columns.perturbation, standard.perturbation), (columns.cell_type, standard.cell_type), (columns.batch, standard.batch),
-        )
-        if old is not None and old != new
-    }  # fmt: skip
-    for old, new in renames.items():
-        if new in obs.columns:
-            raise DataError(
-                f"column {old!r} would become {new!r}, but there is a column {new!r} already; rename or drop it first"
-            )
-        done.append(f"column {old!r} renamed to {new!r}")
-    frame = obs.rename(columns=renames).copy()
-    has_type = columns.cell_type is not None
-    if settings.cell_type_name is not None:
-        if has_type:
-            raise DataError(
-                f"--cell-type-name {settings.cell_type_name!r}: the file has cell types in column {columns.cell_type!r} already"
-            )
-        frame[standard.cell_type] = settings.cell_type_name
-        done.append(f"cell type of all cells set to {settings.cell_type_name!r}")
-        has_type = True
-    for name in (standard.perturbation, standard.cell_type, standard.batch):
-        if name in frame:
-            names, codes = label_codes(frame[name])
-            frame[name] = pd.Categorical.from_codes(codes, categories=pd.Index(names, dtype=object))
-            _note(
-                done, int((codes < 0).sum()), f"cells have no value in {name!r}: what uses that column will refuse them"
-            )
-    frame.index = frame.index.astype(str)
-    resolved = Columns(
-        control=columns.control,
-        cell_type=standard.cell_type if has_type else None,
-        batch=standard.batch if columns.batch is not None else None,
-    )
-    return frame, resolved
 
 
 def _describe(
@@ -304,6 +352,6 @@ def _transform(
     return alignment.apply(block) if alignment else block
 
 
-def _note(done: list[str], count: int, text: str) -> None:
+def _note(done: list[str], count: int, thing: str, text: str) -> None:
     if count:
-        done.append(f"{count} {text}")
+        done.append(f"{counted(count, thing)} {text}")

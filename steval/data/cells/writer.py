@@ -86,9 +86,7 @@ class CellWriter:
 
     def append(self, block: np.ndarray | sp.csr_matrix, obs: Mapping[str, Any] | pd.DataFrame) -> None:
         """Add cells: `block [n, G]` in the scale of the record, `obs` with n values a column."""
-        frame = pd.DataFrame(obs)
-        if not isinstance(obs, pd.DataFrame):
-            frame.index = pd.RangeIndex(self.num_cells, self.num_cells + len(frame))
+        frame = numbered_obs(obs, self.num_cells)
         if block.shape != (len(frame), len(self._genes)):
             raise ValueError(f"block of shape {block.shape} for {len(frame)} cells × {len(self._genes)} genes")
         require_finite(block, f"cells {self.num_cells} to {self.num_cells + len(frame) - 1} of {self.path}")
@@ -147,11 +145,7 @@ class CellWriter:
             group = self._handle["X"]
             group.create_dataset("indptr", data=np.concatenate(self._indptr))
             group.attrs["shape"] = np.array([self.num_cells, len(self._genes)], dtype=np.int64)
-        obs = pd.concat(self._obs) if self._obs else pd.DataFrame()
-        obs.index = obs.index.astype(str)
-        obs.index.name = None
-        for column in obs.columns:
-            obs[column] = _writable(obs[column])
+        obs = joined_obs(self._obs)
         for key, element in self.obsm.items():
             if isinstance(element, pd.DataFrame):
                 self.obsm[key] = element.set_axis(obs.index)
@@ -161,6 +155,24 @@ class CellWriter:
         ad.io.write_elem(self._handle, "obsm", self.obsm)
         for key in ("varm", "obsp", "varp", "layers"):
             ad.io.write_elem(self._handle, key, {})
+
+
+def numbered_obs(obs: Mapping[str, Any] | pd.DataFrame, start: int) -> pd.DataFrame:
+    """`obs` as a frame; the cells of a mapping are numbered from `start` on."""
+    frame = pd.DataFrame(obs)
+    if not isinstance(obs, pd.DataFrame):
+        frame.index = pd.RangeIndex(start, start + len(frame))
+    return frame
+
+
+def joined_obs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The `obs` of several blocks in types that h5ad holds, cells named by text."""
+    obs = pd.concat(frames) if frames else pd.DataFrame()
+    obs.index = obs.index.astype(str)
+    obs.index.name = None
+    for column in obs.columns:
+        obs[column] = _writable(obs[column])
+    return obs
 
 
 def _writable(values: pd.Series) -> Any:
