@@ -106,6 +106,16 @@ def test_zeros_follow_the_mean_as_far_as_asked(ratio):
     np.testing.assert_allclose(shares, [before[gene], (before[gene] + lawful) / 2, lawful], atol=1e-3)
 
 
+def test_cells_with_many_counts_get_no_zeros_and_vary_as_before():
+    """A gene of mean 3 that every cell expresses is 0 in none: one zero among 40 cells would double its variance."""
+    cells = controls(num_cells=40, depth=50_000)
+    expressed = (cells.toarray() > 0).all(axis=0)
+    result = carried(cells, mean_of_cells(cells) * 0.8, zeros_follow=1.0).cells.toarray()
+    assert expressed.sum() > 20
+    assert (result[:, expressed] > 0).all()
+    assert (result.var(axis=0) <= cells.toarray().var(axis=0) + 1e-9)[expressed].all()
+
+
 def test_expressing_share_is_what_thinned_counts_have():
     counts = np.random.default_rng(0).poisson(0.8, 200_000)
     thinned = np.random.default_rng(1).binomial(counts, 0.3)

@@ -5,9 +5,11 @@ factor, so that zeros stay zeros, the order of the cells stays and the mean is e
 
 - where the expressing cells cannot bear the mean (none expresses the gene, or they would pass the largest value that any of
   the cells has): a share of zeros switches on, the one that `expressing_share` states;
-- where `zeros_follow` is above 0: that much of the way to the share that belongs to the wanted mean, up and down, because
-  counts that are rarer leave more zeros. Which cells switch is drawn; one that switches on takes a value of the gene.
+- where `zeros_follow` is above 0 and some cells do not express the gene: that much of the way to the share that belongs to
+  the wanted mean, up and down, because counts that are rarer leave more zeros. Where all cells express it the share of zeros
+  is not known, with many counts a cell next to none, and stays 0.
 
+Which cells switch is drawn; one that switches on takes a value of the gene.
 What the range forbids is lost and reported: a mean below 0 becomes 0, one above the scale's ceiling stays under it.
 """
 
@@ -146,9 +148,10 @@ def _plan(starts, values, wanted, num_cells, typical, reach, ceiling, follow, to
         needed = np.ceil(goal / reach) if goal <= reach * num_cells else num_cells
         if count == 0:  # at the rate at which one count of the typical size gives the mean
             lawful = num_cells * (1.0 - np.exp(-goal / (num_cells * typical)))
-        else:  # where all express it, the share is known to half a cell only
-            share = min(float(count), num_cells - 0.5) / num_cells
-            lawful = num_cells * expressing_share(share, goal / total)
+        elif count == num_cells:
+            lawful = float(count)
+        else:
+            lawful = num_cells * expressing_share(count / num_cells, goal / total)
         chosen = float(count)
         if count < needed:
             chosen = max(lawful, needed)
