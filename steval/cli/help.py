@@ -119,6 +119,7 @@ OPTIONS: dict[str, Shown] = {
     "--verify": Shown(INPUT),
     "--url": Shown(SERVICE, "URL"),
     "--api-key": Shown(SERVICE, "KEY"),
+    "--models": Shown(SERVICE, "DIR"),
     "--host": Shown(SERVICE, "IP"),
     "--port": Shown(SERVICE, "N"),
     "--job-dir": Shown(SERVICE, "DIR"),

@@ -2,6 +2,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 
 from steval.data.cells.prepare import PrepareSettings, prepare, prepare_in_memory
@@ -127,7 +128,8 @@ def test_in_memory_it_is_what_the_file_would_hold(foreign, tmp_path):
 
 def test_a_far_target_sum_is_told_with_a_nearer_one(foreign):
     """Five genes with three counts each on average: the median depth is about 15."""
-    depth = float(np.median(foreign[foreign.obs["gene"].notna()].X.sum(axis=1)))
+    labelled = foreign.obs["gene"].notna().to_numpy()
+    depth = float(np.median(foreign.X.toarray()[labelled].sum(axis=1)))
     _, far = prepare_in_memory(foreign, options=OPTIONS)
     assert far.found["median depth"] == f"{depth:g} counts a cell"
     assert f"--target-sum {depth:g}" in far.warnings[0]
@@ -138,18 +140,23 @@ def test_a_far_target_sum_is_told_with_a_nearer_one(foreign):
     assert "th of the median depth" in below.warnings[0]
 
 
-def test_variable_genes_are_kept_in_their_order(foreign, tmp_path):
-    """Two genes that only one line of cells expresses vary most."""
-    foreign.X = foreign.X.toarray()
-    foreign.X[:, [1, 3]] = 0
-    foreign.X[::3, [1, 3]] = 40
-    made, report = prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(hvg=2))
-    assert list(made.var_names) == ["v", "v2"]
-    assert "2 highly variable genes of 5 kept" in report.done
-    with pytest.raises(DataError, match="--hvg 6: the cells express 5 genes"):
-        prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(hvg=6))
+def test_variable_genes_are_scanpys_in_their_order():
+    rng = np.random.default_rng(4)
+    counts = rng.negative_binomial(rng.uniform(0.3, 5, 200), 0.3, (90, 200)).astype(np.float32)
+    counts[:, 7] = 0
+    obs = pd.DataFrame({"target_gene": ["non-targeting", "A", "B"] * 30}, index=[f"c{i}" for i in range(90)])
+    cells = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(200)]))
+    made, report = prepare_in_memory(cells, settings=PrepareSettings(hvg=40))
+    whole, _ = prepare_in_memory(cells)
+    expressed = whole[:, [name for name in whole.var_names if name != "g7"]].copy()
+    theirs = sc.pp.highly_variable_genes(expressed, n_top_genes=40, flavor="seurat", inplace=False)["highly_variable"]
+    assert list(made.var_names) == list(expressed.var_names[theirs])
+    assert "40 highly variable genes of 200 kept" in report.done
+    np.testing.assert_array_equal(made.X.toarray(), whole[:, made.var_names].X.toarray())
+    with pytest.raises(DataError, match="--hvg 201: the cells express 199 genes"):
+        prepare_in_memory(cells, settings=PrepareSettings(hvg=201))
     with pytest.raises(DataError, match="give one of the two"):
-        prepare_in_memory(foreign, options=OPTIONS, settings=PrepareSettings(hvg=2), genes=["u"])
+        prepare_in_memory(cells, settings=PrepareSettings(hvg=2), genes=["g1"])
 
 
 def test_a_chosen_column_takes_the_place_of_one_that_has_its_name(foreign):
