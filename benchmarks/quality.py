@@ -12,8 +12,9 @@ Parts, chosen with --parts:
              calibrated on each screen's own training and validation pairs; ten draws of control cells
     kang     the same on held-out cell types, one draw
     unseen   ten perturbations of each screen measured in no cell type: told from features against the mean effect
-    network  `steval finetune quick-cpu` as shipped on each of --network-screens, with each of --seeds: what the network puts
-             out, its effect carried, the default; minutes for each
+    network  `steval finetune quick-cpu` as shipped on the first --network-screens screens, with each of --seeds: what the
+             network puts out, its effect carried, the default, the default with the network at 0 and at a quarter, and the
+             seeds together; minutes for each
 
 Every unit of work is a JSON file under --work and is not repeated. Differences are paired by perturbation; intervals are 95 %
 bootstrap intervals over perturbations of all screens.
@@ -23,7 +24,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,22 @@ import pandas as pd
 import scipy.sparse as sp
 from additive_6b50d96 import shifted
 
+from steval.checkpoints.store import load_checkpoint
 from steval.data.cells.cellfile import CellFile, write_anndata
 from steval.data.cells.record import steval_record
 from steval.data.cells.scale import lognorm
-from steval.data.columns import Columns
+from steval.data.columns import ColumnOptions, Columns
 from steval.data.effects.anchors import SIMPLE_MODELS, Anchors, AnchorSettings
 from steval.data.effects.carry import carry, mean_of_cells
 from steval.data.effects.decoding import DecodingSettings
 from steval.data.effects.measure import measure_file
 from steval.data.effects.record import TrainingEffects
-from steval.evaluator.heldout import MEMBERS, HeldOut, leaderboard_parts
+from steval.evaluator.heldout import MEMBERS, HeldOut, HeldOutScores, leaderboard_parts
+from steval.predictor.cells.decoding import network_effects
+from steval.predictor.cells.predicted import PredictedSet
+from steval.predictor.controls import cell_controls
+from steval.predictor.engine import Predictor
+from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.workflows.calibrate import mean_profile, pairs_of
 from steval.workflows.calibration import HeldOutPairs, choose_anchor
 
@@ -51,6 +58,8 @@ CONTROL = "non-targeting"
 TARGET_SUM = 1e4
 NUM_TEST, NUM_VALIDATION, NUM_UNSEEN = 15, 8, 10
 DRAWS = 10
+NETWORK_DRAWS = 3
+"""Of cells that the network puts out."""
 THP1_VALIDATION = ("CUL3", "IFNGR2", "IRF1", "STAT3")
 THP1_TEST = (
     *("ATF2", "BRD4", "CAV1", "CD86", "IFNGR1", "IRF7"),
@@ -191,7 +200,7 @@ def calibrated(task: Task, record: TrainingEffects, baseline: np.ndarray) -> Dec
 
 def scored(task: Task, name: str, pairs: HeldOutPairs, make: Callable[..., sp.csr_matrix], draws: int) -> list[Row]:
     """Rows of a predictor that makes cells of drawn controls; the same draws for every predictor."""
-    members, deltas, numbers = [], [], []
+    found = []
     for draw in range(draws):
         cells = {}
         for row, perturbation in enumerate(pairs.names):
@@ -199,19 +208,23 @@ def scored(task: Task, name: str, pairs: HeldOutPairs, make: Callable[..., sp.cs
             wanted, available = pairs.real.num_cells[perturbation], pairs.controls.shape[0]
             chosen = np.concatenate([generator.permutation(available) for _ in range(-(-wanted // available))])
             cells[perturbation] = make(pairs.controls[chosen[:wanted]], row, generator)
-        scores = pairs.real.scores(cells)
-        members.append(scores.members)
-        deltas.append(scores.pearson_delta)
-        numbers.append(scores.num_significant)
+        found.append(pairs.real.scores(cells))
+    return rows_of(task, name, pairs, found)
+
+
+def rows_of(task: Task, name: str, pairs: HeldOutPairs, found: Sequence[HeldOutScores]) -> list[Row]:
+    """A row for each perturbation, means over the draws that were `found`."""
+    members = [one.members for one in found]
+    deltas = np.mean([one.pearson_delta for one in found], axis=0)
+    numbers = np.mean([one.num_significant for one in found], axis=0)
     mean = np.mean(members, axis=0)
     parts = leaderboard_parts(mean, pairs.baseline)
     spread = float(np.std([leaderboard_parts(one, pairs.baseline).mean() for one in members]))
     return [
         {
             "task": task.name, "predictor": name, "perturbation": perturbation, "leaderboard": float(parts[row]),
-            **dict(zip(MEMBERS, mean[row].tolist(), strict=True)),
-            "pearson_delta": float(np.nan_to_num(np.mean(deltas, axis=0)[row])),
-            "significant": float(np.mean(numbers, axis=0)[row]), "spread_over_draws": spread,
+            **dict(zip(MEMBERS, mean[row].tolist(), strict=True)), "pearson_delta": float(np.nan_to_num(deltas[row])),
+            "significant": float(numbers[row]), "spread_over_draws": spread,
         }
         for row, perturbation in enumerate(pairs.names)
     ]  # fmt: skip
@@ -258,7 +271,70 @@ def unseen_rows(task: Task, features: Mapping[str, np.ndarray]) -> list[Row]:
 
 
 def network_rows(task: Task, seed: int, work: Path) -> list[Row]:
-    """The command as users give it; then three predictions of the test pairs by its checkpoint, as `steval score` has them."""
+    """The command as users give it; then the test pairs by its checkpoint, with the draws of `simple_rows`.
+
+    The network's effects are kept beside the run, for `ensemble_rows`.
+    """
+    directory = trained(task, seed, work)
+    checkpoint = load_checkpoint(directory / "checkpoints" / "best-val.safetensors")
+    assert checkpoint.effects is not None
+    pairs = task.pairs(task.test, mean_profile(checkpoint.effects))
+    part = CellFile.wrap(task.part(task.test))
+    own = Predictor(checkpoint, device="cpu", decoding=DecodingSettings())
+    pool = cell_controls(part, checkpoint.manifest, columns=ColumnOptions.parse(task.columns.as_dict()))
+
+    def asked(num_cells: Mapping[str, int], draw: int) -> PredictionRequest:
+        items = tuple(
+            RequestItem(perturbation=name, cell_type=task.context, num_cells=num_cells[name]) for name in pairs.names
+        )
+        return PredictionRequest(items=items, seed=draw)
+
+    plan = own.plan(asked(dict.fromkeys(pairs.names, 1), 0), pool)
+    told_by = network_effects(
+        plan, DecodingSettings(kind="carried"), lambda inner, _: own.predict_blocks(inner.sets(), inner.pool)
+    )
+    network = np.stack([told_by[item.position] for item in plan.items])
+    np.save(directory / "network.npy", network.astype(np.float32))
+    chosen = checkpoint.manifest.decoding
+    record = json.loads((directory / "run.json").read_text())
+    rows: list[Row] = [{"task": task.name, "seed": seed, "predictor": "calibration", **record["calibration"]}]
+    found = scored_sets(
+        task, "network", pairs, [own.predict(asked(pairs.real.num_cells, draw), pool) for draw in range(NETWORK_DRAWS)]
+    )
+    found += decoded(task, "network, carried", pairs, DecodingSettings(kind="carried"), network, None)
+    simple = told(checkpoint.effects, chosen.anchor, pairs) if chosen.anchor is not None else None
+    found += decoded(task, "default", pairs, chosen, network, simple)
+    if chosen.network_weight < 1:
+        at_0 = chosen.model_copy(update={"network_weight": 0.0})
+        found += decoded(task, "default, network at 0", pairs, at_0, network, simple)
+        quarter = chosen.model_copy(update={"network_weight": 0.25})
+        found += decoded(task, "a quarter network", pairs, quarter, network, simple)
+    return [*rows, *({**row, "seed": seed} for row in found)]
+
+
+def ensemble_rows(task: Task, seeds: Sequence[int], work: Path) -> list[Row]:
+    """Checkpoints of several seeds together: the mean of what their decodings carry, as `steval predict A B` has it."""
+    effects, pairs = [], None
+    for seed in seeds:
+        directory = work / f"{task.name}-{seed}"
+        checkpoint = load_checkpoint(directory / "checkpoints" / "best-val.safetensors")
+        assert checkpoint.effects is not None
+        pairs = pairs or task.pairs(task.test, mean_profile(checkpoint.effects))
+        chosen = checkpoint.manifest.decoding
+        simple = told(checkpoint.effects, chosen.anchor, pairs) if chosen.anchor is not None else None
+        network = np.load(directory / "network.npy").astype(np.float64)
+        effects.append((chosen.combined(network, simple), network))
+    assert pairs is not None
+    carried = DecodingSettings(kind="carried")
+    rows = decoded(
+        task, f"ensemble of {len(seeds)}", pairs, carried, np.mean([one for one, _ in effects], axis=0), None
+    )
+    networks = np.mean([network for _, network in effects], axis=0)
+    return rows + decoded(task, f"networks of {len(seeds)} seeds, carried", pairs, carried, networks, None)
+
+
+def trained(task: Task, seed: int, work: Path) -> Path:
+    """The run directory of `steval finetune quick-cpu` on a task."""
     directory = work / f"{task.name}-{seed}"
     data = work / f"{task.name}.h5ad"
     if not data.exists():
@@ -277,37 +353,36 @@ def network_rows(task: Task, seed: int, work: Path) -> list[Row]:
         columns = (f"data.columns.cell_type={task.columns.cell_type}",)
         run_steval(*command, *(part for value in (*values, *columns) for part in ("--set", value)))
         (directory / "calibrated").touch()
-    checkpoint = directory / "checkpoints" / "best-val.safetensors"
-    record = json.loads((directory / "run.json").read_text())
-    rows = [{"task": task.name, "seed": seed, "predictor": "calibration", **record["calibration"]}]
-    pairs = task.pairs(task.test, mean_profile(measure_file(CellFile.wrap(task.training()), task.columns)[0]))
-    real = directory / "test.h5ad"
-    part = task.part(task.test).copy()
-    part.uns["steval"] = steval_record(
-        made_by="benchmark", scale="lognorm", target_sum=task.target_sum, columns=task.columns
-    )
-    write_anndata(part, real)
-    for name, options in {"network": ("--decoding", "network"), "default": ()}.items():
-        for draw in range(3):
-            out = directory / f"{name}-{draw}.h5ad"
-            run_steval(
-                "predict", str(checkpoint), "-o", str(out), "--request", str(real), "--seed", str(draw), *options
-            )
-            predicted = ad.read_h5ad(out)
-            labels, matrix = predicted.obs[task.columns.perturbation].astype(str).to_numpy(), sp.csr_matrix(predicted.X)
-            scores = pairs.real.scores({one: matrix[labels == one] for one in pairs.names})
-            parts = leaderboard_parts(scores.members, pairs.baseline)
-            rows += [
-                {
-                    "task": task.name, "seed": seed, "draw": draw, "predictor": name, "perturbation": one,
-                    "leaderboard": float(parts[row]), **dict(zip(MEMBERS, scores.members[row].tolist(), strict=True)),
-                    "pearson_delta": float(np.nan_to_num(scores.pearson_delta[row])),
-                    "significant": float(scores.num_significant[row]),
-                }
-                for row, one in enumerate(pairs.names)
-            ]  # fmt: skip
-            out.unlink()
-    return rows
+        (directory / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    return directory
+
+
+def decoded(
+    task: Task,
+    name: str,
+    pairs: HeldOutPairs,
+    decoding: DecodingSettings,
+    network: np.ndarray,
+    simple: np.ndarray | None,
+) -> list[Row]:
+    """Rows of a decoding of the network's and the simple model's effects."""
+    effects = decoding.combined(network, simple)
+
+    def make(cells: sp.csr_matrix, row: int, generator: np.random.Generator) -> sp.csr_matrix:
+        return decoding.carried(cells, pairs.control_mean, effects[row], generator, task.target_sum).cells
+
+    return scored(task, name, pairs, make, DRAWS)
+
+
+def scored_sets(task: Task, name: str, pairs: HeldOutPairs, draws: Sequence[Iterable[PredictedSet]]) -> list[Row]:
+    """Rows of cells that a network puts out."""
+    found = []
+    for sets in draws:
+        cells: dict[str, list[np.ndarray]] = {}
+        for one in sets:
+            cells.setdefault(one.perturbation, []).append(one.cells)
+        found.append(pairs.real.scores({key: sp.csr_matrix(np.concatenate(parts)) for key, parts in cells.items()}))
+    return rows_of(task, name, pairs, found)
 
 
 def run_steval(*arguments: str) -> None:
@@ -423,17 +498,33 @@ def main() -> None:
             for of in ("of all training pairs", "in this cell type")
         ]
     if "network" in o.parts and o.screens:
-        rows = [
-            row
-            for number, path in enumerate(o.screens[: o.network_screens])
-            for seed in o.seeds
-            for row in kept(
-                o.work / f"network-{path.stem}-{seed}.json",
-                lambda p=path, n=number, seed=seed: network_rows(screen_task(p, n), seed, o.work),
+        rows = []
+        chosen = list(enumerate(o.screens))[: o.network_screens]
+        for seed in o.seeds:
+            for number, path in chosen:
+                rows += kept(
+                    o.work / f"network-{path.stem}-{seed}.json",
+                    lambda p=path, n=number, seed=seed: network_rows(screen_task(p, n), seed, o.work),
+                )
+        for number, path in chosen if len(o.seeds) > 1 else ():
+            rows += kept(
+                o.work / f"ensemble-{path.stem}.json",
+                lambda p=path, n=number: ensemble_rows(screen_task(p, n), o.seeds, o.work),
             )
-        ]
         print(table(rows, "quick-cpu as shipped"))
-        results["network"] = [gain(rows, "default", ("network",), "leaderboard")]
+        simple = [
+            row
+            for number, path in chosen
+            for row in kept(
+                o.work / f"simple-{path.stem}.json", lambda p=path, n=number: simple_rows(screen_task(p, n), DRAWS)
+            )
+            if row["predictor"] in rivals
+        ]
+        results["network"] = [
+            gain([*rows, *simple], "default", rivals, "leaderboard"),
+            gain(rows, "default", ("default, network at 0",), "leaderboard"),
+            gain(rows, "default", ("network",), "leaderboard"),
+        ]
     print(json.dumps(results, indent=1))
 
 
