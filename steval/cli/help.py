@@ -125,6 +125,7 @@ OPTIONS: dict[str, Shown] = {
     "--job-dir": Shown(SERVICE, "DIR"),
     "--api-key-file": Shown(SERVICE, "FILE"),
     "--new-key": Shown(SERVICE, "NAME"),
+    "--rotate-key": Shown(SERVICE, "NAME"),
     "--no-auth": Shown(SERVICE),
     "--cors-origin": Shown(SERVICE, "ORIGIN"),
     "--shutdown-seconds": Shown(SERVICE, "N"),

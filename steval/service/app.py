@@ -13,11 +13,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from steval.errors import ConfigError, OutputError, StevalError
 from steval.service.http import journal
-from steval.service.http.access import KEY_NAME, NOBODY, AccessMiddleware
+from steval.service.http.access import CHARGE, KEY_NAME, NOBODY, AccessMiddleware
 from steval.service.http.answers import disk_answer, error_answer
 from steval.service.http.body import BodyMiddleware
 from steval.service.http.connections import install
-from steval.service.http.observe import ObserveMiddleware
+from steval.service.http.observe import AUDIT, ObserveMiddleware
+from steval.service.http.quotas import Quotas
 from steval.service.http.routing import GateMiddleware
 from steval.service.http.telemetry import count_apart
 from steval.service.private import shared_directory
@@ -80,8 +81,10 @@ class StevalService:
     async def predict(self, body: PredictBody, /, ctx: bentoml.Context) -> Any:
         """Predicted mean profiles or cells of perturbations."""
         try:
+            scope = ctx.request.scope
+            scope[AUDIT] |= {"cells": body.num_cells, "model": body.model}
             answer = await self._predictions.predict(
-                body, ctx.request.headers, ctx.request.scope.get(KEY_NAME) or NOBODY
+                body, ctx.request.headers, scope.get(KEY_NAME) or NOBODY, scope.get(CHARGE)
             )
         except OutputError as error:
             answer = error_answer(disk_answer(error))
@@ -114,6 +117,7 @@ CORS: dict[str, Any] = {
 ACCESS: dict[str, Any] = {
     "routes": ROUTES,
     "key_file": SETTINGS.api_key_file,
+    "quotas": Quotas(lambda: (SETTINGS.job_dir or shared_directory("quotas")) / "quotas"),
     "no_auth": SETTINGS.no_auth,
     "origins": SETTINGS.cors_origins,
 }

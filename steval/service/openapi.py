@@ -24,7 +24,7 @@ _MODELS = (ErrorAnswer, ModelCard, ModelList, PerturbationList, PredictAnswer, P
 _ERRORS = {
     400: "Malformed: not JSON, wrong types, missing or unknown keys",
     401: "No API key, or one that is not known",
-    403: "A web page of another origin",
+    403: "A key without the role, or a web page of another origin",
     404: "Unknown perturbation (with the nearest names), model, job or address",
     405: "Another method",
     406: "None of the forms in Accept can be made",
@@ -33,11 +33,11 @@ _ERRORS = {
     413: "Too large: bytes, cells, or numbers for JSON",
     415: "Another media type",
     422: "Well formed, but breaks a rule",
-    429: "Too many requests in progress; see Retry-After",
+    429: "Too many requests in progress, or the key's quota is used; see Retry-After",
     507: "The service's disk is full",
     503: "Not ready, or the queue is full; see Retry-After",
 }
-_ALWAYS = (401, 403)
+_ALWAYS = (401, 403, 429)
 _RETRIED = (429, 503)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from steval.service import pages
 from steval.service.http.encoding import ARROW, H5AD, JSON, MULTIPART
 from steval.service.http.routing import Operation, Route, RouteTable
+from steval.service.http.tenants import ADMIN, PREDICT
+from steval.service.http.tenants import SCORE as SCORES
 from steval.service.openapi import BINARY, content_of, query, reference, success
 from steval.service.schemas import (
     LONGEST_NAME,
@@ -77,6 +79,7 @@ ROUTES = RouteTable(
                 ),
             ),
             media_types=(JSON,),
+            role=PREDICT,
         ),
         Route(
             "/model",
@@ -120,6 +123,7 @@ ROUTES = RouteTable(
             ),
             media_types=(JSON, MULTIPART),
             upload=True,
+            role=SCORES,
         ),
         Route(
             "/score/{id}",
@@ -132,16 +136,19 @@ ROUTES = RouteTable(
                 ),
             ),
             parameters=(_JOB_ID,),
+            role=SCORES,
         ),
         Route(
             "/score/{id}/result",
             (Operation("GET", "scoreResult", "score.json of a job", "score", _SCORE, (404, 409), score.result),),
             parameters=(_JOB_ID,),
+            role=SCORES,
         ),
         Route(
             "/score/{id}/files/{name}",
             (Operation("GET", "scoreFile", "A file of the score directory", "score", _FILE, (404, 409), score.file),),
             parameters=(_JOB_ID, _FILE_NAME),
+            role=SCORES,
         ),
         Route("/", (Operation("GET", "page", "The page", "operate", _PAGE, handler=pages.page),), public=True),
         Route(
@@ -172,6 +179,7 @@ ROUTES = RouteTable(
         Route(
             "/metrics",
             (Operation("GET", "metrics", "Prometheus metrics", "operate", _HEALTHY, handler=pages.metrics),),
+            role=ADMIN,
             quiet=True,
         ),
         Route(

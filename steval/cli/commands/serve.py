@@ -64,6 +64,12 @@ def serve(
         str | None,
         typer.Option("--new-key", metavar="NAME", help="Make a key, add its hash to --api-key-file, print it, exit."),
     ] = None,
+    rotate_key: Annotated[
+        str | None,
+        typer.Option(
+            "--rotate-key", metavar="NAME", help="Give NAME a second key beside its present one, print it, exit."
+        ),
+    ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anybody without a key.")] = False,
     cors_origin: Annotated[
         list[str] | None, typer.Option("--cors-origin", help="Web origin that may call the service (may be repeated).")
@@ -76,8 +82,8 @@ def serve(
 
     Example: `steval serve runs/first/checkpoints/best-val.safetensors`. Then open http://127.0.0.1:3000
     """
-    if new_key is not None:
-        _make_key(new_key, api_key_file)
+    if new_key is not None or rotate_key is not None:
+        _make_key(new_key, rotate_key, api_key_file)
         return
     settings = _settings(
         checkpoint=checkpoint, models=models, controls=controls, device=device, dtype=dtype, threads=threads, workers=workers,
@@ -113,14 +119,21 @@ def _settings(**given: Any) -> "ServiceSettings":
     return settings
 
 
-def _make_key(name: str, path: Path | None) -> None:
-    from steval.service.http.keys import add_key
+def _make_key(new: str | None, rotated: str | None, path: Path | None) -> None:
+    from steval.service.http.keys import add_key, rotate_key
 
     if path is None:
         raise ConfigError("say where the new key's hash goes: steval serve --new-key NAME --api-key-file FILE")
-    key = add_key(path, name)
+    if new is not None and rotated is not None:
+        raise ConfigError("--new-key makes a key and --rotate-key changes one; give one of them")
+    key = add_key(path, new) if new is not None else rotate_key(path, rotated or "")
     typer.echo(key)
-    say(f"this is the only time the key of {name!r} is shown; {path} holds its hash", err=True)
+    say(f"this is the only time the key of {new or rotated!r} is shown; {path} holds its hash", err=True)
+    if rotated is not None:
+        say(
+            f"the key from before is valid too, until its hash (the first in the line of {rotated!r}) is deleted",
+            err=True,
+        )
 
 
 def _require_keys(settings: "ServiceSettings", host: str) -> None:

@@ -14,11 +14,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steval.errors import ServiceError
 from steval.service.http.answers import error_answer
-from steval.service.http.keys import KeyRing, read_keys
-from steval.service.http.routing import RouteTable
+from steval.service.http.keys import KeyFile
+from steval.service.http.quotas import Charge, Quotas
+from steval.service.http.routing import Route, RouteTable
+from steval.service.http.tenants import BYTES, REQUESTS, Tenant
 
 KEY_NAME = "steval.key"
 """Where the scope of a request has the name of its key."""
+CHARGE = "steval.charge"
+"""Where the scope has the `Charge` of its key; absent where there are no keys."""
 NOBODY = ""
 """Who asks where the service has no keys."""
 _PROXY_HEADER = re.compile(
@@ -40,12 +44,14 @@ class AccessMiddleware:
         *,
         routes: RouteTable,
         key_file: Path | None = None,
+        quotas: Quotas | None = None,
         no_auth: bool = False,
         origins: tuple[str, ...] = (),
     ):
         self._app = app
         self._routes = routes
-        self._keys: KeyRing | None = read_keys(key_file) if key_file is not None else None
+        self._keys: KeyFile | None = KeyFile(key_file) if key_file is not None else None
+        self._quotas = quotas
         self._no_auth = no_auth
         self._origins = frozenset(origins)
 
@@ -74,13 +80,19 @@ class AccessMiddleware:
             _require_local(scope, headers)
             return
         key = _given_key(headers)
-        owner = self._keys.owner(key) if key else None
-        if owner is None:
+        tenant = self._keys.ring().tenant(key) if key else None
+        if tenant is None:
             what = "this API key is not known" if key else "an API key is needed"
             raise ServiceError(
                 f"{what}; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`", status=401, code="unauthorised"
             )
-        scope[KEY_NAME] = owner
+        scope[KEY_NAME] = tenant.name
+        _require_role(tenant, route)
+        if self._quotas is not None:
+            scope[CHARGE] = Charge(self._quotas, tenant)
+            if route is None or not route.quiet:
+                self._quotas.take(tenant, REQUESTS)
+                self._quotas.require(tenant, BYTES)
 
     def _refuse_foreign_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
@@ -92,6 +104,15 @@ class AccessMiddleware:
                 status=403,
                 code="forbidden_origin",
             )
+
+
+def _require_role(tenant: Tenant, route: Route | None) -> None:
+    if route is not None and route.role is not None and route.role not in tenant.roles:
+        raise ServiceError(
+            f"this needs a key with the role {route.role!r}; this one has {', '.join(sorted(tenant.roles))}",
+            status=403,
+            code="forbidden_role",
+        )
 
 
 def _given_key(headers: Headers) -> str | None:

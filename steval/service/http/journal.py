@@ -7,7 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 ACCESS = "steval.service.http.access"
-_FIELDS = ("request_id", "method", "route", "status", "milliseconds", "client", "key", "bytes_in", "bytes_out", "job")
+_FIELDS = (
+    *("request_id", "method", "route", "status", "code", "milliseconds", "client", "key", "bytes_in", "bytes_out"),
+    *("job", "model", "cells"),
+)
 
 
 class JsonFormatter(logging.Formatter):

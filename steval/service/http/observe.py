@@ -10,6 +10,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from steval.service.http.access import CHARGE
 from steval.service.http.answers import CODE_HEADER, reshape
 from steval.service.http.journal import ACCESS
 from steval.service.http.routing import OTHER, Route, RouteTable
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger(ACCESS)
 
 REQUEST_ID = "x-request-id"
+AUDIT = "steval.audit"
+"""Where the scope has a dictionary for what the log line is to say beside the rest: `model`, `cells`, `job`."""
 MOST_ERROR_BYTES = 2**20
 CLIENT_LEFT = 499
 """Logged where a client went away before its answer began."""
@@ -60,6 +63,8 @@ class ObserveMiddleware:
         finally:
             seconds = time.perf_counter() - exchange.began
             metrics.finished(scope["method"], exchange.label, exchange.status or CLIENT_LEFT, seconds)
+            if (charge := scope.get(CHARGE)) is not None:
+                charge.used_bytes(scope.get("steval.bytes_in", 0) + exchange.bytes_out)
             _log_access(scope, exchange, seconds)
 
 
@@ -77,7 +82,9 @@ class _Exchange:
         self.quiet = route is not None and route.quiet
         given = Headers(scope=scope).get(REQUEST_ID, "")
         self.request_id = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
+        self.code: str | None = None
         scope["steval.request_id"] = self.request_id
+        scope[AUDIT] = {}
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -118,6 +125,7 @@ class _Exchange:
             status, body = answer.status_code, bytes(answer.body)
             self._headers = MutableHeaders({**kept, CODE_HEADER: answer.headers[CODE_HEADER]})
             self.status = status
+        self.code = self._headers.get(CODE_HEADER)
         value: dict[str, Any] = json.loads(body)
         value["error"]["request_id"] = self.request_id
         body = json.dumps(value).encode()
@@ -151,5 +159,7 @@ def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
             "key": scope.get("steval.key"),
             "bytes_in": scope.get("steval.bytes_in"),
             "bytes_out": exchange.bytes_out,
+            "code": exchange.code,
+            **scope[AUDIT],
         },
     )

@@ -51,6 +51,8 @@ class Route:
     operations: tuple[Operation, ...]
     public: bool = False
     """Needs no key: health, the page and the description, which hold no data."""
+    role: str | None = None
+    """Role that a key needs (`tenants.ROLES`); None: any key."""
     quiet: bool = False
     """Not logged where it went well: what operators' tools ask every second."""
     documented: bool = True

@@ -39,6 +39,8 @@ from steval.service.http.encoding import (
     json_object,
     wants_zstd,
 )  # fmt: skip
+from steval.service.http.quotas import Charge
+from steval.service.http.tenants import CELLS
 from steval.service.models.loaded import Model
 from steval.service.models.shelf import Lease
 from steval.service.predict.admission import Admission, Place
@@ -117,7 +119,7 @@ class PredictionService:
         """End the threads when they have finished."""
         self._threads.shutdown()
 
-    async def predict(self, body: PredictBody, headers: Headers, owner: str) -> Response:
+    async def predict(self, body: PredictBody, headers: Headers, owner: str, charge: Charge | None = None) -> Response:
         """The answer to a request of the key `owner`; raises `StevalError` for everything that is no success."""
         kind = choose_format(headers.get("accept", ""), body.output)
         began = time.monotonic()
@@ -125,7 +127,7 @@ class PredictionService:
         model = lease.model
         try:
             _require_size(model, body, kind)
-            place = await self._admission.admit(owner, body.num_cells)
+            place = await self._admitted(owner, body.num_cells, charge)
         except BaseException:
             lease.close()
             raise
@@ -146,6 +148,17 @@ class PredictionService:
         finally:
             if not streaming:
                 queued.close()
+
+    async def _admitted(self, owner: str, num_cells: int, charge: Charge | None) -> Place:
+        """A place in the queue, charged to the key; what found none costs nothing."""
+        if charge is None:
+            return await self._admission.admit(owner, num_cells)
+        charge.take(CELLS, num_cells)
+        try:
+            return await self._admission.admit(owner, num_cells)
+        except BaseException:
+            charge.give_back(CELLS, num_cells)
+            raise
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *args))

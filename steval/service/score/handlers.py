@@ -9,8 +9,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from steval.errors import OutputError, ServiceError
 from steval.machine import num_cores
-from steval.service.http.access import KEY_NAME, NOBODY
+from steval.service.http.access import CHARGE, KEY_NAME, NOBODY
 from steval.service.http.answers import disk_answer, validation_answer
+from steval.service.http.observe import AUDIT
+from steval.service.http.quotas import Charge
+from steval.service.http.tenants import JOBS
 from steval.service.runtime import Runtime
 from steval.service.schemas import ScoreJob
 from steval.service.score.confinement import Limits
@@ -49,6 +52,9 @@ async def submit(request: Request) -> Response:
     """Submit a scoring job."""
     runtime = _runtime(request)
     settings, store = runtime.settings, runtime.jobs
+    charge: Charge | None = request.scope.get(CHARGE)
+    if charge is not None:
+        charge.take(JOBS)
     try:
         job_id = await run_in_threadpool(store.reserve, _owner(request))
     except (OSError, OutputError) as error:
@@ -89,6 +95,7 @@ async def submit(request: Request) -> Response:
         store.remove(job_id)
         raise
     runtime.runner.wake()
+    request.scope[AUDIT] |= {"job": job.id, "model": body.model}
     return _job_answer(job, status=202)
 
 
