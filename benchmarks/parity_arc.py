@@ -9,6 +9,10 @@ With `transformers==4.52.4` in that environment the models are GPT-2, else Llama
 (`--generate DIR`): it builds models through arc-state's public class with random options and random weights, saves each as
 Lightning would and what `predict_step` returns for padded full sets and one short unpadded set. steval then reads the files
 as `steval convert` does, builds its own network and its arrangement for prediction, and compares.
+
+The way back: each model is written again as `steval convert --to arc` writes it, arc-state loads that by its own strict loader
+(`--reload DIR`), and what it predicts is compared with what it predicted from its own file. `--infer` runs `state tx infer` on a
+checkpoint that went the same way and compares its cells with steval's decoding `network` of the very sets it drew.
 """
 
 import argparse
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 
 RELATIVE = 1e-5
+OUTPUTS = ("preds", "pert_cell_counts_preds", "confidence_pred")
 SMALLEST_SCALE = 0.1
 """Outputs all smaller than this (a confidence near zero) are differences of numbers of size 1: compared on this scale."""
 
@@ -132,20 +137,111 @@ def generate(directory: Path, num_models: int, seed: int) -> None:
             "pert_emb": torch.randn(2, arguments["pert_dim"], generator=generator).repeat_interleave(size, 0),
             "batch": torch.randint(arguments["batch_dim"], (2 * size,), generator=generator),
         }
-        arrays = {f"in_{name}": value.numpy() for name, value in rows.items()}
-        full, short = slice(None), slice(0, max(size - 3, 1))
-        with torch.no_grad():
-            for prefix, part, padded in (("full", full, True), ("short", short, False)):
-                batch = {name: value[part] for name, value in rows.items()}
-                names = ["p"] * len(batch["batch"])
-                batch |= {"pert_name": names, "cell_type": names}
-                answer = model.predict_step(batch, 0, padded=padded)
-                for key in ("preds", "pert_cell_counts_preds", "confidence_pred"):
-                    if answer.get(key) is not None:
-                        arrays[f"{prefix}_{key}"] = answer[key].reshape(-1, answer[key].shape[-1]).numpy()
+        arrays = {f"in_{name}": value.numpy() for name, value in rows.items()} | _predicted(model, rows)
         np.savez(directory / f"{number}.npz", **arrays)
         content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
         torch.save({**content, "pytorch-lightning_version": "2.6.6"}, directory / f"{number}.ckpt")
+
+
+def _predicted(model: Any, rows: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """What arc-state's `predict_step` says of two full padded sets and of a short one without padding."""
+    size, arrays = model.cell_sentence_len, {}
+    full, short = slice(None), slice(0, max(size - 3, 1))
+    with torch.no_grad():
+        for prefix, part, padded in (("full", full, True), ("short", short, False)):
+            batch = {name: value[part] for name, value in rows.items()}
+            names = ["p"] * len(batch["batch"])
+            batch |= {"pert_name": names, "cell_type": names}
+            answer = model.predict_step(batch, 0, padded=padded)
+            for key in OUTPUTS:
+                if answer.get(key) is not None:
+                    arrays[f"{prefix}_{key}"] = answer[key].reshape(-1, answer[key].shape[-1]).numpy()
+    return arrays
+
+
+def reload(directory: Path) -> None:
+    """Runs where arc-state is installed: writes `N.back.npz`, what it predicts from `N.back/`, as it predicted from `N.ckpt`."""
+    from state.tx.models.state_transition import StateTransitionPerturbationModel
+
+    warnings.simplefilter("ignore")
+    for run in sorted(directory.glob("*.back")):
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = StateTransitionPerturbationModel.load_from_checkpoint(run / "checkpoints" / "final.ckpt")
+        with np.load(directory / f"{run.stem}.npz") as arrays:
+            rows = {key.removeprefix("in_"): torch.from_numpy(arrays[key]) for key in arrays if key.startswith("in_")}
+        np.savez(directory / f"{run.stem}.back.npz", **_predicted(model.to("cpu").eval(), rows))
+
+
+def write_back(directory: Path) -> dict[str, str]:
+    """Every `N.ckpt` as the run directory `N.back/`; why not, for those that arc-state 0.11.1 cannot express."""
+    from steval.checkpoints.arc import read_arc
+    from steval.checkpoints.export.arc_run import write_arc_run
+    from steval.errors import CheckpointError
+
+    refused = {}
+    for path in sorted(directory.glob("*.ckpt")):
+        model = read_arc(path, _attention(path))
+        try:
+            write_arc_run(checkpoint_of(model), path.with_suffix(".back"))
+        except CheckpointError as error:
+            refused[path.stem] = str(error).splitlines()[-1].strip(" -")
+    return refused
+
+
+def checkpoint_of(model: Any) -> Any:
+    """A bare model as a checkpoint in memory, its perturbations, batches and genes numbered."""
+    from steval.checkpoints.manifest import Manifest, PerturbationEntry
+    from steval.checkpoints.store import Checkpoint
+    from steval.data.columns import Columns
+
+    config = model.config
+    names = ["non-targeting", *(f"P{number}" for number in range(1, config.pert_dim))]
+    output_genes = config.gene_decoder is not None or config.input_is_genes
+    manifest = Manifest(
+        made_by="benchmarks/parity_arc.py",
+        model=config,
+        input_genes=tuple(f"I{number}" for number in range(config.input_dim)) if config.input_is_genes else None,
+        output_genes=tuple(f"O{number}" for number in range(config.prediction_dim)) if output_genes else None,
+        scale="lognorm" if output_genes else "embedding",
+        perturbations=tuple(PerturbationEntry(name=name) for name in names),
+        columns=Columns(),
+        cell_types=("A",),
+        batches=tuple(f"b{number}" for number in range(config.batch_dim or 1)),
+    )
+    return Checkpoint(model.checkpoint_path, manifest, model.weights, torch.eye(config.pert_dim), None, digest="")
+
+
+def compare_back(directory: Path, refused: dict[str, str]) -> int:
+    """A line per model that differs from its own way back, and a count; returns the number of failures."""
+    failures, worst = 0, 0.0
+    runs = sorted(directory.glob("*.back"))
+    for run in runs:
+        with np.load(directory / f"{run.stem}.npz") as before, np.load(directory / f"{run.stem}.back.npz") as after:
+            keys = {key for key in before if not key.startswith("in_")}
+            found = {
+                key: float(np.abs(before[key] - after[key]).max() / max(np.abs(before[key]).max(), SMALLEST_SCALE))
+                for key in keys & set(after)
+            } | dict.fromkeys(keys ^ set(after), float("inf"))
+        worst = max(worst, *found.values())
+        failed = {key: value for key, value in found.items() if not value <= RELATIVE}
+        failures += bool(failed)
+        if failed:
+            print(f"{run.stem:>4} back: FAILED {failed}")
+    for number, reason in refused.items():
+        print(f"{number:>4} not written back: {reason}")
+    print(
+        f"back to arc-state: {len(runs)} models, {failures} failures, {len(refused)} refused, largest difference {worst:.1e}"
+    )
+    return failures
+
+
+def _attention(path: Path) -> str | None:
+    """None where the file says it; else what arc-state 0.11.1 computes: a Llama file without the key causal with rotary."""
+    from steval.checkpoints.arc import read_arc
+
+    recorded = read_arc(path)
+    keyless = not recorded.regime.recorded and recorded.config.backbone.kind == "llama"
+    return "causal-rope" if keyless else None
 
 
 def compare(directory: Path) -> int:
@@ -156,10 +252,7 @@ def compare(directory: Path) -> int:
 
     failures, worst = 0, 0.0
     for path in sorted(directory.glob("*.ckpt"), key=lambda path: int(path.stem)):
-        recorded = read_arc(path)
-        # arc-state 0.11.1 computes a Llama file without the key causal with rotary embedding.
-        keyless = not recorded.regime.recorded and recorded.config.backbone.kind == "llama"
-        model = read_arc(path, attention="causal-rope") if keyless else recorded
+        model = read_arc(path, _attention(path))
         network = StateTransition(model.config).eval()
         network.load_state_dict(model.weights)
         with np.load(path.with_suffix(".npz")) as arrays:
@@ -227,17 +320,28 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--reload", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--infer", type=Path, help="also run `state tx infer` on this arc-state run directory and its way back"
+    )
     options = parser.parse_args()
     if options.generate is not None:
         generate(options.generate, options.models, options.seed)
         return
+    if options.reload is not None:
+        reload(options.reload)
+        return
     if options.arc_python is None:
         parser.error("--arc-python is needed")
     with tempfile.TemporaryDirectory() as directory:
-        command = [options.arc_python, __file__, "--generate", directory]
-        command += ["--models", str(options.models), "--seed", str(options.seed)]
-        subprocess.run([str(part) for part in command], check=True)
-        sys.exit(min(compare(Path(directory)), 1))
+        place, python = Path(directory), str(options.arc_python)
+        numbers = ["--models", str(options.models), "--seed", str(options.seed)]
+        subprocess.run([python, __file__, "--generate", directory, *numbers], check=True)
+        failures = compare(place)
+        refused = write_back(place)
+        subprocess.run([python, __file__, "--reload", directory], check=True)
+        failures += compare_back(place, refused)
+    sys.exit(min(failures, 1))
 
 
 if __name__ == "__main__":

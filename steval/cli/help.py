@@ -48,6 +48,7 @@ class Shown:
 
 OPTIONS: dict[str, Shown] = {
     "--out": Shown(WRITTEN, "PATH"),
+    "--to": Shown(WRITTEN, "steval|arc"),
     "--run": Shown(WRITTEN, "DIR"),
     "--overwrite": Shown(WRITTEN),
     "--set": Shown(RUNNING, "KEY=VALUE"),

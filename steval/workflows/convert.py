@@ -1,11 +1,13 @@
-"""Conversion with the user's cells: a default control set from them, and the attention regime that fits them best."""
+"""Conversion with the user's cells (a default control set from them, the attention regime that fits them best), and back."""
 
 from pathlib import Path
 
 import numpy as np
 
 from steval.checkpoints.conversion import Conversion, ConversionOptions, ConversionReport, plan_conversion
-from steval.checkpoints.store import ControlSet, choose_controls
+from steval.checkpoints.export.arc_run import ArcExport, write_arc_run
+from steval.checkpoints.location import locate_checkpoint
+from steval.checkpoints.store import ControlSet, choose_controls, load_checkpoint
 from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError
 from steval.predictor.controls import file_controls
@@ -43,6 +45,11 @@ def convert(
         return conversion.write(out), probed
     conversion, control_set = default_controls(conversion, controls, cells)
     return conversion.write(out, control_set), probed
+
+
+def export_to_arc(source: Path, out: Path) -> ArcExport:
+    """A steval checkpoint (or a run's best) as the arc-state run directory `out`; errors as `write_arc_run`."""
+    return write_arc_run(load_checkpoint(locate_checkpoint(source)), out)
 
 
 def _decide(conversion: Conversion, probed: ProbeReport, path: Path) -> Conversion:

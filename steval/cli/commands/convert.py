@@ -11,10 +11,15 @@ from steval.wording import counted
 
 
 def convert(
+    context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="ARC_DIR_OR_CKPT", help="arc-state run directory, or a .ckpt of it.")
+        Path,
+        typer.Argument(metavar="MODEL", help="arc-state run directory, or a .ckpt of it; with --to arc a checkpoint."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors checkpoint to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors checkpoint (or run directory) to write.")],
+    to: Annotated[
+        str, typer.Option("--to", help="steval: one file; arc: a run directory for arc-state 0.11.1.")
+    ] = "steval",
     attention: Annotated[
         str | None,
         typer.Option(
@@ -53,10 +58,15 @@ def convert(
     seed: options.Seed = 0,
     json: options.JsonFlag = False,
 ) -> None:
-    """Turn an arc-state model into one steval checkpoint; no code of its files is run.
+    """Turn an arc-state model into one steval checkpoint, running no code of its files; or a checkpoint into an arc-state model.
 
     Example: `steval convert ST-Tahoe/ -o st-tahoe.safetensors --probe my_cells.h5ad --target-sum 10000`
     """
+    if to not in FORMATS:
+        raise typer.BadParameter(f"takes {' or '.join(FORMATS)}, got {to!r}", param_hint="--to")
+    if to == "arc":
+        _to_arc(context, source, out, json)
+        return
     from steval.checkpoints.conversion import ConversionOptions
     from steval.workflows.convert import convert as run
     from steval.workflows.probe import CellOptions
@@ -92,3 +102,28 @@ def convert(
     manifest = report.manifest
     held = counted(len(manifest.perturbations), "perturbation")
     say(f"{held}, attention {manifest.model.attention}, scale {manifest.scale} -> {out}")
+
+
+FORMATS = ("steval", "arc")
+_OF_BOTH = frozenset({"source", "out", "to", "json"})
+"""Parameters that `--to arc` reads; the others say what arc-state's files do not."""
+
+
+def _to_arc(context: typer.Context, source: Path, out: Path, json: bool) -> None:
+    given = [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name not in _OF_BOTH
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(f"a checkpoint says these itself: {', '.join(given)}", param_hint="--to arc")
+    from steval.workflows.convert import export_to_arc
+
+    export = export_to_arc(source, out)
+    if json:
+        print_json(export.as_dict())
+        return
+    for part in export.left_out:
+        say(f"- not in arc-state's files: {part}")
+    say(f"{counted(len(export.files), 'file')} -> {out}. Predict with: {export.command}")
