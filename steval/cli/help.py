@@ -113,6 +113,7 @@ OPTIONS: dict[str, Shown] = {
     "--dtype": Shown(NETWORK, "float32|bf16"),
     "--compile": Shown(NETWORK),
     "--dry-run": Shown(RUNNING),
+    "--estimate": Shown(RUNNING),
     "--engine": Shown(RUNNING, "local|ray"),
     "--address": Shown(RUNNING, "ADDRESS"),
     "--shard": Shown(RUNNING, "K/N"),

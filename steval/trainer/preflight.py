@@ -11,6 +11,7 @@ from steval.model.config import ModelConfig
 from steval.model.groups import PARAMETER_GROUPS, parameter_group
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
+from steval.trainer.estimates import estimate_memory, skeleton
 from steval.trainer.fit.optimiser import ParameterSet
 from steval.trainer.progress.notices import Notice, duration
 from steval.trainer.settings.network import names_backbone
@@ -76,7 +77,8 @@ def preflight_notice(
     evaluated = (
         f"genes ({len(cells.genes):,})" if model.output_is_genes or model.gene_decoder else "none: embedding only"
     )
-    total = sum(p.numel() for p in _skeleton(model).parameters())
+    total = sum(p.numel() for p in skeleton(model).parameters())
+    memory = estimate_memory(config, model, on_gpu=torch.cuda.is_available())
     rows = [
         ("starts from", base.source.name if base else "nothing (fresh weights)"),
         ("input space", f"{model.input_key or 'expression'}, {model.input_dim:,} columns"),
@@ -88,34 +90,14 @@ def preflight_notice(
         ("sets per epoch", f"{samplers['train'].num_sets:,} train, {samplers['val'].num_sets:,} val (fixed)"),
         ("parameters", f"{total:,}"),
         ("attention", model.attention),
-        ("memory estimate", f"{memory_size(estimate_memory(config, model))} on each device"),
+        ("memory estimate", f"{memory_size(memory)} on each device"),
     ]
     return Notice("Preflight", ("what", "value"), tuple(rows), tuple(warnings))
 
 
-def estimate_memory(config: FinetuneConfig, model: ModelConfig) -> int:
-    """Bytes on a device in the largest phase: weights, gradients, two moments, and what a batch keeps for its backward pass."""
-    skeleton = _skeleton(model)
-    num_layers = model.backbone.num_layers
-    total = sum(p.numel() for p in skeleton.parameters())
-    trainable = max(
-        sum(p.numel() for name, p in skeleton.named_parameters() if phase.trains_parameter(name, num_layers))
-        for phase in config.phases
-    )
-    average = trainable if config.average_weights else 0
-    cells = config.sets.size * config.sets.per_batch
-    width = 2 if config.compute.precision == "bf16-mixed" else 4
-    backbone = model.backbone
-    per_layer = 6 * model.hidden_dim + 3 * backbone.intermediate_size
-    layers = 2 * model.hidden_dim if config.compute.activation_checkpointing else per_layer
-    heads = 6 * model.output_dim + 4 * (model.gene_decoder.gene_dim if model.gene_decoder else 0)
-    encoders = 3 * model.hidden_dim * (2 * model.num_encoder_layers + model.num_decoder_layers) + 2 * model.input_dim
-    return total * 4 + trainable * 12 + average * 4 + cells * width * (num_layers * layers + heads + encoders)
-
-
-def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step: float) -> Notice:
+def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step: float, *, on_gpu: bool) -> Notice:
     """What a run will take; `seconds_per_step` as measured, on one device and without the optimiser's part."""
-    weights = 4 * sum(p.numel() for p in _skeleton(model).parameters())
+    weights = 4 * sum(p.numel() for p in skeleton(model).parameters())
     cells = config.total_steps * config.sets.per_batch * config.sets.accumulation * config.sets.size
     rows = (
         ("steps", f"{config.total_steps:,} in {len(config.phases)} phases"),
@@ -124,7 +106,10 @@ def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step
             "time",
             f"about {duration(config.total_steps * seconds_per_step)}: {seconds_per_step:.3g} s a step, validation apart",
         ),
-        ("memory", f"{memory_size(estimate_memory(config, model))} on each device"),
+        (
+            "memory",
+            f"{memory_size(estimate_memory(config, model, on_gpu=on_gpu))} on each device (--estimate has every choice)",
+        ),
         ("disk", f"{memory_size(weights)} a checkpoint, about {memory_size(3 * weights)} for last.ckpt"),
     )
     return Notice("Estimate", ("what", "value"), rows)
@@ -161,8 +146,3 @@ def phase_notice(
 def _has(network: StateTransition, group: str, top_blocks: int) -> bool:
     num_layers = network.config.backbone.num_layers
     return any(parameter_group(name, num_layers, top_blocks) == group for name, _ in network.named_parameters())
-
-
-def _skeleton(model: ModelConfig) -> StateTransition:
-    with torch.device("meta"):
-        return StateTransition(model)

@@ -13,13 +13,16 @@ from steval.data.locks import DirectoryLock
 from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.fit.devices import is_first_process
+from steval.trainer.estimates import memory_notices
+from steval.trainer.fit.devices import is_first_process, training_device
 from steval.trainer.progress.keeper import QuickEval, Warmup
 from steval.trainer.progress.notices import OnStep, Tell
 from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.progress.sinks import require_loggers
 from steval.trainer.progress.stopping import RunInterrupted, StoppedAtOnceError, StopSignal
 from steval.trainer.session import Session
+from steval.trainer.settings.network import plan_network
+from steval.trainer.sources import open_cells
 from steval.trainer.start import Start, recorded_start
 
 
@@ -120,6 +123,23 @@ def rehearse(
         raise ConfigError(_out_of_memory(run.config)) from error
 
 
+def estimate(
+    config: FinetuneConfig, *, init_from: Path | None = None, device: str = "auto", report: Tell | None = None
+) -> None:
+    """Tell what the run would take of each device's memory, for every way to share and to spare it.
+
+    Labels are read and the network is planned; no expression is read, nothing is computed or written. Raises as `finetune`.
+    """
+    start = _given_start(config, init_from, True, True)
+    base = start.read_base()
+    cells = open_cells(start.reading.data, base, needs_batch=False, audited=False)
+    model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
+    on_gpu = training_device(config.compute, device).type == "cuda"
+    for notice in memory_notices(start.config, model, on_gpu=on_gpu):
+        if report is not None:
+            report(notice)
+
+
 def _fit(
     run: Session, leader: bool, device: str, stop: StopSignal, quick_eval: QuickEval | None, warmup: Warmup | None,
     on_step: OnStep | None,
@@ -177,5 +197,6 @@ def _out_of_memory(config: FinetuneConfig) -> str:
         f"sets.per_batch (now {sets.per_batch}; raise sets.accumulation, now {sets.accumulation}, by the same factor), "
         f"compute.precision to bf16-mixed (now {config.compute.precision}), "
         f"compute.activation_checkpointing to true (now {str(config.compute.activation_checkpointing).lower()}), "
-        f"sets.size (now {sets.size}; this changes what is learned). Then start again with --overwrite"
+        f"sets.size (now {sets.size}; this changes what is learned). `steval finetune CONFIG --estimate` tells what each choice "
+        "takes. Then start again with --overwrite"
     )

@@ -197,7 +197,7 @@ class Session:
         maker = BatchMaker(self.samplers["train"], torch.from_numpy(self.cells.features))
         where = training_device(config.compute, device)
         seconds = time_of_batch(network, objective, maker, where, config.compute) * config.sets.accumulation
-        self.tell(estimate_notice(config, self.model, seconds))
+        self.tell(estimate_notice(config, self.model, seconds, on_gpu=where.type == "cuda"))
 
     def finish(self) -> None:
         """Close metrics and write how it ended."""

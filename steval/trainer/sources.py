@@ -54,10 +54,12 @@ class Base:
         return replace(self, source=replace(self.source, weights={}))
 
 
-def open_cells(settings: DataSettings, base: Base | None, *, needs_batch: bool = True) -> TrainingCells:
+def open_cells(
+    settings: DataSettings, base: Base | None, *, needs_batch: bool = True, audited: bool = True
+) -> TrainingCells:
     """The training cells on the gene contract: the list that is named, else the checkpoint's, else the first file's.
 
-    Without `needs_batch` a cell may lack its batch.
+    Without `needs_batch` a cell may lack its batch; not `audited`, no expression is read.
     """
     known = base.source.vocabulary if base else None
     target_sum = settings.target_sum or (base.manifest.target_sum if base and base.manifest else None)
@@ -79,6 +81,7 @@ def open_cells(settings: DataSettings, base: Base | None, *, needs_batch: bool =
         features_source=settings.features or "the checkpoint's perturbation features",
         vocabulary=NameOrder(perturbations=settings.extra_perturbations),
         needs_batch=needs_batch,
+        audited=audited,
     )
 
 

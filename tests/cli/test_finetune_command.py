@@ -53,6 +53,21 @@ def test_bad_usage_is_one_message_and_exit_2(arguments: list[str], message: str,
     assert not list(tmp_path.iterdir())
 
 
+def test_an_estimate_fits_a_terminal_and_leaves_nothing(lognorm_path: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["full", "--set", f"data.files=['{lognorm_path}']", "--estimate"]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    rows = [line.split() for line in result.stdout.splitlines() if re.match(r"(1 / ddp|\d fsdp) ", line)]
+    assert len(rows) == 16 and all(float(value) >= 0 for row in rows for value in row[-6:])
+    told = json.loads(invoke(*arguments, "--json").stdout)["notices"]
+    assert len(told[0]["rows"]) == 16
+    assert "not both" in re.sub(r"[\s│]+", " ", invoke(*arguments, "--dry-run").output)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_then_resume_and_another_from_it(lognorm_path: Path, tmp_path: Path) -> None:
     files = f"data.files=['{lognorm_path}']"
     result = invoke("quick-cpu", "--set", files, *SMALL, "--run", tmp_path / "run")

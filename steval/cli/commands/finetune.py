@@ -47,6 +47,9 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, tell phases and estimates, write nothing.")
     ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Tell the memory of a device for each choice; no cells are read.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory.")] = False,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Go on where input, output and evaluation do not fit each other.")
@@ -83,8 +86,11 @@ def finetune(
             raise typer.BadParameter("--print-config needs CONFIG or --from-arc-config")
         typer.echo(settings.to_yaml(), nl=False)
         return
-    if resume and dry_run:
-        raise typer.BadParameter("--dry-run is for a run that has not begun; leave --resume out")
+    if resume and (dry_run or estimate):
+        option = "--dry-run" if dry_run else "--estimate"
+        raise typer.BadParameter(f"{option} is for a run that has not begun; leave --resume out")
+    if dry_run and estimate:
+        raise typer.BadParameter("give --dry-run or --estimate, not both")
     if resume and (run or overwrite):
         raise typer.BadParameter("--resume names the run directory itself; leave --run and --overwrite out")
     keep_freed_memory()
@@ -98,6 +104,11 @@ def finetune(
 
     notices: list[Notice] = []
     report = notices.append if json else _print_notice
+    if estimate:
+        from steval.trainer.run import estimate as tell_memory
+
+        assert settings is not None
+        tell_memory(settings, init_from=init_from, device=device, report=report)
     if dry_run:
         assert settings is not None
         rehearse_with_evaluation(
@@ -108,6 +119,7 @@ def finetune(
             from_nothing=from_nothing,
             report=report,
         )
+    if dry_run or estimate:
         if json:
             print_json({"notices": [asdict(notice) for notice in notices]})
         return

@@ -90,8 +90,8 @@ class TrainingCells:
     """int8 `[N]`: 0 train, 1 val, 2 test, 3 control shared by all parts, -1 of no part."""
     features: np.ndarray
     """Perturbation features, float32 `[P, pert_dim]`, rows in the order of `perturbations`."""
-    audit: SplitAudit
-    """The proof that no perturbed cell is in two parts."""
+    audit: SplitAudit | None
+    """The proof that no perturbed cell is in two parts; none: nobody has looked."""
     store: RowStore
     input_store: "RowStore | ObsmStore | None"
     """Where the input comes from; none: from `store`."""
@@ -112,12 +112,14 @@ class TrainingCells:
         features_source: str = "the perturbation features",
         needs_batch: bool = True,
         vocabulary: NameOrder | None = None,
+        audited: bool = True,
     ) -> Self:
         """Open, check and audit all files; data within `memory_gb` is loaded, of larger data the labels are.
 
         `genes` is the contract (default: the genes of the first file), `input_genes` that of an `X_hvg` input.
         `perturbation_features` are vectors by name (none: one-hot codes); errors call them `features_source`.
-        Without `needs_batch` a cell may lack its batch. Raises `DataError` or `ConfigError`.
+        Without `needs_batch` a cell may lack its batch; not `audited`, no expression is read before it is asked for, for an
+        estimate. Raises `DataError` or `ConfigError`.
         """
         vocabulary = vocabulary or NameOrder()
         split = with_table(split)
@@ -143,7 +145,8 @@ class TrainingCells:
         batches, batch_codes = merged_codes([f.batch for f in files], vocabulary.batches)
         columns = files[0].columns
         parts, perturbed = assign_files(files, kept, split), perturbation_codes != perturbations.index(columns.control)
-        audit = audit_split(paths, parts, perturbed, (perturbation_codes, cell_type_codes, batch_codes), store)
+        labels = (perturbation_codes, cell_type_codes, batch_codes)
+        audit = audit_split(paths, parts, perturbed, labels, store) if audited else None
         return cls(
             paths=tuple(paths), columns=columns, genes=contract, input_genes=input_contract, input_key=settings.input_key,
             target_sum=target_sum, split=split, perturbations=perturbations, cell_types=cell_types, batches=batches,
@@ -239,5 +242,5 @@ class TrainingCells:
                 f"{len(self.part(name)):,} cells of {len(self.part_perturbations(name)):,} perturbations, "
                 f"{len(self.controls(name)):,} control cells"
             )
-        rows["audit"] = self.audit.describe()
+        rows["audit"] = self.audit.describe() if self.audit else "none"
         return rows | {f"note {number}": note for number, note in enumerate(self.notes, start=1)}
