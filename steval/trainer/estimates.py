@@ -173,7 +173,8 @@ def memory_notices(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool) 
         for choice, memory in zip(choices, found, strict=True)
     ]
     sets = config.sets
-    title = f"Memory of a {'GPU' if on_gpu else 'process'} in {unit}: {size.total:,} parameters, {sets.per_batch} sets of {sets.size} cells"
+    holder, batch = "GPU" if on_gpu else "process", f"{sets.per_batch} sets of {sets.size} cells"
+    title = f"Memory of a {holder} in {unit}: {size.total:,} parameters, {batch}"
     columns = ("devices", "precision", "recompute", "weights", "grads", "Adam", "kept", "cells", "total")
     return [Notice(title, columns, tuple(rows)), _beside_devices(config, size)]
 
