@@ -98,7 +98,7 @@ OPTIONS: dict[str, Shown] = {
     "--layout": Shown(WRITTEN, "csr|dense"),
     "--compression": Shown(WRITTEN, "none|lzf|gzip"),
     "--with-cell-type": Shown(WRITTEN),
-    "--profile": Shown(SCORING, "vcc|minimal|full|de|anndata|pds", completion.profiles),
+    "--profile": Shown(SCORING, "vcc|vcc2026|minimal|full|de|anndata|pds", completion.profiles),
     "--metrics": Shown(SCORING, "NAMES", completion.metrics),
     "--predict": Shown(SCORING),
     "--metrics-only": Shown(SCORING),

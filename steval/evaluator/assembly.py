@@ -16,7 +16,7 @@ from steval.evaluator.metrics.changes import de_counts, shown_changes
 from steval.evaluator.metrics.evaluation import Evaluation
 from steval.evaluator.metrics.profiles import resolve
 from steval.evaluator.reference.baselines import REFERENCE
-from steval.evaluator.reference.bootstrap import score_intervals
+from steval.evaluator.reference.bootstrap import replicate_intervals, score_intervals
 from steval.evaluator.report.report import (
     BASELINES_SCHEMA,
     BREAKDOWN_SCHEMA,
@@ -36,6 +36,10 @@ PACKAGES = ("cell-eval", "pdex", "anndata", "numpy", "scipy", "polars", "numba",
 NO_TRAINING = (
     "no training cells were given, so there is no baseline: the normalised columns and the overall score are empty. Give "
     "the cells that the model was trained on with --train FILE.h5ad, or score with the checkpoint that records them"
+)
+NO_SIMPLE_MODELS = (
+    "no training cells were given, so no simple models stand beside the score: give the cells that the model was trained on "
+    "(counts) with --train FILE.h5ad"
 )
 Parts = Mapping[str | None, PairScore]
 
@@ -80,6 +84,9 @@ def _intervals(work: ScoreWork, part: PairScore, warnings: list[str]) -> pl.Data
     settings, reference = work.settings, part.baselines.get(REFERENCE)
 
     def make(draws: int) -> pl.DataFrame:
+        if work.on_counts:
+            results, columns = part.evaluation.results, list(work.columns.values())
+            return replicate_intervals(results, part.scale, columns, draws, settings.seed)
         return score_intervals(
             part.evaluation.results,
             None if reference is None else reference.results,
@@ -94,7 +101,7 @@ def _intervals(work: ScoreWork, part: PairScore, warnings: list[str]) -> pl.Data
 
 
 def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:
-    table, _ = work.overall(part.evaluation, part.baselines.get(REFERENCE))
+    table, _ = work.overall(part.evaluation, part.reference)
     columns = work.columns
     best, rows = work.best(part.evaluation), []
     for row in table.iter_rows(named=True):
@@ -108,7 +115,11 @@ def _breakdown(work: ScoreWork, name: str | None, part: PairScore, intervals: pl
                 "family": columns[metric].family,
                 "best": best[metric],
                 "ceiling": finite_or_none(ceiling.corrected[metric]) if ceiling else None,
-                "replicate": finite_or_none(ceiling.replicate[metric]) if ceiling else None,
+                "replicate": part.scale.replicate.get(metric)
+                if part.scale
+                else finite_or_none(ceiling.replicate[metric])
+                if ceiling
+                else None,
                 "num_perturbations": part.evaluation.results.height,
                 "num_without_value": missing,
                 "note": _note(row, missing, part.evaluation),
@@ -148,7 +159,7 @@ def _note(row: Mapping[str, Any], missing: int, evaluation: Evaluation) -> str |
 
 
 def _overall(work: ScoreWork, name: str | None, part: PairScore, intervals: pl.DataFrame) -> pl.DataFrame:
-    reference = part.baselines.get(REFERENCE)
+    reference = part.reference
     if reference is None:
         return pl.DataFrame(schema=OVERALL_SCHEMA)
     rows = []
@@ -180,7 +191,7 @@ def _with_mean(overall: pl.DataFrame) -> pl.DataFrame:
 
 
 def _baselines(work: ScoreWork, name: str | None, part: PairScore) -> pl.DataFrame:
-    reference = part.baselines.get(REFERENCE)
+    reference = part.reference
     tables = [pl.DataFrame(schema=BASELINES_SCHEMA)]
     for kind, evaluation in part.baselines.items():
         table, _ = work.overall(evaluation, reference)
@@ -237,7 +248,7 @@ def _record(
     work: ScoreWork, parts: Parts, pair: Pair, model_record: dict[str, Any] | None, warnings: list[str]
 ) -> dict[str, Any]:
     if work.training is None and not work.settings.metrics_only:
-        warnings = [NO_TRAINING, *warnings]
+        warnings = [NO_SIMPLE_MODELS if work.on_counts else NO_TRAINING, *warnings]
     notes = [
         *pair.notes,
         *(note for part in parts.values() for note in part.evaluation.notes if note not in pair.notes),

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from steval.errors import EvaluationError
-from steval.evaluator.metrics.catalog import Best
+from steval.evaluator.metrics.metric import Best
 from steval.evaluator.reference.baselines import REFERENCE
 from steval.evaluator.reference.bootstrap import (
     FEWEST_PERTURBATIONS,

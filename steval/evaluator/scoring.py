@@ -8,6 +8,7 @@ write_score_dir(report, "scores/run1")
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ import polars as pl
 
 from steval.data.cells.scale import Scale
 from steval.data.columns import Columns
-from steval.errors import ConfigError
+from steval.errors import ConfigError, EvaluationError
 from steval.evaluator.assembly import assemble
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import CellSource
 from steval.evaluator.clock import Clock
 from steval.evaluator.measure.engine import HOST, Engine
-from steval.evaluator.metrics.profiles import resolve, scored_scale
+from steval.evaluator.metrics.profiles import context_column, resolve, scored_scale, takers
 from steval.evaluator.reference.baselines import require_contexts
 from steval.evaluator.reference.training import read_training
 from steval.evaluator.report.report import ScoreReport
@@ -59,13 +60,12 @@ def score(
     """
     how = _settled(settings or ScoreSettings(), options)
     resolve(how.chosen)
-    if how.by is not None and (de_real is not None or de_pred is not None):
-        problem = "de_real, de_pred: tables made elsewhere hold for all cells together, not by cell type"
-        raise ConfigError("the scoring options are not valid", [problem])
+    _refuse_tables(how, de_real, de_pred)
     clock = Clock()
     with ExitStack() as stack:
         with clock.stage("open"):
-            pair = stack.enter_context(Pair.build(pred, real, columns, scale=scale, takes=scored_scale(how.chosen)))
+            pair = stack.enter_context(_opened(pred, real, columns, scale, how))
+            how, pair = _by_context(how, pair)
         training = None
         if train is not None and not how.metrics_only:
             with clock.stage("training cells"):
@@ -81,6 +81,48 @@ def score(
                 background.submit(side.digest)  # for the record; an error comes again when it is asked for
             parts = {name: work.run(one, de_real, de_pred) for name, one in pairs.items()}
         return assemble(work, parts, pair, model_record)
+
+
+def _refuse_tables(how: ScoreSettings, *tables: pl.DataFrame | None) -> None:
+    if all(table is None for table in tables):
+        return
+    if how.by is not None:
+        problem = "de_real, de_pred: tables made elsewhere hold for all cells together, not by cell type"
+        raise ConfigError("the scoring options are not valid", [problem])
+    if scored_scale(how.chosen) == "counts":
+        problem = "de_real, de_pred: on counts, differential expression is computed from the cells that are scored"
+        raise ConfigError("the scoring options are not valid", [problem])
+
+
+def _opened(
+    pred: CellSource, real: CellSource, columns: Columns | None, scale: Scale | None, how: ScoreSettings
+) -> Pair:
+    """Both sides, on the scale that the metrics take; a scale that others take is refused with their names."""
+    takes = scored_scale(how.chosen)
+    others: tuple[Scale, ...] = ("counts", "lognorm")
+    otherwise: dict[Scale, str] = {
+        other: f"--profile {takers(other)} takes {other}" for other in others if other != takes
+    }
+    return Pair.build(pred, real, columns, scale=scale, takes=takes, otherwise=otherwise)
+
+
+def _by_context(how: ScoreSettings, pair: Pair) -> tuple[ScoreSettings, Pair]:
+    """Settings and pair where cells are scored by context: because it is asked for, or because the profile does."""
+    column = context_column(how.chosen)
+    if how.by is None and column is not None:
+        have = [column in side.file.obs for side in (pair.stored_pred, pair.real)]
+        if all(have):
+            how = how.model_copy(update={"by": "context"})
+        elif any(have):
+            which = ("the predicted cells", "the real cells")
+            raise EvaluationError(
+                f"{which[have.index(True)]} have the obs column {column!r}, {which[have.index(False)]} do not; contexts are "
+                "scored apart, so give both sides the column, or neither"
+            )
+    if how.by == "context":
+        columns = pair.columns.model_copy(update={"cell_type": column or "context"})
+        return how, replace(pair, columns=columns)
+    return how, pair
 
 
 def _settled(settings: ScoreSettings, options: Mapping[str, Any]) -> ScoreSettings:

@@ -31,8 +31,9 @@ class ScoreSettings(ScoreChoice):
     """Add the replicate ceiling."""
     integrity: IntegrityLevel = "basic"
     """`full`: also the checks that score again."""
-    by: Literal["cell_type"] | None = None
-    """Score each cell type apart; the headline is their mean."""
+    by: Literal["cell_type", "context"] | None = None
+    """Score each cell type (or context) apart; the headline is their mean. `vcc2026` does so by itself where both sides have
+    the obs column `context`."""
     bootstrap: int = 1000
     """Resamples of the perturbations for intervals; 0: no intervals."""
     splits: int = 3
@@ -56,8 +57,8 @@ class ScoreSettings(ScoreChoice):
     @field_validator("by", mode="before")
     @classmethod
     def _known_grouping(cls, value: Any) -> Any:
-        if value not in (None, "cell_type"):
-            raise ValueError("cells are scored together (None) or by 'cell_type'")
+        if value not in (None, "cell_type", "context"):
+            raise ValueError("cells are scored together (None), by 'cell_type' or by 'context'")
         return value
 
     @field_validator("integrity", mode="before")

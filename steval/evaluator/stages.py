@@ -14,15 +14,19 @@ from steval.evaluator.clock import Clock
 from steval.evaluator.integrity.checks import Scored, check_integrity
 from steval.evaluator.integrity.verdict import Verdict
 from steval.evaluator.measure.engine import HOST, Engine
-from steval.evaluator.metrics.catalog import Best, Metric
 from steval.evaluator.metrics.evaluation import Evaluation, evaluate
+from steval.evaluator.metrics.metric import Best, Metric
 from steval.evaluator.metrics.profiles import resolve
 from steval.evaluator.reference.baselines import BASELINES, REFERENCE, available_kinds, baseline_pair, missing_contexts
 from steval.evaluator.reference.ceiling import Ceiling, estimate_ceiling
-from steval.evaluator.reference.members import Overall, member_table, metric_means
+from steval.evaluator.reference.members import Overall, member_table, metric_means, replicate_table
+from steval.evaluator.reference.replicates import ReplicateScale, replicate_scale
 from steval.evaluator.reference.training import TrainingSummary
 from steval.evaluator.settings import ScoreSettings
 from steval.machine import num_cores
+
+MemberReference = Evaluation | ReplicateScale | None
+"""What a member is measured against: a baseline's metrics, or on counts both ends of the replicate scale."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class PairScore:
     ceiling: Ceiling | None
     checks: dict[str, Verdict]
     warnings: list[str]
+    scale: ReplicateScale | None = None
+    """What members lie on, on counts."""
+
+    @property
+    def reference(self) -> MemberReference:
+        """What stands at 0 of a member, on counts at 1 too."""
+        return self.baselines.get(REFERENCE) if self.scale is None else self.scale
 
 
 @dataclass(frozen=True)
@@ -54,20 +65,33 @@ class ScoreWork:
         """Result columns of the chosen metrics, and the metric of each."""
         return {column: metric for metric in resolve(self.settings.chosen) for column in metric.columns}
 
+    @property
+    def on_counts(self) -> bool:
+        """Whether the chosen metrics are on counts, whose members lie on the replicate scale."""
+        return next(iter(self.columns.values())).scale == "counts"
+
     def run(self, pair: Pair, de_real: pl.DataFrame | None = None, de_pred: pl.DataFrame | None = None) -> PairScore:
         """Score one pair."""
+        scale = None
+        if self.on_counts and not self.settings.metrics_only:
+            with self.clock.stage("replicate scale"):
+                scale = replicate_scale(pair, list(self.columns.values()), self.threads or num_cores(), self.cache)
         with self.clock.stage("metrics"):
             evaluation = self.evaluate(pair, de_real, de_pred)
         if self.settings.metrics_only:
             return PairScore(pair, evaluation, {}, None, {}, [])
-        warnings: list[str] = []
+        warnings: list[str] = list(scale.notes) if scale else []
         baselines: dict[str, Evaluation] = {}
         if self.training is not None:
             with self.clock.stage("baselines"):
                 baselines = self._baselines(pair, self.training, de_real, warnings)
             warnings += _context_warnings(pair, self.training)
         ceiling = None
-        if self.settings.ceiling:
+        if self.settings.ceiling and scale is not None:
+            warnings.append(
+                "--ceiling adds nothing on counts: the replicates that members are normalised by are the ceiling"
+            )
+        elif self.settings.ceiling:
             with self.clock.stage("ceiling"):
                 ceiling = attempt("the ceiling", lambda: self._ceiling(pair), None, warnings)
             warnings += ceiling.notes if ceiling else ()
@@ -76,11 +100,11 @@ class ScoreWork:
             with self.clock.stage("integrity"):
                 checks = attempt(
                     "the table of integrity checks",
-                    lambda: self._integrity(pair, evaluation, baselines.get(REFERENCE), de_real, warnings),
+                    lambda: self._integrity(pair, evaluation, scale or baselines.get(REFERENCE), de_real, warnings),
                     {},
                     warnings,
                 )
-        return PairScore(pair, evaluation, baselines, ceiling, checks, warnings)
+        return PairScore(pair, evaluation, baselines, ceiling, checks, warnings, scale)
 
     def evaluate(
         self, pair: Pair, de_real: pl.DataFrame | None = None, de_pred: pl.DataFrame | None = None
@@ -102,13 +126,16 @@ class ScoreWork:
         failed = set(evaluation.failed)
         return {column: "none" if column in failed else metric.best for column, metric in self.columns.items()}
 
-    def overall(self, evaluation: Evaluation, baseline: Evaluation | None) -> tuple[pl.DataFrame, Overall]:
-        """Members of an evaluation against a baseline's, and the overall score."""
+    def overall(self, evaluation: Evaluation, reference: MemberReference) -> tuple[pl.DataFrame, Overall]:
+        """Members of an evaluation against a baseline's or on the replicate scale, and the overall score."""
         columns = list(self.columns)
-        best = self.best(evaluation)
         means = metric_means(evaluation.results, columns)
-        base = None if baseline is None else metric_means(baseline.results, columns)
-        return member_table(means, base, best)
+        if self.on_counts:
+            assert not isinstance(reference, Evaluation)
+            return replicate_table(means, reference, self.columns)
+        assert not isinstance(reference, ReplicateScale)
+        base = None if reference is None else metric_means(reference.results, columns)
+        return member_table(means, base, self.best(evaluation))
 
     def _baselines(
         self, pair: Pair, training: TrainingSummary, de_real: pl.DataFrame | None, warnings: list[str]
@@ -121,7 +148,7 @@ class ScoreWork:
             kind: attempt(f"the {BASELINES[kind].label}", lambda kind=kind: make(kind), None, warnings)
             for kind in available_kinds(training, self.features)
         }
-        if found.get(REFERENCE) is None:
+        if found.get(REFERENCE) is None and not self.on_counts:
             warnings.append(
                 f"without the {BASELINES[REFERENCE].label} the normalised columns and the overall score are empty"
             )
@@ -131,18 +158,18 @@ class ScoreWork:
         self,
         pair: Pair,
         evaluation: Evaluation,
-        baseline: Evaluation | None,
+        reference: MemberReference,
         de_real: pl.DataFrame | None,
         warnings: list[str],
     ) -> dict[str, Verdict]:
         def rescore(changed: Pair) -> Overall:
-            return self.overall(self.evaluate(changed, de_real), baseline)[1]
+            return self.overall(self.evaluate(changed, de_real), reference)[1]
 
         return check_integrity(
             Scored(
                 pair=pair,
                 evaluation=evaluation,
-                overall=None if baseline is None else self.overall(evaluation, baseline)[1],
+                overall=None if reference is None else self.overall(evaluation, reference)[1],
                 training=self.training,
                 full=self.settings.integrity == "full",
                 rescore=rescore,

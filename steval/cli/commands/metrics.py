@@ -19,7 +19,8 @@ def metrics(
 
     Example: `steval metrics` or `steval metrics mae pr_auc` or `steval metrics vcc`
     """
-    from steval.evaluator.metrics.catalog import CATALOG, GOOD, with_arrow
+    from steval.evaluator.metrics.catalog import CATALOG, with_arrow
+    from steval.evaluator.metrics.metric import GOOD
     from steval.evaluator.metrics.profiles import PROFILES, profile_metrics, resolve
 
     chosen = {metric.name: metric for name in names or list(CATALOG) for metric in resolve(name)}

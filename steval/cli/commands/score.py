@@ -37,7 +37,9 @@ def score(
             "--train", help="Training cells, for the baselines.", show_default="the checkpoint's training data"
         ),
     ] = None,
-    profile: Annotated[str, typer.Option("--profile", help="vcc, minimal, full, de, anndata or pds.")] = "vcc",
+    profile: Annotated[
+        str, typer.Option("--profile", help="vcc, minimal, full, de, anndata or pds on lognorm; vcc2026 on counts.")
+    ] = "vcc",
     metrics: Annotated[str | None, typer.Option("--metrics", help="Metric names A,B,C in place of a profile.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Score directory.", show_default="PREDS.score beside PREDS")
@@ -58,7 +60,10 @@ def score(
         str, typer.Option("--integrity", help="basic, or full: also the checks that score again.")
     ] = "basic",
     by: Annotated[
-        str | None, typer.Option("--by", help="Score each cell type apart (cell_type); the headline is their mean.")
+        str | None,
+        typer.Option(
+            "--by", help="Score each cell type (cell_type) or context (context) apart; the headline is their mean."
+        ),
     ] = None,
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=0, help="Resamples of the perturbations for intervals.")

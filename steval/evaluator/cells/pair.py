@@ -6,7 +6,7 @@
 `Pair` is frozen. Genes are matched by name, so shuffled genes work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -49,12 +49,14 @@ class Pair:
         *,
         scale: Scale | None = None,
         takes: Scale = "lognorm",
+        otherwise: Mapping[Scale, str] | None = None,
         names: tuple[str, str] = ("predicted cells", "real cells"),
     ) -> Self:
         """Open and validate both sides.
 
         `pred`, `real`: path to an h5ad, `AnnData` or `CellFile`; `columns` hold for both; `scale` settles an undeclared scale;
-        `takes` is the scale that both must have.
+        `takes` is the scale that both must have, `otherwise` says of other scales what to do with them. On counts, predictions
+        need no control cells and those that are there are left out: the measured ones are every prediction's.
         Raises one `EvaluationError` that lists every problem (columns, controls, genes, perturbations, scale).
         """
         columns = columns or Columns()
@@ -63,7 +65,7 @@ class Pair:
             for source, name in zip((pred, real), names, strict=True):
                 opened.append(open_cells(source, name, columns.perturbation))
                 on_error.callback(opened[-1][0].close)
-            built = cls._validated(opened[0], opened[1], columns, (scale, takes), names)
+            built = cls._validated(opened[0], opened[1], columns, scale, (takes, otherwise or {}), names)
             on_error.pop_all()
         return built
 
@@ -73,18 +75,23 @@ class Pair:
         pred: tuple[CellFile, bool],
         real: tuple[CellFile, bool],
         columns: Columns,
-        scales: tuple[Scale | None, Scale],
+        scale: Scale | None,
+        demand: tuple[Scale, Mapping[Scale, str]],
         names: tuple[str, str],
     ) -> Self:
         both = list(zip((pred[0], real[0]), names, strict=True))
         problems = [problem for cells, name in both for problem in _column_problems(cells, columns, name)]
         groups = [{} if problems else group_rows(_labels(cells, columns)) for cells, _ in both]
-        problems += _group_problems(groups[0], groups[1], columns, names) if not problems else []
+        own_controls = demand[0] != "counts"
+        problems += _group_problems(groups[0], groups[1], columns, names, own_controls) if not problems else []
         alignment = _collect(problems, lambda: _same_genes(pred[0], real[0], names))
-        records = [_collect(problems, lambda cells=cells: _scale(cells, *scales)) for cells, _ in both]
+        records = [_collect(problems, lambda cells=cells: _scale(cells, scale, *demand)) for cells, _ in both]
         if problems:
             raise EvaluationError(f"{names[0]} and {names[1]} cannot be scored together", problems)
         identity = align(real[0].genes, real[0].genes)
+        notes = _notes(alignment, records, names)
+        if not own_controls and groups[0].pop(columns.control, None) is not None:
+            notes.append(f"control cells of the {names[0]} are left out: the measured ones are every prediction's")
         return cls(
             pred=StoredCells("predicted", pred[0], groups[0], alignment, pred[1]),
             real=StoredCells("real", real[0], groups[1], identity, real[1]),
@@ -93,7 +100,7 @@ class Pair:
             perturbations=tuple(name for name in groups[1] if name != columns.control),
             scale_pred=records[0],
             scale_real=records[1],
-            notes=tuple(_notes(alignment, records, names)),
+            notes=tuple(notes),
         )
 
     @property
@@ -134,7 +141,8 @@ class Pair:
         for name in names[1] if not problems else []:
             pred, real = (side.restricted(kinds == name, name) for side, kinds in zip(sides, types, strict=True))
             of_type = (f"predicted cells of type {name}", f"real cells of type {name}")
-            problems += _group_problems(pred.groups, real.groups, self.columns, of_type)
+            own_controls = self.scale_real.scale != "counts"
+            problems += _group_problems(pred.groups, real.groups, self.columns, of_type, own_controls)
             perturbations = tuple(group for group in real.groups if group != self.control)
             pairs[name] = replace(self, pred=pred, real=real, perturbations=perturbations, cell_type=name)
         if problems:
@@ -170,12 +178,17 @@ def _column_problems(cells: CellFile, columns: Columns, name: str) -> list[str]:
 
 
 def _group_problems(
-    pred: dict[str, np.ndarray], real: dict[str, np.ndarray], columns: Columns, names: tuple[str, str]
+    pred: dict[str, np.ndarray],
+    real: dict[str, np.ndarray],
+    columns: Columns,
+    names: tuple[str, str],
+    own_controls: bool,
 ) -> list[str]:
+    needing = [(pred, names[0]), (real, names[1])] if own_controls else [(real, names[1])]
     problems = [
         f"{name}: no control cells (label {columns.control!r} in column {columns.perturbation!r}); labels are "
         f"{_listed(list(groups))} (--control)"
-        for groups, name in ((pred, names[0]), (real, names[1]))
+        for groups, name in needing
         if columns.control not in groups
     ]
     perturbed = [[label for label in groups if label != columns.control] for groups in (pred, real)]
@@ -206,12 +219,13 @@ def _same_genes(pred: CellFile, real: CellFile, names: tuple[str, str]) -> GeneA
     return alignment
 
 
-def _scale(cells: CellFile, option: Scale | None, takes: Scale) -> ScaleRecord:
+def _scale(cells: CellFile, option: Scale | None, takes: Scale, otherwise: Mapping[Scale, str]) -> ScaleRecord:
     """Scale by declaration or by a few evenly spaced cells; every value is checked again when it is read for good."""
     record = resolve_scale(few_cells(cells), option)
     if record.scale != takes:
-        how = " (steval prepare makes it of counts)" if takes == "lognorm" else ""
-        raise DataError(f"{cells.name} holds {record.describe()}; {takes} is scored{how}")
+        how = " (steval prepare makes it of counts)" if takes == "lognorm" and record.scale == "counts" else ""
+        other = f"; {otherwise[record.scale]}" if record.scale in otherwise else ""
+        raise DataError(f"{cells.name} holds {record.describe()}; {takes} is scored{how}{other}")
     return record
 
 

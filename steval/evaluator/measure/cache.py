@@ -7,10 +7,12 @@ its arrays, and an entry that does not match is removed and computed again. Noth
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,6 +30,8 @@ from steval.settings import json_digest
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+
+T = TypeVar("T")
 
 
 def cached_scan(
@@ -61,36 +65,38 @@ def _read(
 ) -> tuple[SideTables, bool]:
     if directory is None or not isinstance(side, StoredCells):
         return scan(side, control, genes, needs, threads, engine), False
-    content = {"content": side.digest(), "subset": side.subset, "column": column, "control": control}
+    content = cache_content(side, column, control)
     if engine is not HOST:
         content["engine"] = engine.name
     for wanted in _sufficient(needs):
-        found = load_tables(entry_path(directory, content, wanted))
+        found = load_tables(entry_path(directory, content, asdict(wanted)))
         if found is not None:
             return found, True
     tables = scan(side, control, genes, needs, threads, engine)
-    try:
-        store_tables(entry_path(directory, content, needs), tables)
-    except (StevalError, SafetensorError, OSError) as error:
-        logger.warning("the scoring cache could not be written, results are not affected: %s", error)
+    keep(lambda: store_tables(entry_path(directory, content, asdict(needs)), tables))
     return tables, False
 
 
-def entry_path(directory: Path, content: dict[str, str], needs: Needs) -> Path:
+def cache_content(side: StoredCells, column: str, control: str) -> dict[str, str]:
+    """Which cells an entry is of."""
+    return {"content": side.digest(), "subset": side.subset, "column": column, "control": control}
+
+
+def entry_path(directory: Path, content: Mapping[str, str], needs: Mapping[str, Any]) -> Path:
     """The file of one side and one set of needs."""
     versions = {"steval": __version__, "format": FORMAT, "numpy": np.__version__, "numba": version("numba")}
-    return Path(directory) / f"{json_digest({**content, 'needs': asdict(needs), 'versions': versions})}.safetensors"
+    return Path(directory) / f"{json_digest({**content, 'needs': needs, 'versions': versions})}.safetensors"
 
 
 def store_tables(path: Path, tables: SideTables) -> None:
     """Write an entry atomically."""
     arrays = {"means": tables.means}
-    described = {"names": tables.names, "single": bool(tables.single), "de": None}
+    described: dict[str, Any] = {"names": tables.names, "single": bool(tables.single), "de": None}
     if tables.energy is not None:
         arrays["energy"] = tables.energy
     if tables.de is not None:
         de = tables.de
-        described["de"] = {  # type: ignore[assignment]
+        described["de"] = {
             "names": de.names,
             "genes": de.genes,
             "num_controls": de.num_controls,
@@ -98,6 +104,16 @@ def store_tables(path: Path, tables: SideTables) -> None:
         }
         for name in ("memberships", "target_mean", "reference_mean", "statistic", "p_value"):
             arrays[f"de.{name}"] = getattr(de, name)
+    store_entry(path, described, arrays)
+
+
+def load_tables(path: Path) -> SideTables | None:
+    """An entry, or None where there is none or it cannot be read; a damaged one is removed."""
+    return load_entry(path, _tables)
+
+
+def store_entry(path: Path, described: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays and what is said of them (plain JSON types) atomically, with a checksum of both."""
     text = json.dumps(described)
     with atomic_path(path) as partial:
         partial.touch()
@@ -106,8 +122,8 @@ def store_tables(path: Path, tables: SideTables) -> None:
         partial.chmod(mode)  # safetensors' files are the writer's alone; a cache may be shared
 
 
-def load_tables(path: Path) -> SideTables | None:
-    """An entry, or None where there is none or it cannot be read; a damaged one is removed."""
+def load_entry(path: Path, build: Callable[[dict[str, Any], dict[str, np.ndarray]], T]) -> T | None:
+    """What `build` makes of an entry, or None where there is none or it cannot be read; a damaged one is removed."""
     try:
         path.open("rb").close()
     except FileNotFoundError:
@@ -122,7 +138,7 @@ def load_tables(path: Path) -> SideTables | None:
         text = metadata["tables"]
         if metadata["sha256"] != _checksum(text, arrays):
             raise ValueError("its checksum does not match")
-        return _tables(json.loads(text), arrays)
+        return build(json.loads(text), arrays)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         logger.warning("cache entry %s is damaged (%s); it is computed again", path.name, error)
         with suppress(OSError):
@@ -130,7 +146,15 @@ def load_tables(path: Path) -> SideTables | None:
         return None
 
 
-def _tables(described: dict, arrays: dict[str, np.ndarray]) -> SideTables:  # type: ignore[type-arg]
+def keep(what: Callable[[], None]) -> None:
+    """Write to the cache; where that fails, say so and go on."""
+    try:
+        what()
+    except (StevalError, SafetensorError, OSError) as error:
+        logger.warning("the scoring cache could not be written, results are not affected: %s", error)
+
+
+def _tables(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> SideTables:
     de = described["de"]
     if de is not None:
         de = DifferentialExpression(

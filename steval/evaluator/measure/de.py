@@ -87,10 +87,10 @@ def sort_controls(control: Group, pool: ThreadPoolExecutor) -> SortedControls:
     ties = np.zeros(len(control.starts) - 1)
 
     def sort(bounds: tuple[int, int]) -> None:
-        padded = _sorted_rows(control, *bounds)
+        padded = sorted_rows(control.values, control.starts, *bounds)
         keep_sorted(padded, control.starts, *bounds, control.values, ties)
 
-    list(pool.map(sort, _gene_chunks(control.starts)))
+    list(pool.map(sort, gene_chunks(control.starts)))
     return SortedControls(control.num_cells, control.starts, control.values, ties, control.natural_mean)
 
 
@@ -98,9 +98,9 @@ def rank_group(group: Group, controls: SortedControls) -> tuple[np.ndarray, np.n
     """U and p of one perturbation against the controls, each `[G]` float64."""
     num_genes = len(group.starts) - 1
     statistic, p_value = np.empty(num_genes), np.empty(num_genes)
-    for first, last in _gene_chunks(group.starts):
+    for first, last in gene_chunks(group.starts):
         rank_genes(
-            _sorted_rows(group, first, last),
+            sorted_rows(group.values, group.starts, first, last),
             group.starts,
             first,
             last,
@@ -131,16 +131,17 @@ def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
     return np.clip(result, 0.0, 1.0)
 
 
-def _sorted_rows(group: Group, first: int, last: int) -> np.ndarray:
-    """Values of genes `first` to `last`, a row each, ascending, +inf behind."""
-    width = int(np.diff(group.starts[first : last + 1]).max())
-    padded = np.empty((last - first, width), dtype=group.values.dtype)
-    pad_genes(group.values, group.starts, first, last, padded)
+def sorted_rows(values: np.ndarray, starts: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Values of genes `first` to `last`, a row each, ascending, the largest number there is behind."""
+    width = int(np.diff(starts[first : last + 1]).max())
+    padded = np.empty((last - first, width), dtype=values.dtype)
+    largest = np.inf if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+    pad_genes(values, starts, first, last, padded, largest)
     padded.sort(axis=1)
     return padded
 
 
-def _gene_chunks(starts: np.ndarray) -> Sequence[tuple[int, int]]:
+def gene_chunks(starts: np.ndarray) -> Sequence[tuple[int, int]]:
     """Ranges of genes whose padded values are sorted together."""
     counts = np.diff(starts)
     widest = max(1, int(counts.max(initial=0)))

@@ -38,7 +38,7 @@ def read_group(side: Cells, name: str, lock: Lock, keep_matrix: bool = False) ->
     """Read the cells of `name` and turn them; values that cannot be lognorm are an `EvaluationError`."""
     num_cells = len(side.groups[name])
     if side.is_read_twice and num_cells > STREAMED_CELLS and not keep_matrix:
-        return _turned(side, name, lambda: _locked(side.pieces(name), lock), None)
+        return _turned(side, name, lambda: locked(side.pieces(name), lock), None)
     with lock:
         pieces = list(side.pieces(name))
     matrix = sp.csr_matrix(sp.vstack(pieces, format="csr")) if keep_matrix else None
@@ -78,7 +78,7 @@ def _turned(side: Cells, name: str, read: Callable[[], Iterable[sp.csr_matrix]],
     return Group(name, num_cells, starts, values, sums / num_cells, back_transform(mean), matrix)
 
 
-def _locked(pieces: Iterator[sp.csr_matrix], lock: Lock) -> Iterator[sp.csr_matrix]:
+def locked(pieces: Iterator[sp.csr_matrix], lock: Lock) -> Iterator[sp.csr_matrix]:
     """`pieces`, each read under the lock."""
     while True:
         with lock:

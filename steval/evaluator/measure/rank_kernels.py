@@ -50,8 +50,8 @@ def add_cells(indptr, indices, data, factor, next_place, values, sums, scaled_su
 
 
 @compiled
-def pad_genes(values, starts, first, last, padded):  # type: ignore[no-untyped-def]
-    """Copy genes `first` to `last` into rows of `padded [last - first, width]`; what is left of a row is +inf."""
+def pad_genes(values, starts, first, last, padded, largest):  # type: ignore[no-untyped-def]
+    """Copy genes `first` to `last` into rows of `padded [last - first, width]`; what is left of a row is `largest`."""
     width = padded.shape[1]
     for gene in range(first, last):
         row = padded[gene - first]
@@ -60,7 +60,7 @@ def pad_genes(values, starts, first, last, padded):  # type: ignore[no-untyped-d
         for k in range(count):
             row[k] = values[begin + k]
         for k in range(count, width):
-            row[k] = np.inf
+            row[k] = largest
 
 
 @compiled
@@ -84,7 +84,7 @@ def keep_sorted(padded, starts, first, last, values, tie_terms):  # type: ignore
 
 
 @compiled
-def _first_not_below(values, begin, end, value):  # type: ignore[no-untyped-def]
+def first_not_below(values, begin, end, value):  # type: ignore[no-untyped-def]
     """Position of the first of the sorted `values[begin:end]` that is not below `value`; `end` if there is none.
 
     The answer is usually near `begin`: growing steps find its window of 16, which is counted without branches.
@@ -139,7 +139,7 @@ def rank_genes(  # type: ignore[no-untyped-def]
             same = 1
             while k + same < count and row[k + same] == value:
                 same += 1
-            place = _first_not_below(control_values, place, end, value)
+            place = first_not_below(control_values, place, end, value)
             equal = 0
             while place + equal < end and control_values[place + equal] == value:
                 equal += 1
@@ -155,11 +155,11 @@ def rank_genes(  # type: ignore[no-untyped-def]
         block = float(zeros + control_zeros)
         ties += block * block * block - block
         statistic[gene] = wins
-        p_value[gene] = _two_sided(wins, float(num_cells), float(num_controls), ties)
+        p_value[gene] = two_sided(wins, float(num_cells), float(num_controls), ties)
 
 
 @compiled
-def _two_sided(wins, num_cells, num_controls, ties):  # type: ignore[no-untyped-def]
+def two_sided(wins, num_cells, num_controls, ties):  # type: ignore[no-untyped-def]
     """p of U = `wins`, in the order of operations of numba-mwu."""
     total = num_cells + num_controls
     largest = max(wins, num_cells * num_controls - wins)

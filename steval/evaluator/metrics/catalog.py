@@ -1,104 +1,19 @@
 """The catalog: all that is known of each metric, in one frozen entry. A new metric is a function and an entry here.
 
-Names, options, best values and order are those of cell-eval 0.8.2 (MIT licence, Arc Research Institute), which stays the
-authority for values: tests hold every metric against it.
+Names, options, best values and order are those of cell-eval 0.8.2, on counts of cell-eval2 0.20.0 (MIT licence, Arc Research
+Institute), which stay the authority for values: tests hold every metric against them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from steval.errors import ConfigError, nearest_names
 from steval.evaluator.metrics import bulk, de, functions
-
-if TYPE_CHECKING:
-    from steval.evaluator.metrics.functions import Inputs, Value
-
-Family = Literal["de", "anndata"]
-Best = Literal["high", "low", "none"]
-Kind = Literal["bulk", "discrimination", "edistance", "clustering", "overlap", "significant", "auc"]
-Range = tuple[float | None, float | None]
+from steval.evaluator.metrics.count_catalog import COUNT_METRICS
+from steval.evaluator.metrics.metric import ARROWS, CORRELATION, POSITIVE, SHARE, Metric, Range
 
 DEPTHS: tuple[int | None, ...] = (None, 50, 100, 200, 500)
-SHARE: Range = (0.0, 1.0)
-CORRELATION: Range = (-1.0, 1.0)
-POSITIVE: Range = (0.0, None)
-
-
-GOOD: Mapping[Best, str] = MappingProxyType(
-    {"high": "high is good", "low": "low is good", "none": "neither high nor low is good in itself"}
-)
-ARROWS: Mapping[str, str] = MappingProxyType({"high": "↑", "low": "↓", "none": ""})
-"""Beside a metric's name: the better direction."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One entry of the catalog."""
-
-    name: str
-    function: "Callable[[dict[str, Any], Inputs], Value]"
-    """Its value for each perturbation, or one over all, of its options and what was measured."""
-    family: Family
-    """`de`: computed from differential expression tables; `anndata`: from the cells."""
-    kind: Kind
-    """Metrics of a kind read the same and cost the same."""
-    description: str
-    best: Best
-    """Whether high or low values are good; `none` has no best value and is no member of a score."""
-    bounds: Range
-    """Smallest and largest value it can have; None: no bound."""
-    undefined: str = "the value is not defined"
-    """Why a perturbation may have no value."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Options with their defaults, named as in cell-eval."""
-    free_options: bool = False
-    """Whether it takes further options, which go to the distance."""
-    over_all: bool = False
-    """One value is computed over all perturbations and repeated for each, so their rows cannot be resampled."""
-    corrected: bool = False
-    """Whether cell-eval's ceiling carries it from half to full depth by Spearman–Brown (its `SB_METRICS`)."""
-    shown: int | None = None
-    """Its place among the metrics that get a panel in the report before others; None: after them."""
-    parts: tuple[str, ...] = ()
-    """Where it gives several numbers: their names, which are appended to its own in the results."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of its columns in the results."""
-        return tuple(f"{self.name}_{part}" for part in self.parts) or (self.name,)
-
-    @property
-    def limits(self) -> str:
-        """For readers: which values it can have."""
-        low, high = self.bounds
-        return f"{low:g} to {high:g}" if high is not None else f"{low:g} up" if low is not None else "any number"
-
-    @property
-    def sentence(self) -> str:
-        """For readers: what it is, which values it can have, which are good."""
-        limits = self.limits if self.bounds[0] is None else f"from {self.limits}"
-        return f"{self.description}; {limits}, {GOOD[self.best]}."
-
-    def as_dict(self) -> dict[str, Any]:
-        """What readers need, as plain JSON types."""
-        bounds = dict(zip(("low", "high"), self.bounds, strict=True))
-        options = {name: list(value) if isinstance(value, tuple) else value for name, value in self.options.items()}
-        named = {name: getattr(self, name) for name in ("name", "family", "description", "best", "undefined")}
-        return {**named, "bounds": bounds, "options": options}
-
-    def resolved(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Its options with `options` put over the defaults; an unknown one is a `ConfigError`."""
-        unknown = sorted(set(options or {}) - set(self.options))
-        if unknown and not self.free_options:
-            allowed = ", ".join(self.options) or "(none)"
-            raise ConfigError(f"metric {self.name} has no option {', '.join(unknown)}; its options are: {allowed}")
-        return {**self.options, **(options or {})}
-
 
 _BULK = {"embed_key": None}
 _FDR = {"fdr_threshold": 0.05}
@@ -278,10 +193,11 @@ _ALL = (
         },
         over_all=True,
     ),
+    *COUNT_METRICS,
 )
 
 CATALOG: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
-"""Every metric by name, in cell-eval's order of registration."""
+"""Every metric by name, in cell-eval's order of registration, those on counts behind."""
 BY_COLUMN: Mapping[str, Metric] = MappingProxyType({column: metric for metric in _ALL for column in metric.columns})
 """The metric that a column of the results belongs to."""
 

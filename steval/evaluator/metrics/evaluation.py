@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -30,10 +30,14 @@ from steval.evaluator.measure.de import DifferentialExpression
 from steval.evaluator.measure.de_tables import DEComparison, compare
 from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.measure.scan import Needs, SideTables
-from steval.evaluator.metrics.catalog import Metric, find_metric
+from steval.evaluator.metrics.catalog import find_metric
 from steval.evaluator.metrics.functions import METRIC_ERRORS, Inputs, Value
+from steval.evaluator.metrics.metric import Metric
 from steval.evaluator.metrics.profiles import resolve
 from steval.machine import num_cores
+
+if TYPE_CHECKING:
+    from steval.evaluator.metrics.count_inputs import CountInputs
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ DESource = DifferentialExpression | pl.DataFrame | None
 
 @dataclass(frozen=True)
 class Pseudobulk:
-    """Mean lognorm expression of each perturbation and of the control."""
+    """Mean lognorm expression of each perturbation and of the control; on counts their log profiles (`count_inputs`)."""
 
     names: tuple[str, ...]
     """Sorted; the control is among them."""
@@ -63,6 +67,8 @@ class Evaluation:
     notes: tuple[str, ...]
     failed: tuple[str, ...] = ()
     """Metrics that could not be computed at all; cell-eval leaves them out of its tables."""
+    counts: "CountInputs | None" = None
+    """Both tables on one grid, where the metrics are on counts."""
     _real: DESource = None
     _pred: DESource = None
 
@@ -99,18 +105,11 @@ def evaluate(
     chosen = resolve(metrics)
     settings = resolve_options(chosen, options or {})
     clock = Clock()
-    inputs, from_cache = read_inputs(
-        pair, chosen, settings, de_real, de_pred, cache, threads or num_cores(), epsilon, clock, engine
-    )
-    values: dict[str, Value] = {}
-    failures: list[dict[str, str | None]] = []
-    for metric in chosen:
-        with clock.stage(f"metric {metric.name}"):
-            try:
-                values[metric.name] = metric.function(settings[metric.name], inputs)
-            except METRIC_ERRORS as error:
-                logger.warning("metric %s failed: %s", metric.name, error)
-                failures.append({"perturbation": None, "metric": metric.name, "reason": str(error) or repr(error)})
+    threads = threads or num_cores()
+    if chosen[0].scale == "counts":
+        return _evaluate_counts(pair, chosen, settings, cache, threads, clock)
+    inputs, from_cache = read_inputs(pair, chosen, settings, de_real, de_pred, cache, threads, epsilon, clock, engine)
+    values, failures = _values(chosen, settings, inputs, clock)
     results = _table(chosen, values, pair.perturbations)
     failures += _undefined(chosen, values, results)
     return Evaluation(
@@ -119,11 +118,60 @@ def evaluate(
         pseudobulk_real=Pseudobulk(inputs.real.names, inputs.real.pseudobulk),
         pseudobulk_pred=Pseudobulk(inputs.pred.names, inputs.pred.pseudobulk),
         timings=clock.seconds,
-        notes=(*pair.notes, *(["the real side came from the cache"] if from_cache else [])),
+        notes=_notes(pair, from_cache),
         failed=tuple(metric.name for metric in chosen if metric.name not in values),
         _real=inputs.real.de if de_real is None else de_real,
         _pred=inputs.pred.de if de_pred is None else de_pred,
     )
+
+
+def _evaluate_counts(
+    pair: Pair,
+    chosen: Sequence[Metric],
+    settings: Mapping[str, Mapping[str, Any]],
+    cache: Path | None,
+    threads: int,
+    clock: Clock,
+) -> Evaluation:
+    from steval.evaluator.metrics.count_evaluation import differential_expression, profiles_by_name, read_count_inputs
+
+    inputs, from_cache = read_count_inputs(pair, cache, threads, clock)
+    values, failures = _values(chosen, settings, inputs, clock)
+    results = _table(chosen, values, pair.perturbations)
+    failures += _undefined(chosen, values, results)
+    profiles = profiles_by_name(inputs, pair.control)
+    return Evaluation(
+        results=results,
+        failures=pl.DataFrame(failures, schema=FAILURE_SCHEMA),
+        pseudobulk_real=Pseudobulk(*profiles["real"]),
+        pseudobulk_pred=Pseudobulk(*profiles["pred"]),
+        timings=clock.seconds,
+        notes=_notes(pair, from_cache),
+        failed=tuple(metric.name for metric in chosen if metric.name not in values),
+        counts=inputs,
+        _real=differential_expression(inputs.real, inputs),
+        _pred=differential_expression(inputs.pred, inputs),
+    )
+
+
+def _values(
+    chosen: Sequence[Metric], settings: Mapping[str, Mapping[str, Any]], inputs: Any, clock: Clock
+) -> tuple[dict[str, Value], list[dict[str, str | None]]]:
+    """The value of each metric, and a row for each that failed."""
+    values: dict[str, Value] = {}
+    failures: list[dict[str, str | None]] = []
+    for metric in chosen:
+        with clock.stage(f"metric {metric.name}"):
+            try:
+                values[metric.name] = metric.function(dict(settings[metric.name]), inputs)
+            except METRIC_ERRORS as error:
+                logger.warning("metric %s failed: %s", metric.name, error)
+                failures.append({"perturbation": None, "metric": metric.name, "reason": str(error) or repr(error)})
+    return values, failures
+
+
+def _notes(pair: Pair, from_cache: bool) -> tuple[str, ...]:
+    return (*pair.notes, *(["the real side came from the cache"] if from_cache else []))
 
 
 def evaluate_by_cell_type(pair: Pair, metrics: str | Sequence[str] = "full", **arguments: Any) -> dict[str, Evaluation]:

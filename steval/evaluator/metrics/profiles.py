@@ -14,7 +14,7 @@ from steval.data.cells.scale import Scale
 from steval.errors import ConfigError, nearest_names
 
 if TYPE_CHECKING:
-    from steval.evaluator.metrics.catalog import Metric
+    from steval.evaluator.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Profile:
     """In place of `metrics`: all metrics of these families."""
     scale: Scale = "lognorm"
     """The scale of the cells that it scores."""
+    context: str | None = None
+    """The obs column whose groups it scores apart wherever both sides have it."""
 
 
 _ALL = (
@@ -50,6 +52,24 @@ _ALL = (
             "de_nsig_counts",
         ),
     ),
+    Profile(
+        "vcc2026",
+        "The six members of the Virtual Cell Challenge of 2026 and what explains them; on counts, context by context.",
+        (
+            "pds_cosine",
+            "expr_mse_unbiased_capped_norm",
+            "de_wilcoxon_direction_fidelity_yield_raw",
+            "de_wilcoxon_direction_reach_raw",
+            "de_wilcoxon_sig_jaccard",
+            "de_wilcoxon_lfc_nmae",
+            "expr_mse_unbiased",
+            "expr_mse_unbiased_capped",
+            "expr_distance_unbiased",
+            "expr_real_mass_ratio",
+        ),
+        scale="counts",
+        context="context",
+    ),
     Profile("full", "Every metric of cell-eval.", families=("de", "anndata")),
     Profile("de", "Every metric on differential expression.", families=("de",)),
     Profile("anndata", "Every metric on the cells themselves.", families=("anndata",)),
@@ -70,12 +90,27 @@ def profile_metrics(name: str) -> tuple[str, ...]:
     from steval.evaluator.metrics.catalog import CATALOG
 
     profile = PROFILES[name]
-    return profile.metrics or tuple(name for name, metric in CATALOG.items() if metric.family in profile.families)
+    of_families = (
+        name for name, metric in CATALOG.items() if metric.family in profile.families and metric.scale == profile.scale
+    )
+    return profile.metrics or tuple(of_families)
 
 
 def scored_scale(metrics: str | Sequence[str]) -> Scale:
     """The scale of the cells that a profile, or metrics by name, are computed on."""
-    return PROFILES[metrics].scale if isinstance(metrics, str) and metrics in PROFILES else "lognorm"
+    if isinstance(metrics, str) and metrics in PROFILES:
+        return PROFILES[metrics].scale
+    return resolve(metrics)[0].scale
+
+
+def takers(scale: Scale) -> str:
+    """For messages: the profiles that score cells on `scale`; empty where none does."""
+    return ", ".join(name for name, profile in PROFILES.items() if profile.scale == scale)
+
+
+def context_column(metrics: str | Sequence[str]) -> str | None:
+    """The obs column whose groups a profile scores apart; None for all others and for metrics by name."""
+    return PROFILES[metrics].context if isinstance(metrics, str) and metrics in PROFILES else None
 
 
 def resolve(metrics: str | Sequence[str]) -> "tuple[Metric, ...]":
@@ -95,4 +130,9 @@ def resolve(metrics: str | Sequence[str]) -> "tuple[Metric, ...]":
     if not names:
         raise ConfigError("no metric was asked for; give a profile or at least one name")
     found = [find_metric(name) for name in names]
+    if len({metric.scale for metric in found}) > 1:
+        on = {scale: [m.name for m in found if m.scale == scale] for scale in ("lognorm", "counts")}
+        raise ConfigError(
+            f"{', '.join(on['lognorm'])} are computed on lognorm, {', '.join(on['counts'])} on counts; score them in two runs"
+        )
     return tuple(sorted(found, key=lambda metric: metric.family == "anndata"))

@@ -10,8 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from steval.evaluator.metrics.catalog import BY_COLUMN, Best
-from steval.evaluator.reference.members import clipped_members, metric_means, overall_scores, unclipped_members
+from steval.evaluator.metrics.catalog import BY_COLUMN
+from steval.evaluator.metrics.metric import Best, Metric
+from steval.evaluator.reference.members import (
+    clipped_members,
+    limited_members,
+    metric_means,
+    overall_scores,
+    replicate_members,
+    replicate_overall,
+    unclipped_members,
+)
+from steval.evaluator.reference.replicates import ReplicateScale
 
 LEVEL = 0.95
 FEWEST_PERTURBATIONS = 3
@@ -107,6 +117,39 @@ def score_intervals(
     total, plain = overall_scores(unclipped, best)
     found.append(("normalised", "overall", *interval(total)))
     found.append(("unclipped", "overall", *interval(plain)))
+    return _interval_frame(found, num)
+
+
+def replicate_intervals(
+    results: pl.DataFrame, scale: ReplicateScale | None, metrics: Sequence[Metric], draws: int, seed: int
+) -> pl.DataFrame:
+    """As `score_intervals`, of metrics on counts: both ends of the scale are held, the prediction's values are resampled.
+
+    A ratio of sums is resampled by its parts where the results hold them.
+    """
+    names = [metric.name for metric in metrics]
+    rows = metric_rows(results, names)
+    num = len(rows.perturbations)
+    if draws < 1 or num < FEWEST_PERTURBATIONS:
+        return _interval_frame([], num)
+    weights = draw_weights(num, draws, seed)
+    samples, usable = held_means(results, names, weights), rows.resampled.copy()
+    for index, metric in enumerate(metrics):
+        if metric.ratio is not None and set(metric.ratio) <= set(results.columns):
+            over, under = (resampled_means(metric_rows(results, [part]).values, weights)[:, 0] for part in metric.ratio)
+            samples[:, index] = np.divide(over, under, out=np.full(draws, np.nan), where=under > 0)
+            usable[index] = True
+    found = [("value", name, *_of(samples[:, i], usable[i])) for i, name in enumerate(names)]
+    if scale is None:
+        return _interval_frame(found, num)
+    unclipped = replicate_members(samples, scale, metrics)
+    limited = limited_members(unclipped, metrics)
+    for index, metric in enumerate(metrics):
+        is_member = bool(usable[index]) and metric.best != "none"
+        found.append(("normalised", metric.name, *_of(limited[:, index], is_member)))
+        found.append(("unclipped", metric.name, *_of(unclipped[:, index], is_member)))
+    found.append(("normalised", "overall", *interval(replicate_overall(limited, metrics))))
+    found.append(("unclipped", "overall", *interval(replicate_overall(unclipped, metrics))))
     return _interval_frame(found, num)
 
 

@@ -6,16 +6,22 @@ cell-eval 0.8.2's rule (`score_agg_metrics`): with u the prediction's mean over 
 
 NaN counts as 0, each member is clipped at 0, and the overall score is the mean of the clipped members. The unclipped
 members show what clipping hides. A metric without a best value (counts of significant genes) is no member.
+
+On counts a member lies between both ends of the replicate scale (cell-eval2 0.20.0): with b the generic response's mean and r
+the replicates', n = (u - b) / (r - b) whichever is good, kept within the metric's stated limits; the overall score is their mean.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from steval.evaluator.metrics.catalog import Best
+from steval.evaluator.metrics.metric import Best, Metric
+
+if TYPE_CHECKING:
+    from steval.evaluator.reference.replicates import ReplicateScale
 
 LEADERBOARD_FACTOR = 100.0
 
@@ -103,6 +109,59 @@ def member_table(
         },
     )
     return table, Overall(clipped=float(clipped), unclipped=float(plain))
+
+
+def replicate_members(values: np.ndarray, scale: "ReplicateScale", metrics: Sequence[Metric]) -> np.ndarray:
+    """Members on the replicate scale before limits; `values [..., M]`.
+
+    NaN where a metric is no member or its scale has no two ends. A value that is missing counts as the worst there is.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    ends = [scale.ends(metric) for metric in metrics]
+    low, high = (np.array([np.nan if end is None else end[i] for end in ends]) for i in range(2))
+    worst = np.array([0.0 if metric.member_limits[0] is None else np.nan for metric in metrics])
+    floors = np.array([np.nan if metric.member_limits[0] is None else metric.member_limits[0] for metric in metrics])
+    members = (np.where(np.isnan(values), worst, values) - low) / (high - low)
+    return np.where(np.isnan(members) & ~np.isnan(low), floors, members)
+
+
+def limited_members(unclipped: np.ndarray, metrics: Sequence[Metric]) -> np.ndarray:
+    """Members kept within the limits that each metric states; NaN stays."""
+    low = [-np.inf if metric.member_limits[0] is None else metric.member_limits[0] for metric in metrics]
+    high = [np.inf if metric.member_limits[1] is None else metric.member_limits[1] for metric in metrics]
+    return np.clip(unclipped, low, high)
+
+
+def replicate_overall(members: np.ndarray, metrics: Sequence[Metric]) -> np.ndarray:
+    """Mean of the members `[..., M]` of the challenge; NaN where one of them has no scale."""
+    is_member = np.array([metric.best != "none" for metric in metrics], dtype=bool)
+    if not is_member.any():
+        return np.full(members.shape[:-1], np.nan)
+    return members[..., is_member].mean(axis=-1)
+
+
+def replicate_table(
+    values: Mapping[str, float | None], scale: "ReplicateScale | None", columns: Mapping[str, Metric]
+) -> tuple[pl.DataFrame, Overall]:
+    """As `member_table`, on the replicate scale; without one the last three columns are empty."""
+    metrics = [columns[name] for name in values]
+    value = _array(values, list(values))
+    unclipped = np.full(len(metrics), np.nan) if scale is None else replicate_members(value, scale, metrics)
+    limited = limited_members(unclipped, metrics)
+    has_scale = ~np.isnan(unclipped)
+    table = pl.DataFrame(
+        {
+            "metric": list(values),
+            "value": list(values.values()),
+            "baseline": [None if scale is None else scale.baseline.get(name) for name in values],
+            "normalised": _optional(limited, has_scale),
+            "unclipped": _optional(unclipped, has_scale),
+        },
+        schema=dict.fromkeys(("metric",), pl.String)
+        | dict.fromkeys(("value", "baseline", "normalised", "unclipped"), pl.Float64),
+    )
+    clipped, plain = (float(replicate_overall(members, metrics)) for members in (limited, unclipped))
+    return table, Overall(clipped=clipped, unclipped=plain)
 
 
 def _array(values: Mapping[str, float | None], metrics: Sequence[str]) -> np.ndarray:

@@ -13,8 +13,9 @@ import polars as pl
 
 from steval.evaluator.attempt import attempt
 from steval.evaluator.integrity.verdict import REMARKS, Status
-from steval.evaluator.metrics.catalog import BY_COLUMN, GOOD, with_arrow
+from steval.evaluator.metrics.catalog import BY_COLUMN, with_arrow
 from steval.evaluator.metrics.changes import SIGNIFICANT_FDR
+from steval.evaluator.metrics.metric import GOOD
 from steval.evaluator.report.drawing import COLOURS, draw
 from steval.evaluator.report.figures import draw_changes, draw_distributions, draw_members, draw_overlap
 from steval.evaluator.report.report import PREDICTION, ScoreReport, of_type
