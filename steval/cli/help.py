@@ -104,7 +104,7 @@ OPTIONS: dict[str, Shown] = {
     "--metrics-only": Shown(SCORING),
     "--ceiling": Shown(SCORING),
     "--integrity": Shown(SCORING, "basic|full"),
-    "--by": Shown(SCORING, "cell_type"),
+    "--by": Shown(SCORING, "cell_type|context"),
     "--bootstrap": Shown(SCORING, "N"),
     "--cache-dir": Shown(SCORING, "DIR"),
     "--features": Shown(NETWORK, "FILE"),

@@ -91,7 +91,7 @@ def completed(command: str, name: str, incomplete: str, **given) -> list[str]:
 def test_values_are_completed(tmp_path):
     assert completed("predict", "--compression", "l") == ["lzf"]
     assert "quick-cpu" in completed("finetune", "config", "q")
-    assert completed("score", "--profile", "v") == ["vcc"]
+    assert completed("score", "--profile", "v") == ["vcc", "vcc2026"]
     assert completed("score", "--metrics", "mse,ma")[:1] == ["mse,mae"]
     obs = pd.DataFrame({"gene": ["a", "b"], "guide": ["1", "2"], "n": [1, 2]}, index=["x", "y"])
     cells = ad.AnnData(np.ones((2, 3), np.float32), obs=obs)

@@ -155,19 +155,20 @@ def check_scatter(pred: SideEvidence, real: SideEvidence) -> Verdict:
     )
 
 
-def check_scale(pred: SideEvidence, real: SideEvidence) -> Verdict:
-    """Total expression of a cell, predicted against real."""
+def check_scale(pred: SideEvidence, real: SideEvidence, on_counts: bool) -> Verdict:
+    """Total expression of a cell, or its number of counts, predicted against real."""
     medians = [np.median(side.gather("totals")) for side in (pred, real)]
     ratio = float(medians[0] / medians[1]) if medians[1] > 0 else float("inf")
     distance = max(ratio, 1 / ratio) if ratio > 0 else float("inf")
     status = graded(distance, SCALE_WARN, SCALE_FAIL)
-    effect = "." if status == "ok" else "; the two files were not normalised alike (target_sum, or counts)."
-    return Verdict(
-        status,
-        ratio,
-        SCALE_WARN,
-        f"A predicted cell's total expression is {ratio:.3g} × a real cell's{effect}",
+    what = "number of counts" if on_counts else "total expression"
+    why = (
+        "predicted cells have another depth"
+        if on_counts
+        else "the two files were not normalised alike (target_sum, or counts)"
     )
+    effect = "." if status == "ok" else f"; {why}."
+    return Verdict(status, ratio, SCALE_WARN, f"A predicted cell's {what} is {ratio:.3g} × a real cell's{effect}")
 
 
 def check_totals_leak(pred: SideEvidence, real: SideEvidence) -> Verdict:

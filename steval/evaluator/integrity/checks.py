@@ -7,14 +7,17 @@ Each check gives a measurement, the limit it was held against, a status (ok, war
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from steval.evaluator.attempt import attempt
 from steval.evaluator.cells.digests import sketch_genes
 from steval.evaluator.cells.pair import Pair
-from steval.evaluator.cells.sides import StoredCells
+from steval.evaluator.cells.sides import Cells, StoredCells
+from steval.evaluator.cells.views import seen_as_lognorm
 from steval.evaluator.integrity import cell_checks as cells
+from steval.evaluator.integrity import count_checks
 from steval.evaluator.integrity import effect_checks as effects
 from steval.evaluator.integrity import score_checks as scores
 from steval.evaluator.integrity.evidence import SideEvidence, gather_evidence
@@ -23,6 +26,9 @@ from steval.evaluator.metrics.changes import de_counts
 from steval.evaluator.metrics.evaluation import Evaluation
 from steval.evaluator.reference.members import Overall
 from steval.evaluator.reference.training import TrainingSummary
+
+if TYPE_CHECKING:
+    from steval.evaluator.metrics.count_inputs import CountInputs
 
 NO_TRAINING = "no training cells were given"
 NO_DE = "no metric needed differential expression"
@@ -81,16 +87,21 @@ class Check:
     measure: Callable[[Facts], Verdict]
     full: bool = False
     """Made under the full level only, because it scores again."""
+    counts: bool = False
+    """Made of cells on counts only."""
 
 
 def check_integrity(scored: Scored, warnings: list[str] | None = None) -> dict[str, Verdict]:
     """What each check found, by name, in the order of the table; one that breaks is a note, with a sentence in `warnings`."""
     pair, training = scored.pair, scored.training
-    sketched = _control_sketch(pair) if training is None else training.sketched
-    pred, real = (gather_evidence(side, pair.control, sketched, scored.threads) for side in (pair.pred, pair.real))
+    sides = seen_as_lognorm(pair)
+    sketched = _control_sketch(sides[1], pair.control) if training is None else training.sketched
+    pred, real = (gather_evidence(side, pair.control, sketched, scored.threads) for side in sides)
     facts = Facts(scored, pred, real)
     told = [] if warnings is None else warnings
-    return {check.name: _made(check, facts, told) for check in CHECKS if scored.full or not check.full}
+    on_counts = scored.evaluation.counts is not None
+    chosen = [check for check in CHECKS if (scored.full or not check.full) and (on_counts or not check.counts)]
+    return {check.name: _made(check, facts, told) for check in chosen}
 
 
 def _made(check: Check, facts: Facts, warnings: list[str]) -> Verdict:
@@ -99,10 +110,10 @@ def _made(check: Check, facts: Facts, warnings: list[str]) -> Verdict:
     return found or Verdict("note", None, None, f"Not checked: {warnings[before]}.")
 
 
-def _control_sketch(pair: Pair) -> np.ndarray:
+def _control_sketch(real: Cells, control: str) -> np.ndarray:
     """Sketch genes by the real control cells."""
-    total = np.zeros(len(pair.genes))
-    for piece in pair.real.pieces(pair.control):
+    total = np.zeros(real.num_genes)
+    for piece in real.pieces(control):
         total += np.bincount(piece.indices, piece.data, len(total))
     return sketch_genes(total)
 
@@ -121,6 +132,8 @@ def _contract(facts: Facts) -> Verdict:
 
 
 def _hidden_error(facts: Facts) -> Verdict:
+    if facts.scored.evaluation.counts is not None:
+        return skipped("on counts an error no better than the generic response counts 0; `unclipped` says by how much")
     profile = None if facts.training is None else facts.training.mean_profile
     return scores.check_hidden_error(facts.pred, facts.real, profile)
 
@@ -158,13 +171,26 @@ def _control_gain(facts: Facts) -> Verdict:
     return scores.check_control_gain(scored.pair, scored.overall, np.array_equal(ours, theirs), scored.rescore)
 
 
+def _of_counts(measure: Callable[["CountInputs"], Verdict]) -> Callable[[Facts], Verdict]:
+    def made(facts: Facts) -> Verdict:
+        assert facts.scored.evaluation.counts is not None
+        return measure(facts.scored.evaluation.counts)
+
+    return made
+
+
 def _scaling(factor: float) -> Callable[[Facts], Verdict]:
     def measure(facts: Facts) -> Verdict:
         scored = facts.scored
         if scored.overall is None:
             return skipped(scores.NO_OVERALL)
         size = effects.effect_size(facts.pred, facts.real)
-        return scores.check_scaling(scored.pair, facts.pred, scored.overall, size, factor, scored.rescore)
+        inputs = scored.evaluation.counts
+        if inputs is None:
+            change = scores.scaled_effects(scored.pair, facts.pred, factor)
+        else:
+            change = scores.scaled_fold_changes(inputs, factor, scored.seed)
+        return scores.check_scaling(scored.pair, change, scored.overall, size, factor, scored.rescore)
 
     return measure
 
@@ -175,7 +201,11 @@ CHECKS = (
         "genes or perturbations missing or added (such a pair is refused before it is scored)",
         _contract,
     ),
-    Check("scale", "cells normalised to another total than the real ones", lambda f: cells.check_scale(f.pred, f.real)),
+    Check(
+        "scale",
+        "cells normalised to another total than the real ones, or of another number of counts",
+        lambda f: cells.check_scale(f.pred, f.real, f.scored.evaluation.counts is not None),
+    ),
     Check(
         "predicted controls",
         "control cells that are not the measured ones, from which every effect is measured",
@@ -254,6 +284,24 @@ CHECKS = (
         lambda f: cells.check_totals_leak(f.pred, f.real),
     ),
     Check("cell numbers", "numbers of cells that follow the number of significant genes", _numbers),
+    Check(
+        "untested genes boosted",
+        "genes whose control mean is at or under the 5 CPM from which genes are tested, raised",
+        _of_counts(count_checks.check_untested_genes),
+        counts=True,
+    ),
+    Check(
+        "scatter that cancels",
+        "cells that scatter as a sample does while the profiles of perturbations hardly do",
+        _of_counts(count_checks.check_cancelling_scatter),
+        counts=True,
+    ),
+    Check(
+        "counts put on few genes",
+        "a share of a cell's counts put on single genes, which thins out all others",
+        _of_counts(count_checks.check_injected_mass),
+        counts=True,
+    ),
     Check(
         "score by predicted controls",
         "both scores: with the prediction's own controls and with the measured ones",

@@ -11,6 +11,7 @@ import numpy as np
 from steval.evaluator.cells.digests import SKETCH_CELLS, control_step, gene_keys, sketch, value_bits
 from steval.evaluator.cells.kernels import measure_cells
 from steval.evaluator.cells.sides import Cells
+from steval.evaluator.cells.views import CountsAsLognorm
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -30,7 +31,7 @@ class GroupEvidence:
     variance: np.ndarray
     """Variance of lognorm expression over cells `[G]`, float32 (n - 1 in the denominator; 0 for one cell)."""
     totals: np.ndarray
-    """Total of expm1 of each cell `[n]`."""
+    """Total of expm1 of each cell `[n]`; on counts, its counts."""
     spread: np.ndarray
     """Squared distance of each cell to the group's mean, summed over genes `[n]`; empty for the control."""
     digests: np.ndarray
@@ -101,6 +102,8 @@ def _of_group(
         start = chunk.stop
         outputs = (totals[chunk], norms[chunk], digests[chunk])
         measure_cells(piece.indptr, piece.indices, piece.data, value_bits(piece), keys, total, squares, *outputs)
+    if isinstance(side, CountsAsLognorm):
+        totals = side.totals[name]
     mean = total / num
     variance = np.maximum(squares - num * mean**2, 0.0) / max(num - 1, 1)
     return GroupEvidence(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,9 +10,13 @@ import scipy.sparse as sp
 from steval.data.cells.scale import LARGEST_LOGNORM
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import PIECE_CELLS, Cells
+from steval.evaluator.cells.views import MeasuredControls
 from steval.evaluator.integrity.evidence import SideEvidence
 from steval.evaluator.integrity.verdict import Verdict, skipped
 from steval.evaluator.reference.members import Overall
+
+if TYPE_CHECKING:
+    from steval.evaluator.metrics.count_inputs import CountInputs
 
 LARGEST_KEPT = LARGEST_LOGNORM - 1e-3
 """Scaled effects stay within what can be lognorm."""
@@ -20,6 +24,8 @@ HIDDEN_FACTOR = 1.5
 """Times the error that sampling noise alone would give."""
 IMPOSSIBLE_WARN, IMPOSSIBLE_FAIL = 0.8, 0.6
 """Times the error that the sampling of the real cells gives a perfect prediction."""
+LEAST_SHARE = 0.05
+"""Added to profiles of 50,000 before fold changes are taken to a power."""
 GAIN_WARN = 0.02
 """Overall score (×1) gained by the change."""
 SCALE_GAIN_WARN = 0.05
@@ -53,29 +59,6 @@ class ChangedCells:
     def embedding(self, key: str, group: str) -> np.ndarray:
         """As predicted: expression alone is changed."""
         return self._cells.embedding(key, group)
-
-
-class MeasuredControls:
-    """Predicted cells with the measured control cells in place of their own (see `Cells`)."""
-
-    is_read_twice = False
-
-    def __init__(self, cells: Cells, real: Cells, control: str):
-        self._cells, self._real, self._control = cells, real, control
-        self.name, self.num_genes, self.dense = cells.name, cells.num_genes, cells.dense
-        self.groups = {**cells.groups, control: real.groups[control]}
-        self.tables: dict[Any, Any] = {}
-
-    def _source(self, group: str) -> Cells:
-        return self._real if group == self._control else self._cells
-
-    def pieces(self, group: str, size: int = PIECE_CELLS) -> Iterator[sp.csr_matrix]:
-        """Control cells come from the real side, all others from the prediction."""
-        return self._source(group).pieces(group, size)
-
-    def embedding(self, key: str, group: str) -> np.ndarray:
-        """Likewise."""
-        return self._source(group).embedding(key, group)
 
 
 def check_hidden_error(pred: SideEvidence, real: SideEvidence, mean_profile: np.ndarray | None) -> Verdict:
@@ -139,10 +122,8 @@ def check_control_gain(pair: Pair, overall: Overall, same: bool, rescore: Rescor
     )
 
 
-def check_scaling(
-    pair: Pair, pred: SideEvidence, overall: Overall, size: float | None, factor: float, rescore: Rescore
-) -> Verdict:
-    """The score with all predicted effects multiplied by `factor`."""
+def scaled_effects(pair: Pair, pred: SideEvidence, factor: float) -> Change:
+    """A change of lognorm cells that multiplies all predicted effects by `factor`."""
     base = pred.groups[pred.control].mean.astype(np.float64)
     shifts = {name: (factor - 1) * (pred.groups[name].mean - base) for name in pred.perturbations}
 
@@ -154,6 +135,28 @@ def check_scaling(
         np.clip(dense, 0.0, LARGEST_KEPT, out=dense)
         return sp.csr_matrix(dense)
 
+    return change
+
+
+def scaled_fold_changes(inputs: "CountInputs", factor: float, seed: int) -> Change:
+    """A change of counts that takes all predicted fold changes to the power of `factor`; whole numbers by chance."""
+    shares = (inputs.pred_profiles, inputs.pred_control[None, :])
+    effects, base = (np.expm1(profile) + LEAST_SHARE for profile in shares)
+    powers = dict(zip(inputs.perturbations, (effects / base) ** (factor - 1.0), strict=True))
+    generators = {name: np.random.default_rng([seed, row]) for row, name in enumerate(inputs.perturbations)}
+
+    def change(group: str, cells: sp.csr_matrix) -> sp.csr_matrix:
+        wanted = cells.data * powers[group][cells.indices]
+        whole = np.floor(wanted + generators[group].random(len(wanted))).astype(cells.dtype)
+        return sp.csr_matrix((whole, cells.indices, cells.indptr), shape=cells.shape)
+
+    return change
+
+
+def check_scaling(
+    pair: Pair, change: Change, overall: Overall, size: float | None, factor: float, rescore: Rescore
+) -> Verdict:
+    """The score with all predicted effects multiplied by `factor`, which is what `change` does."""
     scaled = rescore(replace(pair, pred=ChangedCells(pair.pred, change)))
     gain = scaled.clipped - overall.clipped
     sentence = (
