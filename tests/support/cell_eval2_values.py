@@ -1,8 +1,9 @@
 """cell-eval2's values of pairs under its preset vcc2026, as JSON: run by an interpreter that has it, never imported.
 
 usage: cell_eval2_values.py DIRECTORY [NAME ...]
-Reads DIRECTORY/NAME.pred.h5ad and DIRECTORY/NAME.real.h5ad (all there are by default), writes name → values to stdout. Cells with the obs
-column `context` are scored context by context: the name is then NAME/CONTEXT. A step that cell-eval2 refuses is its message.
+Reads DIRECTORY/NAME.pred.h5ad and DIRECTORY/NAME.real.h5ad (all there are by default), writes name → values to stdout. Cells
+with the obs column `context` are scored context by context: the name is then NAME/CONTEXT. A step that cell-eval2 refuses is its
+message.
 With pdex installed, its differential expression is pdex's, which agrees with the challenge's own engine on the continuity
 correction; without, it is scanpy's, which has none.
 """

@@ -38,7 +38,7 @@ def score(
         ),
     ] = None,
     profile: Annotated[
-        str, typer.Option("--profile", help="vcc, minimal, full, de, anndata or pds on lognorm; vcc2026 on counts.")
+        str, typer.Option("--profile", help="vcc, minimal, full, de, anndata, pds; on counts: vcc2026.")
     ] = "vcc",
     metrics: Annotated[str | None, typer.Option("--metrics", help="Metric names A,B,C in place of a profile.")] = None,
     out: Annotated[
@@ -61,9 +61,7 @@ def score(
     ] = "basic",
     by: Annotated[
         str | None,
-        typer.Option(
-            "--by", help="Score each cell type (cell_type) or context (context) apart; the headline is their mean."
-        ),
+        typer.Option("--by", help="Score each cell_type or context apart; the headline is their mean."),
     ] = None,
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=0, help="Resamples of the perturbations for intervals.")
