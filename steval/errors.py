@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from steval.nearest import Names
 from steval.nearest import nearest_names as nearest_names
+from steval.wording import listed
 
 MOST_SUGGESTED = 10
 """Unknown names that get suggestions."""
@@ -74,7 +75,9 @@ class UnknownPerturbationError(DataError):
         names = Names(known)
         self.nearest = {name: names.nearest(name) for name in self.unknown[:MOST_SUGGESTED]}
         """Of the first unknown names: suggestions cost time, and nobody reads thousands."""
-        problems = [f"{_short(name)}: nearest known {', '.join(near) or 'none'}" for name, near in self.nearest.items()]
+        problems = [
+            f"{_short(name)}: nearest known {listed(near) if near else 'none'}" for name, near in self.nearest.items()
+        ]
         if len(self.unknown) > MOST_SUGGESTED:
             problems.append(f"and {len(self.unknown) - MOST_SUGGESTED} more unknown names")
         super().__init__(

@@ -10,6 +10,8 @@ THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS",
 )  # fmt: skip
 """What the libraries ask for the number of their threads, when they are loaded."""
+MAX_THREADS = 4096
+"""More threads than any machine has processors are a slip of the keyboard, and take its memory."""
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 """Idle OpenMP threads sleep: GNU's spin for milliseconds, LLVM's and Intel's for 200 ms, on processors that other processes want
 (docs/performance.md has what it costs alone and saves beside others)."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,7 +20,9 @@ MAX_YAML_SIZE = 16 * 2**20
 class Settings(BaseModel):
     """A frozen configuration; unknown keys are errors that name the nearest key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "configuration") -> Self:
@@ -33,7 +35,26 @@ class Settings(BaseModel):
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """Read a YAML file, apply `a.b=c` overrides, validate."""
-        return cls.parse(apply_overrides(read_yaml(path), overrides), source=str(path))
+        return cls.parse_with(read_yaml(path), overrides, source=str(path))
+
+    @classmethod
+    def parse_with(cls, values: Mapping[str, Any], overrides: Sequence[str], source: str) -> Self:
+        """Validate `values` with `a.b=c` applied; an error is said of them where `values` alone are valid."""
+        try:
+            return cls.model_validate(apply_overrides(values, overrides))
+        except ValidationError as error:
+            problems = [_problem(cls, item) for item in error.errors()]
+            if overrides and cls._takes(values):
+                source = _named(overrides, problems)
+            raise ConfigError(f"{source} is not valid", problems) from error
+
+    @classmethod
+    def _takes(cls, values: Mapping[str, Any]) -> bool:
+        try:
+            cls.model_validate(values)
+        except ValidationError:
+            return False
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, every default resolved."""
@@ -78,8 +99,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_yaml_document(path: Path) -> Any:
     """As `read_yaml`, of any type."""
+    path = Path(path)
     try:
-        with Path(path).open("rb") as handle:
+        if not path.is_file() and path.exists():
+            raise ConfigError(
+                f"{path} is {'a directory' if path.is_dir() else 'a pipe or device'}, not a configuration file"
+            )
+        with path.open("rb") as handle:
             content = handle.read(MAX_YAML_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"no such configuration file: {path}") from error
@@ -164,6 +190,13 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
         node[keys[-1]] = value
 
 
+def _named(overrides: Sequence[str], problems: Sequence[str]) -> str:
+    """The overrides whose places the problems name; all where they name none."""
+    places = [f"{problem.partition(':')[0]}." for problem in problems]
+    named = [one for one in overrides if any(place.startswith(f"{one.partition('=')[0]}.") for place in places)]
+    return " ".join(f"--set {one}" for one in named or overrides)
+
+
 def _problem(model: type[BaseModel], item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
@@ -184,7 +217,19 @@ def _known_keys(model: Any, place: Sequence[Any]) -> set[str]:
         inner = [m.model_fields[part].annotation for m in models if isinstance(part, str) and part in m.model_fields]
         if inner:
             models = [nested for annotation in inner for nested in _models_in(annotation)]
+        else:  # a number, or which of a union's models is meant
+            models = [m for m in models if part in _constants(m)] or models
     return {name for m in models for name in m.model_fields}
+
+
+def _constants(model: type[BaseModel]) -> set[Any]:
+    """Values that a field of the model has to have."""
+    return {
+        value
+        for field in model.model_fields.values()
+        if get_origin(field.annotation) is Literal
+        for value in get_args(field.annotation)
+    }
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

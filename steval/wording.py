@@ -1,8 +1,13 @@
-"""Words for people: counts, sizes, and text from files that cannot command a terminal."""
+"""Words for people and from them: counts, sizes, numbers, and text from files that cannot command a terminal."""
 
 import re
+from collections.abc import Iterable
 
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+LONGEST_NAME = 100
+"""Characters of a name that a message shows."""
+_DIGITS = re.compile("[0-9]{1,18}")
 
 
 def printable(text: str) -> str:
@@ -11,6 +16,23 @@ def printable(text: str) -> str:
     Control characters (but line break and tab), and the signs that turn the direction of writing, become escapes such as `\\x1b`.
     """
     return _COMMANDS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def whole_number(text: str) -> int | None:
+    """The number that plain digits say, up to 18 of them; None for any other text (`int` has its own ways)."""
+    return int(text) if _DIGITS.fullmatch(text) else None
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+    """The first `most` names for a message, and how many there are in all; quoted where a space or a comma would be misread."""
+    texts = [str(name) for name in names]
+    shown = ", ".join(_readable(text) for text in texts[:most]) or "(none)"
+    return shown + (f", … ({len(texts)} in all)" if len(texts) > most else "")
+
+
+def _readable(name: str) -> str:
+    name = name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "…"
+    return repr(name) if name != " ".join(name.split()) or not name or "," in name else name
 
 
 def counted(number: int, thing: str, things: str | None = None) -> str:

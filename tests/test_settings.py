@@ -1,7 +1,9 @@
 import shutil
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 from typer.testing import CliRunner
 
 from steval import settings
@@ -132,3 +134,53 @@ def test_every_command_bounds_the_yaml_that_it_is_given(tmp_path, monkeypatch, a
     result = CliRunner().invoke(app, list(arguments))
     assert (result.exit_code, result.stdout) == (code, "")
     assert "config.yaml is refused: with its aliases" in " ".join(result.stderr.split())
+
+
+class Detail(Settings):
+    weight: float = 1.0
+    name: str = "a"
+
+
+class One(Settings):
+    by: Literal["one"] = "one"
+    val: float = 0.1
+
+
+class Two(Settings):
+    by: Literal["two"] = "two"
+    path: str = ""
+
+
+class Whole(Settings):
+    inner: Detail = Detail()
+    choice: Annotated[One | Two, Field(discriminator="by")] = One()
+    size: int = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "blamed"),
+    [
+        ("size: 1", ["inner.name=0"], "--set inner.name=0 is not valid"),
+        ("size: 1", ["inner={name: 0}", "size=2"], "--set inner={name: 0} is not valid"),
+        ("size: x", ["inner.name=0"], "o.yaml is not valid"),
+        ("size: 1", ["sise=2"], "--set sise=2 is not valid"),
+        ("choice: {by: one, val: 1}", ["choice.by=two", "size=2"], "--set choice.by=two --set size=2 is not valid"),
+    ],
+)
+def test_an_error_is_said_of_what_it_is_of(tmp_path, text, overrides, blamed):
+    path = tmp_path / "o.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Whole.load(path, overrides)
+    assert blamed in str(caught.value).splitlines()[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-inf"])
+def test_settings_are_finite(value):
+    with pytest.raises(ConfigError, match=r"inner\.weight: .*finite"):
+        Whole.parse({"inner": {"weight": value}})
+
+
+def test_what_is_allowed_is_what_the_meant_kind_has():
+    with pytest.raises(ConfigError, match=r"choice\.two\.val: unknown key; allowed: by, path"):
+        Whole.parse({"choice": {"by": "two", "val": 0.2}})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steval.data.files import atomic_path, matching, require_directory
+from steval.data.outputs import real_path
 from steval.errors import ConfigError, DataError
 from steval.settings import json_digest
 
@@ -37,7 +38,7 @@ def find(place: str, base: Path) -> list[str]:
 
 def _without_dots(path: Path) -> Path:
     """The same place without `..`; links in its last part stay."""
-    return path.parent.resolve() / path.name if ".." in path.parts else path
+    return real_path(path.parent) / path.name if ".." in path.parts else path
 
 
 def local_copy(place: str, cache: Path) -> Path:

@@ -12,6 +12,7 @@ from steval.batch.sources import Digest, FoundCheckpoint, FoundData, Sources, re
 from steval.batch.work.estimates import DataSize
 from steval.batch.work.fitness import DataView, look, misfits, prediction_misfits, training_misfits
 from steval.data.columns import ColumnOptions
+from steval.data.outputs import real_path
 from steval.errors import ConfigError, DataError, StevalError
 from steval.evaluator.metrics.profiles import resolve
 from steval.predictor.request_files import read_request
@@ -39,7 +40,7 @@ def plan_batch(manifest: BatchManifest, path: Path, digest: Digest, out: Path | 
     `digest` gives the file at a place as it is now. Raises one `ConfigError` that lists every problem.
     """
     layout = BatchLayout(out or out_dir(manifest, path))
-    sources = Sources(manifest, path.parent.resolve(), layout.fetched, digest)
+    sources = Sources(manifest, real_path(path.parent), layout.fetched, digest)
     return _Planner(manifest, sources, layout).plan()
 
 

@@ -19,6 +19,7 @@ from steval.batch.work.stages import job_stages
 from steval.data.files import atomic_path
 from steval.errors import ConfigError
 from steval.machine import num_cores
+from steval.wording import whole_number
 
 logger = logging.getLogger(__name__)
 Shard = tuple[int, int]
@@ -155,9 +156,10 @@ def parse_shard(text: str | None) -> Shard | None:
     if text is None:
         return None
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    part, parts = whole_number(number), whole_number(count)
+    if part is None or parts is None or not 1 <= part <= parts:
         raise ConfigError(f"--shard takes K/N with K from 1 to N, such as 2/8, got {text!r}")
-    return int(number), int(count)
+    return part, parts
 
 
 def _shard(jobs: tuple[Job, ...], shard: Shard | None) -> list[Job]:

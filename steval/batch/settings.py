@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from steval.batch.places import plain_name
 from steval.data.columns import ColumnOptions
 from steval.data.effects.decoding import DecodingChoice
+from steval.data.outputs import real_path
 from steval.evaluator.settings import ScoreSettings
 from steval.predictor.requests import NumCells
 from steval.settings import Settings
@@ -158,5 +159,5 @@ class BatchManifest(Settings):
 def out_dir(manifest: BatchManifest, path: Path) -> Path:
     """Where the results of the manifest file `path` go."""
     if manifest.out is not None:
-        return (path.parent / manifest.out).resolve()
-    return path.with_suffix(".batch").resolve()
+        return real_path(path.parent / manifest.out)
+    return real_path(path.with_suffix(".batch"))

@@ -15,6 +15,7 @@ from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import require_scale, sample_indices
+from steval.data.outputs import real_path
 from steval.data.splits.selection import open_reference
 from steval.errors import CheckpointError, DataError, StevalError
 
@@ -61,7 +62,7 @@ class Sources:
     @cached_property
     def data_dirs(self) -> tuple[Path, ...]:
         """`data_dirs`, absolute."""
-        directories = tuple((self.base / directory).resolve() for directory in self.manifest.data_dirs)
+        directories = tuple(real_path(self.base / directory) for directory in self.manifest.data_dirs)
         self.problems += [f"data_dirs: no such directory: {one}" for one in directories if not one.is_dir()]
         return directories
 

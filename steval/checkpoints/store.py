@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 
 from steval.checkpoints.manifest import CONTROLS, EFFECTS, FEATURES, Manifest, parse_metadata, read_header
 from steval.data.effects.record import TrainingEffects
-from steval.data.files import atomic_path
+from steval.data.files import atomic_tensors
 from steval.errors import CheckpointError, DataError, UnknownPerturbationError
 from steval.machine import num_cores
 from steval.model.config import Attention
 from steval.model.network import StateTransition
+from steval.wording import listed
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -104,11 +105,8 @@ def save_checkpoint(
     _require_finite(tensors, path)
     digests = _digests(tensors)
     complete = manifest.model_copy(update={"tensors": digests, "num_controls": num_controls})
-    with atomic_path(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
+    with atomic_tensors(path) as partial:
         save_file(tensors, partial, metadata=complete.to_metadata())
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
     return complete
 
 
@@ -198,7 +196,7 @@ def _pack_controls(controls: ControlSet, manifest: Manifest) -> dict[str, torch.
         code = {name: index for index, name in enumerate(names)}
         unknown = sorted({str(label) for label in labels} - set(code)) if names else []
         if unknown:
-            raise CheckpointError(f"control cells have a {field} that the manifest lacks: {', '.join(unknown[:5])}")
+            raise CheckpointError(f"control cells have a {field} that the manifest lacks: {listed(unknown, 5)}")
         packed[CONTROLS + field] = torch.tensor([code.get(str(label), 0) for label in labels], dtype=torch.int32)
     return packed
 

@@ -6,15 +6,15 @@ import io
 import os
 import sys
 
-from steval.machine import thread_environment
+from steval.cli.surroundings import settle_environment, settle_streams
 
 
 def main() -> None:
     """Console script."""
     # Python looks through a million objects for circles as it ends, for up to a second, when all of them go anyway
     atexit.register(gc.freeze)
-    os.environ.update(thread_environment(os.environ))  # before any library with threads is loaded
-    os.environ["MPLBACKEND"] = "agg"  # no command shows a window; a notebook's choice, inherited, need not exist here
+    settle_streams()
+    settle_environment(os.environ)  # before any library with threads is loaded
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode costs a character, not what was computed
             stream.reconfigure(errors="backslashreplace")

@@ -1,6 +1,7 @@
 """The app: commands, the `--debug` and `--version` switches, and the one place where errors become exit codes."""
 
 import logging
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -9,11 +10,14 @@ import typer
 
 from steval import __version__
 from steval.cli.help import Command, Group
-from steval.errors import StevalError
+from steval.cli.surroundings import require_environment
+from steval.errors import DataError, StevalError
 from steval.logs import configure
 from steval.signals import end_on_sigterm
 from steval.wording import printable
 
+LONGEST_NAME = 200
+"""Characters of a file's name in a message about it."""
 COMMANDS = (
     "demo", "prepare", "init", "finetune", "predict", "score", "metrics", "pack", "serve", "batch", "compare", "doctor",
     "calibrate", "inspect", "convert",
@@ -31,6 +35,7 @@ class ErrorMappingGroup(Group):
     def invoke(self, ctx: Any) -> Any:
         end_on_sigterm()
         try:
+            require_environment(os.environ)
             return super().invoke(ctx)
         except StevalError as error:
             if ctx.obj["debug"]:
@@ -43,6 +48,11 @@ class ErrorMappingGroup(Group):
             said = str(error) if isinstance(error, KeyboardInterrupt) else ""
             _say(said or "interrupted; nothing half-written was left under a final name")
             raise typer.Exit(getattr(error, "exit_code", 130)) from error
+        except (OSError, MemoryError) as error:  # no bug, but what is around the program
+            if ctx.obj["debug"]:
+                raise
+            _say(f"error: {_what_failed(error)}")
+            raise typer.Exit(DataError.exit_code) from error
         except Exception as error:
             if ctx.obj["debug"] or type(error).__module__.startswith(("click", "typer")):
                 raise
@@ -60,6 +70,14 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a bug, 2 bad usage or configuration, 3 a checkpoint that cannot be trusted or read, "
     "4 data that breaks its contract, 5 some jobs of a batch failed. Start with: **steval demo**",
 )
+
+
+def _what_failed(error: OSError | MemoryError) -> str:
+    """A file, disk, permission or the memory, in a sentence."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f' ({error})' if str(error) else ''}; close other programs, or ask for less at once"
+    where = "" if error.filename is None else f"{str(error.filename)[:LONGEST_NAME]}: "
+    return f"{where}{error.strerror or error}"
 
 
 def _say(message: str) -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from steval.machine import MAX_THREADS
+
 if TYPE_CHECKING:
     from steval.data.columns import ColumnOptions
 
@@ -57,7 +59,9 @@ DataDirs = Annotated[
     ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=MAX_THREADS, help="CPU threads.", show_default="all cores")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DeviceMemory = Annotated[
     float | None, typer.Option("--device-memory", min=0.1, help="GiB of a GPU that scoring may use.", show_default="8")

@@ -11,7 +11,8 @@ from typing import Any, TextIO
 
 import typer
 
-from steval.wording import printable
+from steval.errors import OutputError
+from steval.wording import printable, whole_number
 
 FILE_WIDTH = 160
 """Columns of text when stdout is not a terminal and COLUMNS is not set."""
@@ -92,8 +93,7 @@ def terminal_width() -> int:
     """Columns to fill: the terminal's; elsewhere COLUMNS, or those of a wide page."""
     if sys.stdout.isatty():
         return max(NARROWEST, shutil.get_terminal_size().columns)
-    columns = os.environ.get("COLUMNS", "")
-    return max(NARROWEST, int(columns)) if columns.isdigit() and int(columns) else FILE_WIDTH
+    return max(NARROWEST, whole_number(os.environ.get("COLUMNS", "")) or FILE_WIDTH)
 
 
 def format_value(value: Any) -> str:
@@ -109,33 +109,37 @@ def format_value(value: Any) -> str:
 
 class ForgivingStream:
     """stdout or stderr of a process: signs that its encoding lacks are written in other letters, and a reader who has left
-    (`steval … | head`) ends the writing, not the work."""
+    (`steval … | head`) ends the writing, not the work. A result that cannot be written is an `OutputError`."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO, name: str):
         self._stream = stream
+        self._name = name
 
     def write(self, text: str) -> int:
         """As a stream's."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._write_nowhere()
+        except OSError as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         """As a stream's."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._write_nowhere()
+        except OSError as error:
+            self._give_up(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _write_nowhere(self) -> None:
+    def _give_up(self, error: OSError) -> None:
+        """What is still to come goes nowhere."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+        if self._name == "stdout" and not isinstance(error, BrokenPipeError):
+            raise OutputError(f"cannot write to {self._name}: {error.strerror}") from error
 
 
 def prepare_streams() -> None:
@@ -145,7 +149,7 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="steval.plain")
-            setattr(sys, name, ForgivingStream(stream))
+            setattr(sys, name, ForgivingStream(stream, name))
 
 
 def _in_other_letters(error: UnicodeError) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from steval.data.labels import unique_labels
 from steval.errors import DataError, nearest_names
 from steval.settings import Settings
+from steval.wording import listed
 
 DEFAULT_PERTURBATION = "target_gene"
 DEFAULT_CONTROL = "non-targeting"
@@ -74,7 +75,7 @@ def resolve_columns(
     if absent:
         raise DataError(
             f"{source} has no obs column {', '.join(map(repr, absent))}; its columns are: "
-            f"{', '.join(map(str, obs.columns)) or '(none)'}. Name the right one with --pert-col, --cell-type-col or --batch-col"
+            f"{listed(obs.columns, 30)}. Name the right one with --pert-col, --cell-type-col or --batch-col"
         )
     if require_control:
         _require_label(obs[perturbation], control, perturbation, source)
@@ -90,8 +91,8 @@ def _require_label(labels: pd.Series, control: str, column: str, source: str) ->
     if control in names:
         return
     near = nearest_names(control, names)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    hint = f"; nearest: {listed(near)}" if near else ""
+    shown = listed(names, 8)
     raise DataError(
         f"{source} has no control cells: label {control!r} does not occur in column {column!r} (it holds {shown}{hint}). "
         "Name the control with --control"

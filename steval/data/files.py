@@ -15,12 +15,32 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from steval.data.outputs import destination
 from steval.errors import ConfigError, DataError, OutputError
 from steval.machine import machine_name, process_birth, process_is_gone
 
+MAX_TEXT_BYTES = 256 * 2**20
+"""Largest text file that is read whole."""
 _PART = re.compile(r"\.(?P<pid>\d+)-(?P<birth>\d*)-(?P<machine>[0-9a-f]{8})-[0-9a-f]{8}\.\w+")
 """What follows the name of the file that a part is to be."""
+
+
+@contextmanager
+def atomic_tensors(path: Path) -> Generator[Path]:
+    """As `atomic_path`, for safetensors' writer: its errors are `OutputError`s, and others may read the file as the umask says.
+
+    That writer makes files that their owner alone can read.
+    """
+    with atomic_path(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            yield partial
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error
+        partial.chmod(mode)
 
 
 @contextmanager
@@ -87,6 +107,28 @@ def require_file(path: Path, what: str = "file") -> Path:
     if not path.is_file():
         raise DataError(f"{path} is not a {what} but {'a directory' if path.is_dir() else 'a pipe or device'}")
     return path
+
+
+def read_text(path: Path, what: str = "file") -> str:
+    """A text file in UTF-8, without its byte order mark; what is no plain file or no text is a `DataError` about a `what`."""
+    content = read_bytes(path, what)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as text; a {what} is text in UTF-8 ({error})") from error
+
+
+def read_bytes(path: Path, what: str = "file") -> bytes:
+    """A whole file; what is no plain file, cannot be read or is larger than any text is a `DataError` about a `what`."""
+    path = require_file(path, what)
+    try:
+        with path.open("rb") as handle:
+            content = handle.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path}: {error.strerror or error}") from error
+    if len(content) > MAX_TEXT_BYTES:
+        raise DataError(f"{path} is larger than {MAX_TEXT_BYTES:,} bytes, which no {what} needs")
+    return content
 
 
 def matching(pattern: str, base: Path | None = None) -> list[Path]:

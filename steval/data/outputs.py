@@ -23,7 +23,7 @@ def destination(path: Path) -> Path:
     if mode is not None and not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "no plain file")
         raise OutputError(f"cannot write {path}: it is {kind}")
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return real_path(path) if path.is_symlink() else path
 
 
 _KINDS = (
@@ -51,13 +51,18 @@ def require_output(out: Path, inputs: Mapping[str, Path | None], *, suffixes: Se
 
 def require_output_directory(directory: Path, inputs: Mapping[str, Path | None]) -> Path:
     """The directory that takes the place of `directory` as a whole, links followed; one that holds an input is a `ConfigError`."""
-    target = Path(os.path.realpath(directory))
+    target = real_path(directory)
     for what, path in inputs.items():
-        if path is not None and Path(os.path.realpath(path)).is_relative_to(target):
+        if path is not None and real_path(path).is_relative_to(target):
             raise ConfigError(
                 f"{path} ({what}) lies in {directory}, which the output would replace: name another directory"
             )
     return target
+
+
+def real_path(path: Path | str) -> Path:
+    """The absolute path without links; one that leads to itself stays as it is (`Path.resolve` fails on it)."""
+    return Path(os.path.realpath(path))
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from steval.data.columns import Columns
 from steval.data.files import files_named, sha256_file
+from steval.data.outputs import real_path
 from steval.errors import DataError, MissingReferenceError
 from steval.settings import Settings
 
@@ -23,7 +24,7 @@ class FileReference(Settings):
     @classmethod
     def of(cls, path: Path) -> Self:
         """Reference an existing file, computing its digest."""
-        path = Path(path).resolve()
+        path = real_path(path)
         return cls(path=str(path), sha256=sha256_file(path), num_bytes=path.stat().st_size)
 
     def locate(self, data_dirs: Sequence[Path] = ()) -> Path:

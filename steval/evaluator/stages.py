@@ -24,6 +24,7 @@ from steval.evaluator.reference.replicates import ReplicateScale, replicate_scal
 from steval.evaluator.reference.training import TrainingSummary
 from steval.evaluator.settings import ScoreSettings
 from steval.machine import num_cores
+from steval.wording import listed
 
 MemberReference = Evaluation | ReplicateScale | None
 """What a member is measured against: a baseline's metrics, or on counts both ends of the replicate scale."""
@@ -196,6 +197,6 @@ def _context_warnings(pair: Pair, training: TrainingSummary) -> list[str]:
     if not missing:
         return []
     return [
-        f"the training cells hold no control cells of {', '.join(missing)}: baselines start from other contexts' cells and "
+        f"the training cells hold no control cells of {listed(missing)}: baselines start from other contexts' cells and "
         "are weak, so normalised members flatter"
     ]

@@ -21,10 +21,11 @@ from steval.data.cells.scale import Scale, lognorm, resolve_scale
 from steval.data.cells.writer import require_finite
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.disk_files import new_hdf5
-from steval.data.files import atomic_path, require_file
+from steval.data.files import atomic_path, read_text
 from steval.data.labels import labels_of
 from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError, EvaluationError
+from steval.wording import listed
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -122,7 +123,7 @@ def _gene_order(present: list[str], genes: Sequence[str] | Path | None, name: st
         raise DataError(
             f"the genes of {name} are not those of the gene list",
             [
-                f"{len(found)} {what}: {', '.join(found[:10])}{', …' if len(found) > 10 else ''}"
+                f"{len(found)} {what}: {listed(found)}"
                 for what, found in (("missing", missing), ("extra", extra))
                 if found
             ],
@@ -133,10 +134,7 @@ def _gene_order(present: list[str], genes: Sequence[str] | Path | None, name: st
 
 
 def _gene_list(path: Path) -> list[str]:
-    try:
-        lines = require_file(path, "gene list").read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"the gene list {path} is not a text file: {error}") from error
+    lines = read_text(path, "gene list").splitlines()
     return [line.split(",")[0].strip().strip('"') for line in lines if line.strip()]
 
 
@@ -148,7 +146,7 @@ def _median_lognorm(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 def _cell_types(obs: pd.DataFrame, named: Columns, name: str) -> pd.Categorical:
     if named.cell_type is None:
-        raise DataError(f"{name} has no cell type column to pack; its columns are: {', '.join(map(str, obs.columns))}")
+        raise DataError(f"{name} has no cell type column to pack; its columns are: {listed(obs.columns, 30)}")
     return pd.Categorical(labels_of(obs, named.cell_type, name))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from steval.data.files import partial_beside, require_directory
+from steval.data.files import partial_beside, read_text, require_directory
 from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError, DataError
 from steval.evaluator.report.report import (
@@ -94,7 +94,7 @@ def read_score_dir(directory: Path | str) -> ScoreReport:
     if not (directory / SCORE_FILE).is_file():
         raise DataError(f"{directory} is not a score directory: it has no {SCORE_FILE} (steval score -o writes one)")
     try:
-        summary = json.loads((directory / SCORE_FILE).read_text(encoding="utf-8"))
+        summary = json.loads(read_text(directory / SCORE_FILE))
         if summary["format"] != FORMAT:
             raise DataError(f"{directory} has format {summary['format']}; this version of steval reads format {FORMAT}")
         # as bytes: Polars would take a name for a pattern

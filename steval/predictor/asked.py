@@ -11,6 +11,7 @@ from steval.data.columns import ColumnOptions
 from steval.data.effects.decoding import DecodingChoice
 from steval.predictor.request_files import read_request
 from steval.predictor.requests import (
+    ALL_CELL_TYPES,
     DEFAULT_CELLS,
     LARGEST_SEED,
     NumCells,
@@ -22,8 +23,6 @@ from steval.predictor.requests import (
     split_names,
 )
 from steval.settings import Settings
-
-ALL_CELL_TYPES = "all"
 
 
 class AskedPredictions(Settings):
@@ -63,10 +62,6 @@ class AskedPredictions(Settings):
             )
         if self.by_batch and self.batch is not None:
             problems.append("--by-batch and --batch contradict each other")
-        if self.cell_types and self.request is not None and self.request.suffix != ".h5ad":
-            problems.append(
-                "--cell-type goes with --perturbations, --all and an h5ad; a table has a cell_type column for it"
-            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -83,7 +78,8 @@ def build_request(asked: AskedPredictions, vocabulary: PredictionVocabulary) -> 
             control=control,
             num_cells=asked.cells,
             seed=asked.seed,
-            cell_types=() if asked.cell_types == (ALL_CELL_TYPES,) else asked.cell_types,
+            cell_types=asked.cell_types,
+            present_types=vocabulary.cell_types,
             batch=asked.batch,
             output=asked.output,
             columns=asked.columns,

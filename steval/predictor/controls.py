@@ -120,13 +120,14 @@ def file_controls(
     *,
     columns: ColumnOptions | None = None,
     scale: Scale | None = None,
-    fill_missing: FillMissing = "error",
+    fill_missing: FillMissing | None = None,
     trust_order: bool = False,
 ) -> ControlPool:
     """Control cells of an h5ad file: those with the control label, aligned to the checkpoint's genes by name.
 
     The file is read lazily. Its scale must be the checkpoint's; `trust_order` takes columns by position (their number
-    must fit). Raises `DataError` for a missing column, label, gene or obsm key, or another scale.
+    must fit). `fill_missing` None is "error", where there is no option to
+    allow it. Raises `DataError` for a missing column, label, gene or obsm key, or another scale.
     """
     cells = CellFile.open(path)
     try:
@@ -144,7 +145,7 @@ def cell_controls(
     *,
     columns: ColumnOptions | None = None,
     scale: Scale | None = None,
-    fill_missing: FillMissing = "error",
+    fill_missing: FillMissing | None = None,
     trust_order: bool = False,
 ) -> ControlPool:
     """As `file_controls`, on open cells; the pool closes them."""
@@ -187,10 +188,10 @@ class _Fit:
         controls: CellFile,
         manifest: Manifest,
         scale: Scale | None,
-        fill_missing: FillMissing,
+        fill_missing: FillMissing | None,
         trust_order: bool,
     ):
-        self.notes: dict[str, object] = {"fill_missing": fill_missing, "trust_order": trust_order}
+        self.notes: dict[str, object] = {"fill_missing": fill_missing or "error", "trust_order": trust_order}
         self._cells, self._controls, self._manifest = cells, controls, manifest
         self._fill_missing, self._trust_order = fill_missing, trust_order
         model = manifest.model
@@ -239,7 +240,10 @@ class _Fit:
         if by_position or genes is None:
             self._require_trusted(genes, width, what)
             return controls
-        alignment = align(self._cells.genes, genes, self._fill_missing, self._cells.name)
+        alignment = align(
+            self._cells.genes, genes, self._fill_missing or "error", self._cells.name,
+            to_fill=None if self._fill_missing is None else "--fill-missing zero",
+        )  # fmt: skip
         self.notes[f"{what}_genes_missing"] = len(alignment.missing)
         self.notes[f"{what}_genes_extra"] = alignment.num_extra
         return controls.transformed(alignment.apply, genes, controls.uns, f"{controls.name}, {what} genes")

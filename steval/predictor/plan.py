@@ -13,6 +13,7 @@ from steval.errors import ConfigError
 from steval.predictor.controls import ControlPool
 from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedItem, PlannedSet
+from steval.wording import listed
 
 MOST_SET_CELLS = 2**16
 
@@ -86,7 +87,7 @@ def _require_batches(pool: ControlPool, manifest: Manifest) -> None:
     if unknown:
         raise ConfigError(
             f"the checkpoint encodes batches, and {pool.name} have {len(unknown)} that it does not know: "
-            f"{', '.join(map(repr, unknown[:10]))}; known: {', '.join(manifest.batches[:20])}"
+            f"{', '.join(map(repr, unknown[:10]))}; known: {listed(manifest.batches, 20)}"
         )
 
 
@@ -103,12 +104,12 @@ class _Members:
             return self._names[0]
         if asked in self._names:
             return str(asked)
-        listed = ", ".join(self._names[:20])
+        known = listed(self._names, 20)
         if asked is None:
             raise ConfigError(
-                f"{self._pool.name} hold {len(self._names)} cell types ({listed}); choose with --cell-type NAME or all"
+                f"{self._pool.name} hold {len(self._names)} cell types ({known}); choose with --cell-type NAME or all"
             )
-        raise ConfigError(f"{self._pool.name} hold no cells of cell type {asked!r}; they hold: {listed}")
+        raise ConfigError(f"{self._pool.name} hold no cells of cell type {asked!r}; they hold: {known}")
 
     def rows(self, cell_type: str, batch: str | None) -> np.ndarray:
         if (cell_type, batch) not in self._rows:
@@ -122,5 +123,6 @@ class _Members:
     def _require_batch(self, cell_type: str, batch: str, chosen: np.ndarray) -> None:
         names = sorted(set(self._pool.batches[chosen].tolist()))
         if batch not in names:
-            shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-            raise ConfigError(f"{self._pool.name} hold no {cell_type} cells of batch {batch!r}; they hold: {shown}")
+            raise ConfigError(
+                f"{self._pool.name} hold no {cell_type} cells of batch {batch!r}; they hold: {listed(names)}"
+            )

@@ -5,6 +5,7 @@ gets the default); optionally `cell_type`, `batch`, `median_umi_per_cell` or `me
 """
 
 import csv
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ import pandas as pd
 
 from steval.data.cells.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
-from steval.data.files import require_file
+from steval.data.files import read_text, require_file
 from steval.data.labels import labels_of, labels_or
 from steval.errors import ConfigError, DataError, nearest_names
 from steval.predictor.requests import (
+    ALL_CELL_TYPES,
     DEFAULT_CELLS,
     MOST_CELLS,
     Output,
@@ -27,6 +29,9 @@ from steval.predictor.requests import (
     require_known,
     require_unique,
 )
+from steval.wording import listed
+
+logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS = 50
 _COLUMNS = {
@@ -49,6 +54,7 @@ def read_request(
     num_cells: int = DEFAULT_CELLS,
     seed: int = 0,
     cell_types: Sequence[str] = (),
+    present_types: Sequence[str] = (),
     batch: str | None = None,
     output: Output = "cells",
     columns: ColumnOptions | None = None,
@@ -58,17 +64,21 @@ def read_request(
     """The request that a `.csv`, `.tsv`, `.txt` or `.h5ad` file makes.
 
     `num_cells` is for tables without such a column; `columns` and `recorded` (the checkpoint's) say where an h5ad has its labels,
-    `cell_types` which of its cells are meant (empty: all).
+    `cell_types` which of its cells are meant (empty: all). Where the file has no cell types, its requests are made in each of
+    these, `all` meaning `present_types`.
     Raises `ConfigError` with every bad line, unknown names included, or `UnknownPerturbationError` where only names are wrong.
     """
     path = Path(path)
     if path.suffix == ".h5ad":
         with CellFile.open(path) as cells:
-            items = items_like(cells, columns, recorded, cell_types=cell_types, by_batch=by_batch)
+            items = items_like(cells, columns, recorded, by_batch=by_batch)
     elif path.suffix in (".csv", ".tsv", ".txt"):
         items = _read_table(path, num_cells, known)
+        if cell_types and any(item.cell_type for item in items):
+            raise ConfigError(f"{path} has a cell_type column, which says where to predict; leave --cell-type out")
     else:
         raise ConfigError(f"a request file ends in .csv, .tsv, .txt or .h5ad, got {path.name!r}")
+    items = _of_cell_types(items, cell_types, present_types, path)
     require_items(items, str(path))
     require_known((item.perturbation for item in items), known, control)
     require_unique(items, str(path))
@@ -81,18 +91,14 @@ def items_like(
     options: ColumnOptions | None = None,
     recorded: Columns | None = None,
     *,
-    cell_types: Sequence[str] = (),
     by_batch: bool = False,
 ) -> list[RequestItem]:
-    """One item for each perturbation and cell type (and batch) of a file, with its number of cells; controls are left out.
-    `cell_types` keeps to these."""
+    """One item for each perturbation and cell type (and batch) of a file, with its number of cells; controls are left out."""
     columns = resolve_columns(cells.obs, cells.record, options, recorded, require_control=False, source=str(cells.name))
-    return items_of(cells, columns, cell_types=cell_types, by_batch=by_batch)
+    return items_of(cells, columns, by_batch=by_batch)
 
 
-def items_of(
-    cells: CellFile, columns: Columns, *, cell_types: Sequence[str] = (), by_batch: bool = False
-) -> list[RequestItem]:
+def items_of(cells: CellFile, columns: Columns, *, by_batch: bool = False) -> list[RequestItem]:
     """As `items_like` by known columns. Cells that lack a label which counts are refused or left out (`data.labels`)."""
     if by_batch and columns.batch is None:
         raise DataError(f"{cells.name} has no batch column to divide its cells by; name it with --batch-col")
@@ -107,18 +113,14 @@ def items_of(
         "cell_type": pd.Series(labels_or(obs, columns.cell_type, "", cells.name)),
         "batch": pd.Series(labels_or(obs, columns.batch if by_batch else None, "", cells.name)),
     }
-    perturbed = pd.Series(np.ones(len(obs), dtype=bool))
     if not len(obs):
         raise DataError(
             f"{cells.name} holds no perturbed cells: every label in {columns.perturbation!r} is the control"
         )
-    if cell_types:
-        _require_cell_types(cell_types, sorted(set(keys["cell_type"][perturbed])), str(cells.name))
-        perturbed &= keys["cell_type"].isin(list(cell_types))
-    grouped = perturbed[perturbed].groupby([key[perturbed] for key in keys.values()], sort=True).size()
+    counts = pd.DataFrame(keys).groupby(list(keys), sort=True).size()
     return [
         RequestItem(perturbation=name, num_cells=int(count), cell_type=cell_type or None, batch=batch or None)
-        for (name, cell_type, batch), count in grouped.items()
+        for (name, cell_type, batch), count in zip(counts.index.to_list(), counts.tolist(), strict=True)
     ]
 
 
@@ -150,26 +152,37 @@ def _read_table(path: Path, default_cells: int, known: Sequence[str]) -> list[Re
     return items
 
 
-def _require_cell_types(asked: Sequence[str], found: Sequence[str], source: str) -> None:
-    if found == [""]:
-        raise DataError(f"{source} has no cell type column to choose its cells by; name it with --cell-type-col")
+def _of_cell_types(
+    items: list[RequestItem], asked: Sequence[str], present: Sequence[str], source: Path
+) -> list[RequestItem]:
+    """Those of the cell types that are asked for; items that say none become one of each."""
+    every = tuple(asked) == (ALL_CELL_TYPES,)
+    found = sorted({item.cell_type for item in items if item.cell_type})
+    if asked and not found:
+        logger.info("%s names no cell types: all of it is predicted in %s", source, listed(present if every else asked))
+        return [item.model_copy(update={"cell_type": name}) for item in items for name in (present if every else asked)]
+    if every or not asked:
+        return items
     missing = [name for name in asked if name not in found]
     if missing:
         raise ConfigError(
-            f"{source} holds no perturbed cells of cell type {', '.join(map(repr, missing))}; it holds: {', '.join(found[:20])}"
+            f"{source} holds no perturbed cells of cell type {', '.join(map(repr, missing))}; it holds: {listed(found, 20)}"
         )
+    return [item for item in items if item.cell_type in asked]
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    return ", ".join(nearest_names(name, known)) or "none"
+    near = nearest_names(name, known)
+    return listed(near) if near else "none"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and values of each line that is not blank."""
+    require_file(path, "request file")
     try:
-        text = require_file(path, "request file").read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as text: {error}") from error
+        text = read_text(path, "request file")
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     first = text.split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ";" if ";" in first else ","
     reader = csv.reader(text.splitlines(), delimiter=delimiter)

@@ -17,6 +17,8 @@ DEFAULT_CELLS = 100
 MOST_CELLS = 10**8
 """Cells of one request in all: days of computing and terabytes of disk. More is a slip of the keyboard."""
 LARGEST_SEED = 2**63 - 1
+ALL_CELL_TYPES = "all"
+"""In place of names: every cell type that there is."""
 NumCells = Annotated[int, Field(ge=1, le=MOST_CELLS)]
 Output = Literal["cells", "mean"]
 

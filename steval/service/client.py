@@ -27,6 +27,7 @@ from steval.predictor.requests import PredictionVocabulary
 from steval.service.http.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
 from steval.service.proxies import choose_proxy, without_secrets
 from steval.service.schemas import MOST_LISTED
+from steval.wording import whole_number
 
 DEFAULT_TIMEOUT = 600.0
 PATIENCE = 60.0
@@ -378,5 +379,5 @@ def _error(response: httpx.Response) -> StevalError:
         "\n".join([message, *problems]),
         status=response.status_code,
         code=code,
-        retry_after=float(after) if after.isdigit() else None,
+        retry_after=whole_number(after),
     )

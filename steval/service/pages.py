@@ -14,6 +14,7 @@ from steval.service.openapi import openapi_document
 from steval.service.predict.search import search_perturbations
 from steval.service.runtime import Runtime
 from steval.service.schemas import LONGEST_NAME, MOST_LISTED, MOST_OFFSET, SHOWN_NAMES, ModelList
+from steval.wording import whole_number
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -90,8 +91,9 @@ def _number(request: Request, name: str, default: int, least: int, most: int) ->
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+    number = whole_number(text)
+    if number is None:
         raise ServiceError(f"{name} must be a whole number, got {text[:50]!r}", status=400, code="bad_request")
-    if not least <= int(text) <= most:
+    if not least <= number <= most:
         raise ServiceError(f"{name} must be between {least} and {most}, got {text}", status=422, code="breaks_a_rule")
-    return int(text)
+    return number

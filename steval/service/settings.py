@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from steval.checkpoints.location import locate_checkpoint
+from steval.data.outputs import real_path
 from steval.errors import ConfigError
 from steval.settings import Settings
 
@@ -115,11 +116,11 @@ class ServiceSettings(Settings):
             if value == type(self).model_fields[name].default:
                 continue
             if name in _PATH_LISTS:
-                text = os.pathsep.join(str(Path(part).resolve()) for part in value)
+                text = os.pathsep.join(str(real_path(part)) for part in value)
             elif name in _NAME_LISTS:
                 text = ",".join(value)
             else:
-                text = str(Path(value).resolve()) if isinstance(value, Path) else str(value)
+                text = str(real_path(value)) if isinstance(value, Path) else str(value)
             variables[PREFIX + name.upper()] = text
         return variables
 

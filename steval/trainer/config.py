@@ -22,7 +22,7 @@ from steval.data.splits.assignment import CellSplit, SplitSettings, TomlSplit
 from steval.data.training.cells import CellsSettings
 from steval.data.training.sets import ControlMapping, Sampling
 from steval.model.loss_settings import LossSettings
-from steval.settings import Settings, apply_overrides, read_yaml
+from steval.settings import Settings, read_yaml
 from steval.trainer.recipes import with_recipe
 from steval.trainer.settings.network import NetworkSettings
 from steval.trainer.settings.phases import PhaseSettings
@@ -191,7 +191,7 @@ class FinetuneConfig(Settings):
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """Read a YAML file, laid over the recipe that its key `recipe` names if it has one, apply `a.b=c` overrides, validate."""
-        return cls.parse(apply_overrides(with_recipe(read_yaml(path), str(path)), overrides), source=str(path))
+        return cls.parse_with(with_recipe(read_yaml(path), str(path)), overrides, source=str(path))
 
     @model_validator(mode="after")
     def _unique_phases(self) -> "FinetuneConfig":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from steval.data.files import sha256_file
+from steval.data.outputs import real_path
 from steval.data.reference import FileReference
 from steval.data.splits.assignment import CellSplit, Split, parse_split
 from steval.data.training.cells import TrainingCells
@@ -74,9 +75,11 @@ class RunInputs:
                 missing = isinstance(error, MissingReferenceError)
                 problems.append(f"{reference.path}: {'is not there' if missing else 'has another content'}")
                 return reference
-            return reference.model_copy(update={"path": str(path.resolve())})
+            return reference.model_copy(update={"path": str(real_path(path))})
 
-        files = [path.resolve() for path in expand_files(given.files, CellSplit())[0]] if "data.files" in told else None
+        files = (
+            [real_path(path) for path in expand_files(given.files, CellSplit())[0]] if "data.files" in told else None
+        )
         located = replace(
             self,
             data=tuple(find(reference, files) for reference in self.data),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steval.checkpoints.manifest import TrainingRecord
 from steval.checkpoints.store import load_checkpoint
+from steval.data.outputs import real_path
 from steval.data.reference import Part
 from steval.data.training.cells import TrainingCells
 from steval.data.training.sets import CellSetSampler
@@ -96,7 +97,7 @@ class Session:
         tell(preflight)
         record: dict[str, Any] = {
             "config_digest": config.digest(),
-            "init_from": str(base.path.resolve()) if base else None,
+            "init_from": str(real_path(base.path)) if base else None,
             "base": base.source.name if base else None,
             "allow_mismatch": start.allow_mismatch,
             "model": model.as_dict(),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import polars as pl
 
-from steval.data.files import atomic_path
-from steval.errors import ConfigError
+from steval.data.files import atomic_path, read_text
+from steval.data.outputs import real_path
+from steval.errors import ConfigError, DataError
 from steval.settings import flatten, read_yaml
 from steval.workflows.curves import Curves, read_curves
 from steval.workflows.symptoms import validation_curve
@@ -97,7 +98,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
 def _short_names(paths: Sequence[Path]) -> tuple[str, ...]:
     """The last part of each path, longer where that is not unique."""
     for depth in range(1, 20):
-        names = ["/".join(path.resolve().parts[-depth:]) for path in paths]
+        names = ["/".join(real_path(path).parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             return tuple(names)
     raise ConfigError(f"the same path is given twice: {', '.join(map(str, paths))}")
@@ -134,14 +135,18 @@ def _score_of_run(path: Path) -> Path | None:
     candidates = [*path.rglob("score.json"), *path.parent.glob("*.score/score.json")]
     best = path / "checkpoints" / "best-val.safetensors"
     for candidate in sorted(candidates, key=lambda file: file.stat().st_mtime, reverse=True):
-        if path in candidate.parents or _scored_checkpoint(candidate) == str(best.resolve()):
+        if path in candidate.parents or _scored_checkpoint(candidate) == str(real_path(best)):
             return candidate.parent
     return None
 
 
 def _scored_checkpoint(score_json: Path) -> str | None:
-    record = json.loads(score_json.read_text(encoding="utf-8"))
-    model = (record.get("record") or record).get("model") or {}
+    """The checkpoint that a score says it is of; None where it does not say, or cannot be read."""
+    try:
+        record = json.loads(read_text(score_json))
+        model = (record.get("record") or record).get("model") or {}
+    except (DataError, ValueError, AttributeError):
+        return None
     return model.get("checkpoint") if isinstance(model, dict) else None
 
 

@@ -11,6 +11,7 @@ from steval.checkpoints.store import ControlSet, choose_controls, load_checkpoin
 from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError
 from steval.predictor.controls import file_controls
+from steval.wording import listed
 from steval.workflows.probe import CellOptions, ProbeReport, probe_regimes
 
 
@@ -72,8 +73,8 @@ def default_controls(conversion: Conversion, path: Path, cells: CellOptions) -> 
     new_batches = _new_names(chosen.batches, manifest.batches)
     if new_batches and manifest.model.batch_encoder:
         raise DataError(
-            f"the network embeds batches and does not know those of {path}: {', '.join(new_batches[:5])}; its batches are "
-            f"{', '.join(manifest.batches[:5])}. Name the right column with --batch-col"
+            f"the network embeds batches and does not know those of {path}: {listed(new_batches, 5)}; its batches are "
+            f"{listed(manifest.batches, 5)}. Name the right column with --batch-col"
         )
     return (
         conversion.with_names(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from steval.errors import ConfigError
+from steval.data.files import read_bytes
+from steval.errors import ConfigError, DataError
 
 ARC_NAMES = {
     "train_loss": "train/total",
@@ -85,8 +86,9 @@ def _metric_files(path: Path) -> Sequence[Path]:
 
 def _read(file: Path) -> pl.DataFrame:
     try:
-        frame = pl.read_csv(file.read_bytes(), infer_schema_length=None, truncate_ragged_lines=True, null_values=[""])
-    except (pl.exceptions.PolarsError, OSError) as error:
+        content = read_bytes(file, "table of metrics")
+        frame = pl.read_csv(content, infer_schema_length=None, truncate_ragged_lines=True, null_values=[""])
+    except (pl.exceptions.PolarsError, DataError) as error:
         raise ConfigError(f"{file} is not a table of metrics: {error}") from error
     numbers = [name for name in frame.columns if name != "phase"]
     return frame.with_columns(pl.col(numbers).cast(pl.Float64, strict=False))

@@ -15,10 +15,11 @@ from steval.data.columns import Columns
 from steval.data.example import example_path
 from steval.data.files import atomic_path
 from steval.data.labels import labels_of
+from steval.data.outputs import real_path
 from steval.data.splits.assignment import CellSplit, assign_parts
 from steval.data.synthetic import CHALLENGE_GENES, generate
 from steval.errors import ConfigError
-from steval.settings import apply_overrides, read_yaml
+from steval.settings import read_yaml
 
 if TYPE_CHECKING:
     from steval.evaluator.report.report import ScoreReport
@@ -105,9 +106,10 @@ def _write_config(directory: Path, overrides: tuple[str, ...]) -> Any:
     """The demo's configuration with absolute data paths, written to `config.yaml` in the demo directory."""
     from steval.trainer.config import FinetuneConfig
 
-    data = (directory / "data").resolve()
-    places = (f"data.files=['{data / 'train.h5ad'}']", f"data.evaluation_file='{data / 'evaluation.h5ad'}'")
-    config = FinetuneConfig.parse(apply_overrides(read_yaml(CONFIG_PATH), (*places, *overrides)), "the demo's config")
+    data = real_path(directory / "data")
+    values = read_yaml(CONFIG_PATH)
+    values["data"] |= {"files": [str(data / "train.h5ad")], "evaluation_file": str(data / "evaluation.h5ad")}
+    config = FinetuneConfig.parse_with(values, overrides, "the demo's config")
     with atomic_path(directory / "config.yaml") as partial:
         partial.write_text(config.to_yaml(), encoding="utf-8")
     return config

@@ -9,6 +9,7 @@ from steval.settings import read_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.recipes import config_path
+from steval.trainer.settings.arc_translation import arc_values, translate
 from steval.trainer.settings.network import names_backbone
 from steval.workflows.curves import read_curves
 from steval.workflows.symptoms import Symptom, curve_symptoms
@@ -32,6 +33,8 @@ def diagnose(target: Path) -> list[Symptom]:
     target = config_path(target)
     if not target.exists():
         raise ConfigError(f"no such configuration or run: {target}")
+    if not target.is_file() and not target.is_dir():
+        raise ConfigError(f"{target} is a pipe or device, neither a configuration file nor a run directory")
     if target.is_file() and target.suffix == ".csv":
         return _sorted(curve_symptoms(read_curves(target)))
     file = target if target.is_file() else target / "config.yaml"
@@ -40,7 +43,8 @@ def diagnose(target: Path) -> list[Symptom]:
     if file.is_file():
         values = read_yaml(file)
         if is_arc_config(values):
-            found, clip = _arc_findings(file, values)
+            with arc_values(file, values):
+                found, clip = _arc_findings(file, values)
         else:
             record = RunDirectory(target).read_record() if target.is_dir() else {}
             found, clip = _own_findings(FinetuneConfig.load(file), record)
@@ -180,8 +184,6 @@ def _mismatch(evidence: str, change: str) -> Symptom:
 
 
 def _arc_findings(path: Path, values: Mapping[str, Any]) -> tuple[list[Symptom], float | None]:
-    from steval.trainer.settings.arc_translation import translate
-
     training = dict(values.get("training") or {})
     clip = training.get("gradient_clip_val")
     findings = _value_findings(clip, RECOMMENDED_DECAY[0], "training.gradient_clip_val", "training.weight_decay")

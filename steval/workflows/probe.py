@@ -21,6 +21,7 @@ from steval.model.loss_settings import LossSettings
 from steval.model.losses import SetLoss, build_loss
 from steval.model.network import StateTransition
 from steval.predictor.controls import ControlPool, cell_controls
+from steval.wording import listed
 
 MAX_PERTURBATIONS = 24
 MAX_CELLS = 1024
@@ -178,7 +179,7 @@ def _batch_codes(checkpoint: Checkpoint, names: np.ndarray) -> Tensor:
     unknown = sorted({str(name) for name in names} - code.keys())
     if unknown:
         raise DataError(
-            f"the network embeds batches and does not know {', '.join(unknown[:5])}; its batches are "
-            f"{', '.join(list(code)[:5])}. Name the right column with --batch-col"
+            f"the network embeds batches and does not know {listed(unknown, 5)}; its batches are "
+            f"{listed(code, 5)}. Name the right column with --batch-col"
         )
     return torch.tensor([code[str(name)] for name in names])

@@ -17,10 +17,11 @@ from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
 from steval.data.labels import labels_of
-from steval.data.outputs import require_output, require_output_directory
+from steval.data.outputs import real_path, require_output, require_output_directory
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 from steval.evaluator.settings import ScoreSettings
+from steval.wording import listed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -136,7 +137,7 @@ def only_perturbations(real: CellFile, columns: Columns, names: Sequence[str]) -
     labels = labels_of(real.obs, columns.perturbation, real.name)
     absent = sorted(set(names) - set(labels))
     if absent:
-        raise DataError(f"{real.name} holds no cells of {', '.join(absent[:10])}")
+        raise DataError(f"{real.name} holds no cells of {listed(absent)}")
     return real.select(np.flatnonzero(np.isin(labels, [*names, columns.control])))
 
 
@@ -187,7 +188,7 @@ def _model_record(path: Path | None, manifest: Manifest | None) -> dict[str, Any
         return None
     training = manifest.training
     return {
-        "checkpoint": str(Path(path).resolve()),
+        "checkpoint": str(real_path(path)),
         "made_by": manifest.made_by,
         "created": manifest.created,
         "attention": manifest.model.attention,

@@ -65,3 +65,47 @@ def test_help_may_be_cut_short(tmp_path, arguments):
 
 def test_an_error_keeps_its_exit_code_when_nobody_reads(tmp_path):
     assert closed_after(0, "inspect", "nothing.safetensors", cwd=tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_stream_that_is_closed_is_in_nobodys_way(tmp_path, closed):
+    """Its number would else go to the next file that is opened, and what is printed into that file."""
+    command = [
+        sys.executable,
+        "-m",
+        "steval",
+        "prepare",
+        str(example_path()),
+        "-o",
+        "out.h5ad",
+        "--cell-type-name",
+        "H1",
+    ]
+    shell = " ".join(f"{number}>&-" for number in closed)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {shell}', "sh", *command], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert (done.returncode, [path.name for path in tmp_path.iterdir()]) == (0, ["out.h5ad"]), done.stderr
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {shell}', "sh", *command[:3], "inspect", "no"], cwd=tmp_path, check=False
+    )
+    assert done.returncode == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_result_that_cannot_be_said_is_an_error_and_kept(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "steval",
+        "prepare",
+        str(example_path()),
+        "-o",
+        "out.h5ad",
+        "--cell-type-name",
+        "H1",
+    ]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, (tmp_path / "out.h5ad").is_file()) == (4, True)
+    assert done.stderr.splitlines()[-1] == "error: cannot write to stdout: No space left on device"

@@ -153,7 +153,7 @@ def test_damage_that_cannot_be_removed_changes_nothing(files, tmp_path, monkeypa
     monkeypatch.setattr(Path, "replace", refuses)
     monkeypatch.setattr("steval.data.files.atomic_path", refuses)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("steval.evaluator.measure.cache.atomic_path", refuses)
+        patch.setattr("steval.evaluator.measure.cache.atomic_tensors", refuses)
         assert scored(files, tmp_path).results.equals(expected)
 
 

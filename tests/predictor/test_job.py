@@ -57,9 +57,13 @@ def test_cell_types_of_an_h5ad_request(checkpoint, cells, tmp_path):
         run_job(job(checkpoint, tmp_path, request=path, cell_types=["A", "C"]))
 
 
-def test_cell_types_of_an_h5ad_that_names_none(checkpoint, cells_path, tmp_path):
-    with pytest.raises(DataError, match="no cell type column to choose"):
-        run_job(job(checkpoint, tmp_path, request=cells_path, cell_types=["H1"]))
+def test_cell_types_of_an_h5ad_that_names_none(checkpoint, cells_path, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        done = run_job(job(checkpoint, tmp_path, request=cells_path, cell_types=["H1"], max_cells=2))
+    assert done.num_cells == 10
+    assert "names no cell types: all of it is predicted in H1" in caplog.text
+    with pytest.raises(ConfigError, match="hold no cells of cell type 'K562'; they hold: H1"):
+        run_job(job(checkpoint, tmp_path, request=cells_path, cell_types=["K562"]))
 
 
 def test_mean_profiles_are_the_means_of_the_cells(checkpoint, cells, tmp_path):
@@ -91,7 +95,6 @@ def test_limits_and_clip(checkpoint, cells_path, tmp_path):
             {"all": True, "perturbations": ["SRC"]}, "in one way, got --perturbations and --all", id="asked twice"
         ),
         pytest.param({"all": True, "by_batch": True}, "there is no such request", id="by batch without a file"),
-        pytest.param({"request": "r.csv", "cell_types": ["A"]}, "cell_type column", id="cell type and file"),
         pytest.param({"all": True, "cells": 0}, "cells: Input should be greater", id="no cells"),
         pytest.param({"all": True, "written": {"clip_low": 2, "clip_high": 1}}, "must be under clip_high", id="clip"),
         pytest.param({"all": True, "written": {"clip_low": float("nan")}}, "finite", id="clip nan"),

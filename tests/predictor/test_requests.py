@@ -165,3 +165,17 @@ def test_a_large_request_is_planned_at_once_and_drawn_as_it_is_taken(checkpoint)
     np.testing.assert_array_equal(first.control_indices, alone.control_indices)
     with pytest.raises(ConfigError, match=r"sets of 1000000000000 cells .* at most 65536"):
         make_plan(request_names(["STAT1"], 5), pool, checkpoint.manifest, set_size=10**12)
+
+
+def test_a_file_without_cell_types_is_predicted_in_those_that_are_asked_for(tmp_path, cells):
+    table = write(tmp_path, "perturbation,num_cells\nSTAT1,3\n")
+    for asked, expected in ((["A"], ["A"]), (["A", "B"], ["A", "B"]), (["all"], ["A", "B", "C"])):
+        items = read(table, cell_types=asked, present_types=["A", "B", "C"]).items
+        assert [(item.perturbation, item.num_cells, item.cell_type) for item in items] == [
+            ("STAT1", 3, one) for one in expected
+        ]
+    cells.write_h5ad(tmp_path / "r.h5ad")
+    assert {item.cell_type for item in read(tmp_path / "r.h5ad", cell_types=["A"]).items} == {"A"}
+    own = write(tmp_path, "perturbation,num_cells,cell_type\nSTAT1,3,B\n", "own.csv")
+    with pytest.raises(ConfigError, match="leave --cell-type out"):
+        read(own, cell_types=["A"])

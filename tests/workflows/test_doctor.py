@@ -95,3 +95,17 @@ def test_what_is_neither_is_a_config_error(tmp_path: Path):
         diagnose(tmp_path / "nowhere")
     result = CliRunner().invoke(app, ["doctor", str(tmp_path)])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("odd", [[[]], "x", 7, None, {"kwargs": [1]}, {"kwargs": "x"}])
+@pytest.mark.parametrize("section", ["data", "model", "training"])
+def test_sections_of_another_kind_in_arc_states_configuration(tmp_path, section, odd):
+    values = yaml.safe_load(ARC_CONFIG.read_text())
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values | {section: odd}))
+    try:
+        diagnose(path)
+    except ConfigError as error:
+        assert "config.yaml" in str(error)
+    else:
+        assert isinstance(odd, dict)

@@ -16,6 +16,7 @@ from steval.batch.jobs import Outcome, Task
 from steval.batch.settings import Running
 from steval.errors import ConfigError
 from steval.machine import THREAD_VARIABLES, num_cores
+from steval.wording import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +115,11 @@ class RayEngine:
 def _require_reachable(address: str) -> None:
     """Whether anybody listens at `host:port`; Ray itself goes on trying for many minutes. `auto` finds its own address."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
+    number = whole_number(port)
+    if number is None:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, number), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise ConfigError(
             f"no Ray cluster answers at {address} ({error.strerror or error}); start one with: ray start --head"

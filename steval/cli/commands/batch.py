@@ -52,14 +52,15 @@ def batch(
     from steval.batch.run import collect as collect_batch
     from steval.batch.run import outline, parse_shard, run_batch
     from steval.batch.settings import BatchManifest
+    from steval.data.outputs import real_path
 
     running = {"engine": engine, "address": address, "workers": workers}
     overrides = [*(changes or []), *(f"run.{name}={value}" for name, value in running.items() if value is not None)]
     settings = BatchManifest.load(manifest, overrides)
     if out is not None:
-        settings = settings.model_copy(update={"out": str(out.resolve())})
+        settings = settings.model_copy(update={"out": str(real_path(out))})
     if data_dir:
-        found = (*settings.data_dirs, *(str(directory.resolve()) for directory in data_dir))
+        found = (*settings.data_dirs, *(str(real_path(directory)) for directory in data_dir))
         settings = settings.model_copy(update={"data_dirs": found})
     part = parse_shard(shard)
     if dry_run:

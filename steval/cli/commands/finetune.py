@@ -158,7 +158,6 @@ def _resumed(run_dir: Path, overrides: tuple[str, ...]) -> "FinetuneConfig | Non
 
 
 def _configuration(config: str | None, arc_config: Path | None, overrides: tuple[str, ...]) -> "FinetuneConfig":
-    from steval.settings import apply_overrides
     from steval.trainer.config import FinetuneConfig
     from steval.trainer.recipes import config_path
 
@@ -171,7 +170,7 @@ def _configuration(config: str | None, arc_config: Path | None, overrides: tuple
     translation = translate(arc_config)
     for line in translation.lines():
         say(line, err=True)
-    return FinetuneConfig.parse(apply_overrides(translation.values, overrides), str(arc_config))
+    return FinetuneConfig.parse_with(translation.values, overrides, str(arc_config))
 
 
 def _print_notice(notice: "Notice") -> None:

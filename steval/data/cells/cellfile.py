@@ -1,6 +1,7 @@
 """Cells of an h5ad file, read lazily by row number, or of an AnnData in memory: one interface whatever the storage."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -19,7 +20,7 @@ from steval.data.files import atomic_path, require_file
 from steval.data.labels import label_text, labelled_rows
 from steval.data.rows.matrix import StoredMatrix, read_element
 from steval.data.rows.obsm import ObsmBlock, StoredObsm, dense_rows
-from steval.data.rows.open_file import OpenFile, first_line
+from steval.data.rows.open_file import OpenFile
 from steval.data.rows.row_copies import grouped_rows
 from steval.data.rows.sources import (
     EmbeddedRows,
@@ -30,10 +31,8 @@ from steval.data.rows.sources import (
     StoredRows,
     TransformedRows,
 )
+from steval.data.rows.unreadable import reading
 from steval.errors import DataError
-
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
-"""What anndata and h5py raise on damaged or unknown content."""
 
 
 class CellFile:
@@ -79,13 +78,11 @@ class CellFile:
         """
         file = OpenFile(require_file(path, "data file"))
         try:
-            return cls._opened(file, with_obs)
+            with reading(f"{path} cannot be read as AnnData"):
+                return cls._opened(file, with_obs)
         except DataError:
             file.close()
             raise
-        except UNREADABLE as error:
-            file.close()
-            raise DataError(f"{path} cannot be read as AnnData: {first_line(error)}") from error
 
     @classmethod
     def _opened(cls, file: OpenFile, with_obs: bool) -> Self:
@@ -203,7 +200,8 @@ class CellFile:
         """X of the cells `indices [n]` in that order, canonical CSR `[n, G]`; `dtype` None keeps the stored precision."""
         matrix = self._source.rows(np.asarray(indices, dtype=np.int64))
         if dtype is not None and matrix.dtype != dtype:
-            matrix = matrix.astype(dtype)
+            with np.errstate(over="ignore"):  # what becomes infinite is refused as such, where it is used
+                matrix = matrix.astype(dtype)
         return matrix
 
     def blocks(self, size: int = 4096, dtype: Any = np.float32) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
@@ -226,15 +224,23 @@ class CellFile:
 
     def column_names(self) -> list[str]:
         """Names of the obs columns, also where they are left unread."""
-        return column_names(self._labels())
+        with self._reading_obs():
+            return column_names(self._labels())
 
     def coded(self, column: str) -> CodedColumn:
         """An obs column as codes, without a string per cell in memory; -1 for a cell without a label."""
-        return read_coded(self._labels(), column)
+        with self._reading_obs(column):
+            found = read_coded(self._labels(), column)
+        if len(found.codes) != self.num_cells:
+            raise DataError(
+                f"{self.name} is damaged: obs column {column!r} has {len(found.codes)} values for {self.num_cells} cells"
+            )
+        return found
 
     def row_names(self) -> Iterator[np.ndarray]:
         """Names of the cells, as blocks of text."""
-        return row_names(self._labels())
+        with self._reading_obs():
+            yield from row_names(self._labels())
 
     def close(self) -> None:
         """Close the file; the object cannot be read afterwards."""
@@ -260,6 +266,10 @@ class CellFile:
     def _labels(self) -> StoredTable:
         return self.obs if self._table is None else self._table
 
+    def _reading_obs(self, column: str | None = None) -> AbstractContextManager[None]:
+        part = "obs" if column is None else f"obs column {column!r}"
+        return reading(f"{self.name} is damaged: {part} cannot be read")
+
     def _require_obsm(self, key: str) -> None:
         if key not in self.obsm_keys:
             raise DataError(f"{self.name} has no obsm matrix {key!r}; it has: {', '.join(self.obsm_keys) or '(none)'}")
@@ -277,10 +287,8 @@ def read_anndata(path: Path) -> ad.AnnData:
     """A whole h5ad in memory; a missing, truncated or other file is a `DataError`."""
     with CellFile.open(path):
         pass
-    try:
+    with reading(f"{path} cannot be read as AnnData"):
         return ad.read_h5ad(path)
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read as AnnData: {first_line(error)}") from error
 
 
 def write_anndata(adata: ad.AnnData, path: Path, compression: Literal["gzip", "lzf"] | None = "gzip") -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from steval.data.cells.cellfile import CellFile
-from steval.data.files import require_file
+from steval.data.files import read_text
 from steval.errors import DataError
+from steval.wording import listed
 
 FillMissing = Literal["error", "zero"]
 
@@ -49,19 +50,25 @@ class GeneAlignment:
 
 
 def align(
-    source: Sequence[str], target: Sequence[str], fill_missing: FillMissing = "error", what: str = "the data"
+    source: Sequence[str],
+    target: Sequence[str],
+    fill_missing: FillMissing = "error",
+    what: str = "the data",
+    *,
+    to_fill: str | None = None,
 ) -> GeneAlignment:
-    """Map `source` gene names onto `target`; duplicates, and missing genes unless they may be zero, are errors."""
+    """Map `source` gene names onto `target`; duplicates, and missing genes unless they may be zero, are errors.
+
+    `to_fill` is what the caller's user can say to let them be zero."""
     require_unique(source, what)
     position = {gene: index for index, gene in enumerate(target)}
     position_of_source = np.array([position.get(gene, -1) for gene in source], dtype=np.int64)
     known = set(source)
     missing = tuple(gene for gene in target if gene not in known)
     if missing and fill_missing == "error":
-        shown = ", ".join(missing[:10]) + (f", … ({len(missing)} in all)" if len(missing) > 10 else "")
         raise DataError(
-            f"{what} lacks {len(missing)} of the {len(target)} genes that are needed: {shown}. Give data with these "
-            "genes, or allow zeros in their place with --fill-missing zero (recorded in the output)"
+            f"{what} lacks {len(missing)} of the {len(target)} genes that are needed: {listed(missing)}. Give data with these "
+            f"genes{f', or allow zeros in their place with {to_fill} (recorded in the output)' if to_fill else ''}"
         )
     present = position_of_source[position_of_source >= 0]
     return GeneAlignment(
@@ -80,7 +87,7 @@ def require_unique(genes: Sequence[str], what: str = "the data") -> None:
         return
     repeated = sorted(gene for gene, count in Counter(genes).items() if count > 1)
     raise DataError(
-        f"{what} has {len(repeated)} gene names that occur more than once: {', '.join(repeated[:10])}. Make them unique "
+        f"{what} has {len(repeated)} gene names that occur more than once: {listed(repeated)}. Make them unique "
         "(by gene id, or by adding up the columns) before steval reads them"
     )
 
@@ -100,10 +107,7 @@ def read_genes(path: Path) -> list[str]:
     if path.suffix in (".h5ad", ".h5"):
         with CellFile.open(path) as cells:
             return cells.genes
-    try:
-        lines = require_file(path, "gene list").read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file with a gene name per line") from error
+    lines = read_text(path, "gene list").splitlines()
     genes = [line.replace("\t", ",").split(",")[0].strip() for line in lines if line.strip()]
     require_unique(genes, str(path))
     if not genes:

@@ -30,11 +30,11 @@ from steval.data.cells.variable_genes import MOST_CELLS, variable_genes
 from steval.data.cells.writer import H5AD_SUFFIXES, CellWriter
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.labels import label_text, labels_of
-from steval.data.outputs import require_output
+from steval.data.outputs import real_path, require_output
 from steval.errors import DataError
 from steval.logs import progress
 from steval.settings import Settings
-from steval.wording import counted
+from steval.wording import counted, listed
 
 BLOCK_CELLS = 4096
 FAR = 5.0
@@ -95,7 +95,7 @@ def prepare(
     """
     require_output(out, {"the input": source}, suffixes=H5AD_SUFFIXES)
     with CellFile.open(source) as cells:
-        plan = _plan(cells, str(Path(source).resolve()), options, scale, genes, settings or PrepareSettings())
+        plan = _plan(cells, str(real_path(source)), options, scale, genes, settings or PrepareSettings())
         with CellWriter(out, plan.genes, plan.record) as writer:
             plan.write(writer)
     return plan.report(Path(out))
@@ -174,7 +174,9 @@ def _plan(
             names, settings.hvg,
         )  # fmt: skip
         done.append(f"{len(genes)} highly variable genes of {len(names)} kept")
-    alignment = align(names, genes, settings.fill_missing, name) if genes is not None else None
+    alignment = None
+    if genes is not None:
+        alignment = align(names, genes, settings.fill_missing, name, to_fill="--fill-missing zero")
     obs, out_columns = with_standard_columns(cells.obs.iloc[kept], columns, settings.cell_type_name, done)
     target_sum = settings.target_sum if measured.scale == "counts" else measured.target_sum
     done += _describe(measured, settings, merge, alignment if settings.hvg is None else None)
@@ -260,8 +262,7 @@ def _with_named_genes(
     if settings.gene_column is not None:
         if settings.gene_column not in cells.var.columns:
             raise DataError(
-                f"{source} has no var column {settings.gene_column!r}; its columns are: "
-                f"{', '.join(map(str, cells.var.columns)) or '(none)'}"
+                f"{source} has no var column {settings.gene_column!r}; its columns are: {listed(cells.var.columns, 30)}"
             )
         names = [label_text(name) for name in cells.var[settings.gene_column]]
     named = np.flatnonzero([bool(name.strip()) for name in names])

@@ -184,7 +184,8 @@ def as_lognorm(cells: CellFile, target_sum: float | None, option: Scale | None =
 
 def is_whole(values: np.ndarray) -> bool:
     """Whether every value is a whole number."""
-    return bool(np.issubdtype(values.dtype, np.integer) or np.equal(np.mod(values, 1), 0).all())
+    with np.errstate(invalid="ignore"):  # infinite ones are none
+        return bool(np.issubdtype(values.dtype, np.integer) or np.equal(np.mod(values, 1), 0).all())
 
 
 def sample_indices(num_cells: int, size: int = SAMPLE_CELLS) -> np.ndarray:

@@ -31,6 +31,7 @@ from steval.data.effects.unseen import fit_features
 from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.errors import DataError
 from steval.settings import Settings
+from steval.wording import listed
 
 LEAST_FOR_SPREAD = 10
 """Perturbations seen in a context from which the spread of its effects can be told: fewer say next to nothing of a gene's."""
@@ -141,7 +142,7 @@ class _View:
         self.code = context_code(record, context)
         if control_mean is None:
             if self.code is None:
-                known = ", ".join(record.contexts)
+                known = listed(record.contexts)
                 raise DataError(
                     f"training had no control cells of {context!r} (it had {known}); give the control cells to start from"
                 )

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 
 GAP_BYTES = 256 * 2**10
@@ -46,11 +47,8 @@ class FlatArray:
         if self._offsets is not None:
             self._read_plain(starts, stops, memoryview(out.reshape(-1).view(np.uint8).data))
             return
-        try:
-            with self._lock:
-                self._read_library(starts, stops, out)
-        except OSError as error:
-            raise DataError(f"{self._path} is damaged: {self._dataset.name} cannot be read ({error})") from error
+        with reading(f"{self._path} is damaged: {self._dataset.name} cannot be read"), self._lock:
+            self._read_library(starts, stops, out)
 
     def _read_library(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
         position = 0

@@ -22,6 +22,7 @@ from steval.data.rows import densify
 from steval.data.rows.csr import LARGEST_COLUMN, canonical, csr_of, number_type, outside, plain_numbers
 from steval.data.rows.flat_array import FlatArray
 from steval.data.rows.open_file import OpenFile
+from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 
 MatrixLayout = Literal["csr", "csc", "dense"]
@@ -119,7 +120,8 @@ class StoredMatrix:
     @property
     def _indptr(self) -> np.ndarray:
         if self._pointers is None:
-            self._pointers = self._file.handle["X/indptr"][:].astype(np.int64)
+            with reading(f"{self.path} is damaged: the row pointers of X cannot be read"):
+                self._pointers = self._file.handle["X/indptr"][:].astype(np.int64)
         return self._pointers
 
     def _read(self, indices: np.ndarray) -> sp.csr_matrix:
@@ -182,10 +184,8 @@ class StoredMatrix:
         """The whole of a CSC matrix by rows, in memory."""
         if self._memory is None:
             stored = self._file.handle["X"]
-            try:
+            with reading(f"{self.path} is damaged: X cannot be read"):
                 values, rows, pointers = stored["data"][:], stored["indices"][:], stored["indptr"][:]
-            except OSError as error:
-                raise DataError(f"{self.path} is damaged: X cannot be read ({error})") from error
             if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
                 raise DataError(
                     f"{self.path} is damaged: X holds values outside its {self.shape[0]} × {self.shape[1]} shape"

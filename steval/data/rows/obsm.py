@@ -10,7 +10,8 @@ import scipy.sparse as sp
 
 from steval.data.rows.csr import number_type
 from steval.data.rows.matrix import read_element
-from steval.data.rows.open_file import OpenFile, first_line
+from steval.data.rows.open_file import OpenFile
+from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 
 ObsmBlock = np.ndarray | sp.csr_matrix | pd.DataFrame
@@ -21,8 +22,9 @@ class StoredObsm:
 
     def __init__(self, file: OpenFile):
         self._file = file
-        stored = file.handle.get("obsm")
-        self._keys = list(stored) if isinstance(stored, h5py.Group) else []
+        with reading(f"{file.path} is damaged: obsm cannot be read"):
+            stored = file.handle.get("obsm")
+            self._keys = list(stored) if isinstance(stored, h5py.Group) else []
         self._read: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -30,7 +32,8 @@ class StoredObsm:
 
     def is_array(self, key: str) -> bool:
         """Whether the element is a stored matrix of numbers: its rows are then read one by one."""
-        stored = self._file.handle["obsm"][key]
+        with reading(f"{self._file.path}: obsm[{key!r}] cannot be read"):
+            stored = self._file.handle["obsm"][key]
         return isinstance(stored, h5py.Dataset) and stored.ndim == 2 and stored.dtype.kind in "fiu"
 
     def rows(self, key: str, indices: np.ndarray) -> ObsmBlock:
@@ -46,10 +49,8 @@ class StoredObsm:
         return values[position]
 
     def _whole(self, key: str) -> Any:
-        try:
+        with reading(f"{self._file.path}: obsm[{key!r}] cannot be read"):
             return read_element(self._file.handle["obsm"][key])
-        except (OSError, KeyError, ValueError, TypeError, ImportError, AttributeError) as error:
-            raise DataError(f"{self._file.path}: obsm[{key!r}] cannot be read: {first_line(error)}") from error
 
 
 def take_rows(element: Any, indices: np.ndarray) -> ObsmBlock:

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 
 from steval.data.rows.flat_array import FlatArray
-from steval.errors import DataError
+from steval.data.rows.unreadable import reading
 
 CHUNK_CACHE_BYTES = 64 * 2**20
 
@@ -54,12 +54,8 @@ class OpenFile:
             self._handle, self._descriptor, self._arrays = None, -1, {}
 
     def _opened(self) -> h5py.File:
-        try:
+        with reading(f"{self.path} is not a readable h5ad file (not HDF5, or truncated)"):
             return h5py.File(self.path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
-        except OSError as error:
-            raise DataError(
-                f"{self.path} is not a readable h5ad file (not HDF5, or truncated): {first_line(error)}"
-            ) from error
 
     def _forget(self) -> None:
         self._lock = threading.RLock()
@@ -74,8 +70,3 @@ class OpenFile:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path = state["path"]
         self._forget()
-
-
-def first_line(error: BaseException) -> str:
-    """The start of an error's own text: HDF5's has many lines."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -19,10 +19,12 @@ import scipy.sparse as sp
 
 from steval.data.disk_files import new_hdf5
 from steval.data.files import atomic_path, require_directory
+from steval.data.outputs import real_path
 from steval.data.rows.matrix import StoredMatrix
 from steval.data.rows.obsm import ObsmBlock
 from steval.data.rows.open_file import OpenFile
 from steval.data.rows.sources import Rows, StoredRows
+from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 from steval.logs import progress_bar
 
@@ -77,7 +79,7 @@ def cached_rows(matrix: StoredMatrix, cache_dir: Path, memory_bytes: int) -> Pat
     require_directory(cache_dir)
     path = matrix.path
     state = path.stat()
-    mark = hashlib.sha256(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:16]
+    mark = hashlib.sha256(f"{real_path(path)}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:16]
     cache = cache_dir / f"{path.stem}-{mark}.rows.h5ad"
     if cache.is_file():
         return cache
@@ -130,10 +132,8 @@ def _csr_blocks(stored: h5py.Group, group: h5py.Group) -> Blocks:
 
 def _block(dataset: h5py.Dataset, start: int) -> np.ndarray:
     """Stored values from `start` on; damage is an error of the file that is read, not of the copy that is written."""
-    try:
+    with reading(f"{dataset.file.filename} is damaged: {dataset.name} cannot be read"):
         return dataset[start : start + BLOCK_VALUES]
-    except OSError as error:
-        raise DataError(f"{dataset.file.filename} is damaged: {dataset.name} cannot be read ({error})") from error
 
 
 def _csc_blocks(

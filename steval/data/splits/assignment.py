@@ -20,6 +20,7 @@ from steval.data.labels import labels_of, labels_or
 from steval.data.splits.settings import ALL, CellSplit, ContextSplit, Split, SplitSettings, TomlSplit, parse_split
 from steval.data.splits.toml import read_split_toml
 from steval.errors import ConfigError, DataError, nearest_names
+from steval.wording import listed
 
 __all__ = ["CellSplit", "ContextSplit", "Split", "SplitSettings", "TomlSplit", "parse_split"]
 
@@ -71,7 +72,7 @@ SINGLE_CELL_TYPE = "all cells"
 def absent_context_column(key: str, existing: Sequence[str]) -> DataError:
     """The error for a `cell_type_key` that the data lacks."""
     return DataError(
-        f"the data has no obs column {key!r} (cell_type_key of the split); its columns are: {', '.join(existing)}"
+        f"the data has no obs column {key!r} (cell_type_key of the split); its columns are: {listed(existing, 30)}"
     )
 
 
@@ -246,13 +247,13 @@ def _unknown(rules: _Rules, data: tuple[dict[str, set[str]], str]) -> list[str]:
 
 def _near(name: str, known: set[str]) -> str:
     near = nearest_names(name, sorted(known))
-    return f"; nearest: {', '.join(near)}" if near else ""
+    return f"; nearest: {listed(near)}" if near else ""
 
 
 def _shown(name: str, present: Mapping[str, Any]) -> str:
     near = nearest_names(name, sorted(present))
     names = near or sorted(present)
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    return listed(names, 8)
 
 
 def _by_fractions(labels: CellLabels, wanted: np.ndarray, seed: int, val: float, test: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from steval.data.files import matching
+from steval.data.files import matching, read_text
 from steval.errors import ConfigError, DataError
 from steval.settings import Settings
 
@@ -81,10 +81,10 @@ class SplitTable(Settings):
 def read_split_toml(path: Path) -> SplitTable:
     """Read and check a split file; every problem of it is in one `ConfigError`."""
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such split file: {path}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        content = tomllib.loads(read_text(path, "split file"))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable TOML split file: {error}") from error
     return parse_split_toml(content, str(path))
 

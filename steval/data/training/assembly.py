@@ -71,7 +71,7 @@ def build_row_store(
     """The expression of all files in one gene contract, and notes on what was dropped, filled, reordered or lognormed."""
     sources, notes = [], []
     for file, target_sum in zip(files, sums, strict=True):
-        alignment = align(file.genes, contract, fill, str(file.path))
+        alignment = align(file.genes, contract, fill, str(file.path), to_fill="data.fill_missing: zero")
         sources.append(SourceFile(file.matrix_path, file.num_cells, alignment, target_sum))
         if not alignment.is_identity:
             notes.append(

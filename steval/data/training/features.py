@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from steval.errors import DataError, nearest_names
+from steval.wording import listed
 
 
 def one_hot(num_names: int) -> np.ndarray:
@@ -27,7 +28,7 @@ def feature_rows(
     problems = []
     for name in missing:
         near = nearest_names(name, [str(known) for known in vectors])
-        problems.append(f"{name!r} has no vector" + (f"; nearest: {', '.join(near)}" if near else ""))
+        problems.append(f"{name!r} has no vector" + (f"; nearest: {listed(near)}" if near else ""))
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) > 1 or any(len(shape) != 1 or not shape[0] for shape in shapes):
         problems.append(f"vectors must be one-dimensional and of one length, got shapes {sorted(shapes)}")

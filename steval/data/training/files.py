@@ -12,6 +12,7 @@ from steval.data.cells.obs_codes import CodedColumn
 from steval.data.cells.scale import Scale, ScaleRecord, resolve_scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import matching, require_file
+from steval.data.outputs import real_path
 from steval.data.rows.matrix import StoredMatrix
 from steval.data.rows.open_file import OpenFile
 from steval.data.rows.row_copies import cached_rows
@@ -94,13 +95,13 @@ def _toml_files(paths: list[Path], split: TomlSplit) -> tuple[list[Path], TomlSp
     if paths and len(split.table.datasets_used()) == 1:
         names = split.table.datasets_used() * len(paths)
         return paths, split.model_copy(update={"file_datasets": tuple(names)})
-    listed = {path.resolve(): name for name, files in split.table.files().items() for path in files}
+    listed = {real_path(path): name for name, files in split.table.files().items() for path in files}
     if not paths:
         return list(listed), split.model_copy(update={"file_datasets": tuple(listed.values())})
-    foreign = [str(path) for path in paths if path.resolve() not in listed]
+    foreign = [str(path) for path in paths if real_path(path) not in listed]
     if foreign:
         raise DataError(f"files of no data set in the split file {split.path}", foreign)
-    names = [listed[path.resolve()] for path in paths]
+    names = [listed[real_path(path)] for path in paths]
     return paths, split.model_copy(update={"file_datasets": tuple(names)})
 
 

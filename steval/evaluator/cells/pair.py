@@ -22,6 +22,7 @@ from steval.data.columns import Columns
 from steval.data.labels import is_labelled, unlabelled
 from steval.errors import DataError, EvaluationError
 from steval.evaluator.cells.sides import Cells, CellSource, StoredCells, cell_types, few_cells, group_rows, open_cells
+from steval.wording import listed
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _labels(cells: CellFile, columns: Columns) -> pd.Series:
 
 def _column_problems(cells: CellFile, columns: Columns, name: str) -> list[str]:
     if columns.perturbation not in cells.obs.columns:
-        known = ", ".join(map(str, cells.obs.columns)) or "(none)"
+        known = listed(cells.obs.columns, 30)
         return [f"{name}: no obs column {columns.perturbation!r}; the columns are: {known} (--pert-col)"]
     labelled = is_labelled(cells.obs[columns.perturbation])
     if not labelled.all() and not columns.drop_unlabelled:
@@ -187,7 +188,7 @@ def _group_problems(
     needing = [(pred, names[0]), (real, names[1])] if own_controls else [(real, names[1])]
     problems = [
         f"{name}: no control cells (label {columns.control!r} in column {columns.perturbation!r}); labels are "
-        f"{_listed(list(groups))} (--control)"
+        f"{listed(list(groups))} (--control)"
         for groups, name in needing
         if columns.control not in groups
     ]
@@ -203,9 +204,9 @@ def _difference_problems(pred: Sequence[str], real: Sequence[str], what: str, na
     extra = [label for label in pred if label not in set(real)]
     problems = []
     if lacking:
-        problems.append(f"{names[0]}: {len(lacking)} {what} of the {names[1]} are missing: {_listed(lacking)}")
+        problems.append(f"{names[0]}: {len(lacking)} {what} of the {names[1]} are missing: {listed(lacking)}")
     if extra:
-        problems.append(f"{names[0]}: {len(extra)} {what} are not among the {names[1]}: {_listed(extra)}")
+        problems.append(f"{names[0]}: {len(extra)} {what} are not among the {names[1]}: {listed(extra)}")
     return problems
 
 
@@ -215,7 +216,7 @@ def _same_genes(pred: CellFile, real: CellFile, names: tuple[str, str]) -> GeneA
     if alignment.num_extra:
         known = set(real.genes)
         extra = [gene for gene in pred.genes if gene not in known]
-        raise DataError(f"{names[0]}: {len(extra)} genes are not among those of the {names[1]}: {_listed(extra)}")
+        raise DataError(f"{names[0]}: {len(extra)} genes are not among those of the {names[1]}: {listed(extra)}")
     return alignment
 
 
@@ -243,8 +244,3 @@ def _notes(alignment: GeneAlignment, scales: list[ScaleRecord], names: tuple[str
     if alignment.reordered:
         notes.append(f"genes of the {names[0]} are in another order and were matched by name")
     return notes
-
-
-def _listed(values: Sequence[str], limit: int = 10) -> str:
-    shown = ", ".join(values[:limit])
-    return shown + (f", … ({len(values)} in all)" if len(values) > limit else "")

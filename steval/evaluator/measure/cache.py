@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from steval import __version__
-from steval.data.files import atomic_path
+from steval.data.files import atomic_tensors
 from steval.errors import StevalError
 from steval.evaluator.cells.sides import Cells, StoredCells
 from steval.evaluator.measure.de import DifferentialExpression
@@ -115,11 +115,8 @@ def load_tables(path: Path) -> SideTables | None:
 def store_entry(path: Path, described: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write arrays and what is said of them (plain JSON types) atomically, with a checksum of both."""
     text = json.dumps(described)
-    with atomic_path(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
+    with atomic_tensors(path) as partial:
         save_file(arrays, partial, metadata={"tables": text, "sha256": _checksum(text, arrays)})
-        partial.chmod(mode)  # safetensors' files are the writer's alone; a cache may be shared
 
 
 def load_entry(path: Path, build: Callable[[dict[str, Any], dict[str, np.ndarray]], T]) -> T | None:

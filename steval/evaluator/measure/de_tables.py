@@ -8,6 +8,7 @@ import polars as pl
 
 from steval.errors import EvaluationError
 from steval.evaluator.measure.de import DifferentialExpression
+from steval.wording import listed
 
 REQUIRED = ("target", "feature", "log2_fold_change", "p_value", "fdr")
 
@@ -57,7 +58,7 @@ def compare(real: Source, pred: Source) -> DEComparison:
     if names[0] != names[1]:
         different = sorted(set(names[0]) ^ set(names[1]))
         raise EvaluationError(
-            f"the DE tables hold different perturbations: {', '.join(different[:10])} "
+            f"the DE tables hold different perturbations: {listed(different)} "
             f"({len(names[0])} in the real table, {len(names[1])} in the predicted one)"
         )
     genes = list(dict.fromkeys([*_genes(real), *_genes(pred)]))

@@ -21,6 +21,7 @@ from steval.evaluator.measure.de_tables import REQUIRED
 from steval.evaluator.measure.engine import HOST, Engine
 from steval.evaluator.measure.groups import read_group
 from steval.logs import progress_bar
+from steval.wording import listed
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def de_chunk(
     side = pair.real if which == "real" else pair.stored_pred
     unknown = sorted(set(perturbations) - set(pair.perturbations))
     if unknown:
-        raise EvaluationError(f"the {side.name} cells hold no perturbation {', '.join(unknown[:10])}")
+        raise EvaluationError(f"the {side.name} cells hold no perturbation {listed(unknown)}")
     groups = {name: side.groups[name] for name in (*perturbations, pair.control)}
     part = side.regrouped(groups, f"{side.subset}/{','.join(sorted(perturbations))}")
     de = scan(part, pair.control, pair.genes, Needs(de=True), threads).de

@@ -35,6 +35,7 @@ from steval.evaluator.metrics.functions import METRIC_ERRORS, Inputs, Value
 from steval.evaluator.metrics.metric import Metric
 from steval.evaluator.metrics.profiles import resolve
 from steval.machine import num_cores
+from steval.wording import listed
 
 if TYPE_CHECKING:
     from steval.evaluator.metrics.count_inputs import CountInputs
@@ -234,7 +235,7 @@ def _comparison(
     comparison = compare(real, pred)
     if comparison.perturbations != pair.perturbations:
         different = sorted(set(comparison.perturbations) ^ set(pair.perturbations))
-        raise EvaluationError(f"the DE tables and the cells hold different perturbations: {', '.join(different[:10])}")
+        raise EvaluationError(f"the DE tables and the cells hold different perturbations: {listed(different)}")
     return comparison
 
 

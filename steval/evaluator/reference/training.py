@@ -23,6 +23,7 @@ from steval.errors import EvaluationError, nearest_names
 from steval.evaluator.cells.digests import SKETCH_CELLS, control_step, gene_keys, sketch, sketch_genes, value_bits
 from steval.evaluator.cells.kernels import sum_cells
 from steval.evaluator.cells.sides import CellSource, few_cells, open_cells
+from steval.wording import listed
 
 BLOCK_CELLS = 2048
 ALL = "all cells"
@@ -135,12 +136,12 @@ def _labelled(cells: CellFile, columns: Columns, rows: np.ndarray, name: str) ->
 
 def _labels(cells: CellFile, columns: Columns, rows: np.ndarray, name: str) -> np.ndarray:
     if columns.perturbation not in cells.obs.columns:
-        known = ", ".join(map(str, cells.obs.columns)) or "(none)"
+        known = listed(cells.obs.columns, 30)
         raise EvaluationError(f"{name}: no obs column {columns.perturbation!r}; the columns are: {known}")
     labels = labels_of(cells.obs.iloc[rows], columns.perturbation, name)
     present = set(labels)
     if columns.control not in present:
-        near = ", ".join(nearest_names(columns.control, sorted(present))) or "none"
+        near = listed(nearest_names(columns.control, sorted(present)) or ["none"])
         raise EvaluationError(
             f"{name}: no control cells (label {columns.control!r}; nearest {near}); baselines start from control cells"
         )

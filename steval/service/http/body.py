@@ -12,6 +12,7 @@ from steval.service.http.access import KEY_NAME, NOBODY
 from steval.service.http.answers import error_answer
 from steval.service.http.routing import WITH_BODY, Route, RouteTable
 from steval.service.settings import ServiceSettings
+from steval.wording import whole_number
 
 
 class BodyMiddleware:
@@ -193,8 +194,8 @@ def _require_media_type(route: Route | None, headers: Headers) -> None:
 
 
 def _require_length(headers: Headers, limit: int) -> None:
-    length = headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
+    length = whole_number(headers.get("content-length", ""))
+    if length is not None and length > limit:
         raise _too_large(limit)
 
 

@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from steval.data.files import atomic_path
-from steval.errors import ConfigError
+from steval.data.files import atomic_path, read_text
+from steval.data.outputs import destination
+from steval.errors import ConfigError, DataError
 from steval.service.http.tenants import Tenant, read_rules
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,9 @@ def read_keys(path: Path) -> KeyRing:
 
 def _parse(path: Path) -> KeyRing:
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the key file {path}: {error}") from error
+        lines = read_text(path, "key file").splitlines()
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     digests: dict[str, Tenant] = {}
     names: set[str] = set()
     problems = []
@@ -132,6 +133,7 @@ def add_key(path: Path, name: str) -> str:
         raise ConfigError(
             f"{path} already has a key named {name!r}; choose another name, delete its line first, or change it with --rotate-key"
         )
+    destination(path)
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     try:
         path.touch(mode=0o600, exist_ok=True)
@@ -150,7 +152,7 @@ def rotate_key(path: Path, name: str) -> str:
     if name not in (known := read_keys(path).names):
         raise ConfigError(f"{path} has no key named {name!r}; it has {', '.join(sorted(known))}")
     key = KEY_PREFIX + secrets.token_urlsafe(32)
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(path, "key file").splitlines()
     for position, line in enumerate(lines):
         match = _LINE.fullmatch(line.strip())
         if match is not None and match["name"] == name:

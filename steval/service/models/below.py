@@ -6,6 +6,7 @@ from pathlib import Path
 
 from steval.checkpoints.location import BEST_NAME, CHECKPOINTS_NAME, is_run, locate_checkpoint
 from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
+from steval.data.outputs import same_file
 from steval.errors import StevalError
 from steval.service.models.loaded import ENCODED_BYTES
 
@@ -74,7 +75,7 @@ def checkpoints_below(directory: Path) -> dict[str, Path]:
 def name_of(path: Path, directory: Path | None) -> str:
     """The name of a checkpoint that was given by its path: the one that it has below `directory`, where it lies there."""
     for name, other in checkpoints_below(directory).items() if directory is not None else ():
-        if other.resolve() == path.resolve():
+        if same_file(other, path):
             return name
     is_best = path.name == BEST_NAME and path.absolute().parent.name == CHECKPOINTS_NAME
     return path.absolute().parents[1].name if is_best else path.stem

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from steval.data.outputs import real_path
 from steval.errors import DataError, ServiceError
 from steval.service.schemas import ScoreBody
 from steval.service.score.hdf5_check import require_hdf5
@@ -64,7 +65,7 @@ def resolve_path(text: str, data_dirs: Sequence[Path], role: str) -> Path:
     if "\0" in text or not text.endswith(".h5ad") or Path(inside).parts[:1] == (os.pardir,):
         raise refused
     for directory in data_dirs:
-        root = Path(directory).resolve()
+        root = real_path(directory)
         named = root / inside
         try:
             if not (named.is_relative_to(root) or named.is_relative_to(directory.absolute())):

@@ -22,6 +22,7 @@ from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.llama import Llama
 from steval.model.network import StateTransition
 from steval.trainer.config import ComputeSettings
+from steval.wording import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def build_trainer(compute: ComputeSettings, device: str, steps: int, accumulatio
 
 def _devices(compute: ComputeSettings, device: str) -> tuple[str, int | list[int]]:
     kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
+    if kind not in ("auto", "cpu", "cuda") or (number and whole_number(number) is None):
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}")
     has_cuda = torch.cuda.is_available()
     if kind == "cuda" and not has_cuda:

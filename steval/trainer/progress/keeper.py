@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from steval.checkpoints.manifest import Manifest, TrainingRecord, WarmupRecord
@@ -143,7 +142,7 @@ class Keeper:
                 features=self._features,
                 controls=self._controls,
             )
-        except (SafetensorError, DataError) as error:
+        except DataError as error:
             raise DataError(
                 f"cannot write {path}: {error}. What was written whole before is still there: free some space and continue "
                 "with --resume"

@@ -4,7 +4,8 @@ What each key does was found by running arc-state 0.11.1 with it changed and com
 (docs/finetuning.md has the list). The translation keeps that arithmetic: constant rate, no weight decay, one phase.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,24 @@ class Translation:
 def translate(path: Path) -> Translation:
     """Translate arc-state's `config.yaml`; raises `ConfigError` for another file, and for what steval does not train."""
     config = read_yaml(path)
+    with arc_values(path, config):
+        return _translated(path, config)
+
+
+@contextmanager
+def arc_values(path: Path, config: Mapping[str, Any]) -> Generator[None]:
+    """Within, values of another kind than arc-state writes are a `ConfigError`; so are sections that are not there."""
     if not all(isinstance(config.get(section), Mapping) for section in ("data", "model", "training")):
         raise ConfigError(
             f"{path} is no configuration of arc-state: it lacks one of the sections data, model, training"
         )
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ConfigError(f"{path}: a value is of another kind than arc-state writes ({error})") from error
+
+
+def _translated(path: Path, config: Mapping[str, Any]) -> Translation:
     data = dict(config["data"].get("kwargs") or {})
     model = dict(config["model"].get("kwargs") or {})
     training = dict(config["training"])
