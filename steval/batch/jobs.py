@@ -1,6 +1,7 @@
 """Jobs and their tasks as plain data: what passes between runner, engines and workers."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,9 @@ class Job(Settings):
         return sum(item.num_cells for item in self.items)
 
 
+_PARTS = re.compile("(real-)?[0-9a-f]{24}")
+
+
 @dataclass(frozen=True)
 class BatchLayout:
     """Where everything of one batch is."""
@@ -94,6 +98,10 @@ class BatchLayout:
     def fetched(self) -> Path:
         """Copies of remote files."""
         return self.work / "fetched"
+
+    def is_part(self, path: Path) -> bool:
+        """Whether an entry of `work` is one of ours."""
+        return path.name == self.fetched.name or _PARTS.fullmatch(path.name) is not None
 
     def directory(self, job: Job) -> Path:
         """Results of the job; `job.json` is written last, so that it marks a whole result."""

@@ -1,5 +1,6 @@
 """One table over all jobs: scores with intervals, integrity flags, and the errors of those that failed."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,13 @@ def render(frame: pl.DataFrame) -> str:
 
 
 def remove_work(plan: BatchPlan) -> None:
-    """Remove parts and shared tables once every job is whole."""
-    shutil.rmtree(plan.layout.work, ignore_errors=True)
+    """Remove parts and shared tables once every job is whole, and nothing else that lies beside them."""
+    work = plan.layout.work
+    for path in work.iterdir() if work.is_dir() else ():
+        if plan.layout.is_part(path):
+            shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work.rmdir()
 
 
 def _grids(frame: pl.DataFrame, requests: list[str], data: list[str]) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """From a manifest to jobs: everything is found, opened and checked before anything runs, all problems in one error."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steval.batch.jobs import BatchLayout, Job, Stamp
-from steval.batch.places import local_copy
+from steval.batch.places import is_url, local_copy
 from steval.batch.results import one_line
 from steval.batch.settings import BatchManifest, RequestEntry, out_dir
 from steval.batch.sources import Digest, FoundCheckpoint, FoundData, Sources, result_versions
@@ -21,6 +22,8 @@ from steval.settings import json_digest
 from steval.workflows.score import only_perturbations
 
 MOST_PROBLEMS = 40
+_MANIFEST_COPY = re.compile(r"manifest(-\d+-of-\d+)?\.yaml")
+"""What a batch calls the copy of its manifest in its directory."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ def plan_batch(manifest: BatchManifest, path: Path, digest: Digest, out: Path | 
     `digest` gives the file at a place as it is now. Raises one `ConfigError` that lists every problem.
     """
     layout = BatchLayout(out or out_dir(manifest, path))
+    if _MANIFEST_COPY.fullmatch(path.name) and real_path(path.parent) == real_path(layout.root):
+        raise ConfigError(f"{path} would be replaced by the batch's own copy of it: name another directory with --out")
     sources = Sources(manifest, real_path(path.parent), layout.fetched, digest)
     return _Planner(manifest, sources, layout).plan()
 
@@ -66,12 +71,21 @@ class _Planner:
                     if job is not None:
                         jobs.append(job)
                         sizes[job.key] = _size(job, checkpoint, view)
+        self._require_apart(jobs)
         problems = list(dict.fromkeys(map(one_line, self._problems)))
         if problems:
             more = len(problems) - MOST_PROBLEMS
             shown = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
             raise ConfigError("the batch cannot run; nothing was started", shown)
         return BatchPlan(self._manifest, tuple(jobs), self._layout, sizes)
+
+    def _require_apart(self, jobs: list[Job]) -> None:
+        """Nothing that is read lies where parts of jobs are made and removed."""
+        work = real_path(self._layout.work)
+        stamps = [stamp for job in jobs for stamp in (job.checkpoint, job.real, job.train, job.predictions) if stamp]
+        for place in sorted({stamp.place for stamp in stamps if not is_url(stamp.place)}):
+            if real_path(place).is_relative_to(work):
+                self._problems.append(f"{place} lies in {work}, where the batch makes and removes its parts; move it")
 
     def _wants_de(self) -> bool:
         scoring = self._manifest.score

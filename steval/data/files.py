@@ -4,6 +4,7 @@ What is being written is called `.NAME.PROCESS.part`. A writer that ends, by an 
 it; what a killed one left is removed by the next writer of the same name, as soon as the process is known to be gone.
 """
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -11,9 +12,12 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
+import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from safetensors import SafetensorError
 
@@ -73,9 +77,39 @@ def partial_beside(path: Path) -> Path:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         owner = _PART.fullmatch(left.name.removeprefix(f".{path.name}"))
         if owner and owner["machine"] == _machine() and process_is_gone(int(owner["pid"]), owner["birth"]):
-            remove(left)
+            _remove_own(left)
     pid = os.getpid()
     return path.with_name(f".{path.name}.{pid}-{process_birth(pid)}-{_machine()}-{secrets.token_hex(4)}.part")
+
+
+class ScratchDirectory:
+    """A new directory for this process alone, below `parent` (by default the system's for temporary files).
+
+    It is removed by `close`, and at the latest when the process ends; what killed processes of this user left under the same
+    name is removed before.
+    """
+
+    def __init__(self, name: str, parent: Path | None = None):
+        self.path = partial_beside(Path(tempfile.gettempdir() if parent is None else parent) / name)
+        self.path.mkdir(mode=0o700)
+        self._removal = weakref.finalize(self, _remove_by, os.getpid(), self.path)
+
+    def close(self) -> None:
+        """Remove it with all that is in it."""
+        self._removal()
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _remove_by(pid: int, path: Path) -> None:
+    if os.getpid() == pid:  # not in a process that was forked from it
+        remove(path)
 
 
 def remove(path: Path) -> None:
@@ -84,6 +118,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_own(path: Path) -> None:
+    """Remove what this user has left; in a directory for all users others' are theirs, and somebody may be at the same."""
+    with contextlib.suppress(OSError):
+        if path.lstat().st_uid == os.geteuid():
+            remove(path)
 
 
 @functools.cache

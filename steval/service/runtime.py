@@ -6,7 +6,6 @@
 import asyncio
 import logging
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -14,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+from steval.data.files import ScratchDirectory
 from steval.errors import ServiceError, StevalError
 from steval.machine import num_cores
 from steval.service.http.telemetry import service_metrics
@@ -49,7 +49,7 @@ class Runtime:
             max_bytes=None if settings.models is None else settings.max_model_bytes,
             patience=settings.queue_timeout,
         )
-        self._scratch = tempfile.TemporaryDirectory(prefix="steval-service-")
+        self._scratch = ScratchDirectory("steval-service")
         self.jobs = JobStore(
             settings.job_dir or shared_directory("jobs"), max_jobs=settings.max_jobs, ttl=settings.job_ttl
         )
@@ -60,7 +60,7 @@ class Runtime:
     @property
     def scratch(self) -> Path:
         """A directory for this worker's temporary files."""
-        return Path(self._scratch.name)
+        return self._scratch.path
 
     def require_ready(self) -> None:
         """A `ServiceError` 503 with the reason while nothing is served."""
@@ -118,7 +118,7 @@ class Runtime:
         self.state, self.reason = "stopping", "the service is shutting down"
         self.models.close()
         self.runner.stop()
-        self._scratch.cleanup()
+        self._scratch.close()
         if self.settings.job_dir is None and self.settings.workers == 1:
             shutil.rmtree(self.jobs.directory, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """`finetune`: one run from its configuration to its best checkpoint, or on from where it stopped."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,7 @@ def finetune(
     warmup: Warmup | None = None,
     report: Tell | None = None,
     on_step: OnStep | None = None,
+    finish: Callable[[RunResult], None] | None = None,
 ) -> RunResult:
     """Fine-tune phase after phase into `run_dir` (docs/finetuning.md).
 
@@ -67,7 +68,8 @@ def finetune(
     own configuration; `config` may be None, or differ in where files lie and how they are read. `data_dirs`: where the files of a
     resumed run are looked for that are no longer where they were. `device`: auto, cpu, cuda, cuda:N. `quick_eval` scores
     checkpoints in memory when `checks.quick_eval_every` says so; `warmup` makes the service's record; `report` is told the
-    preflight table and each phase; `on_step` is called after each step. `from_nothing`: go on where phases freeze a backbone of
+    preflight table and each phase; `on_step` is called after each step, `finish` at the end of a finished
+    run, while its directory is still this process's. `from_nothing`: go on where phases freeze a backbone of
     random weights.
 
     Ctrl-C and SIGTERM end it after the step (`finished` is False), a second Ctrl-C at once with `RunInterrupted`. Raises
@@ -76,28 +78,32 @@ def finetune(
     """
     directory = RunDirectory(Path(run_dir))
     leader = is_first_process()
-    try:
-        with StopSignal() as stop, ExitStack() as held:
-            if resume:
-                directory.require_resumable()
-                if leader:
+    with ExitStack() as held:
+        try:
+            with StopSignal() as stop:
+                if resume:
+                    directory.require_resumable()
+                    if leader:
+                        held.enter_context(DirectoryLock(directory.path))
+                    start = recorded_start(directory, config, init_from, allow_mismatch, data_dirs)
+                else:
+                    start = _given_start(config, init_from, allow_mismatch, from_nothing)
+                    if overwrite:
+                        require_output_directory(directory.path, {"--init-from": init_from})
+                    if leader:
+                        directory.require_startable(overwrite=overwrite)
+                _require_able(start.config, quick_eval)
+                run = Session.open(start, directory, report)
+                if leader and not resume:  # nothing is made or cleared before everything was read and found good
                     held.enter_context(DirectoryLock(directory.path))
-                start = recorded_start(directory, config, init_from, allow_mismatch, data_dirs)
-            else:
-                start = _given_start(config, init_from, allow_mismatch, from_nothing)
-                if overwrite:
-                    require_output_directory(directory.path, {"--init-from": init_from})
-                if leader:
                     directory.require_startable(overwrite=overwrite)
-            _require_able(start.config, quick_eval)
-            run = Session.open(start, directory, report)
-            if leader and not resume:  # nothing is made or cleared before everything was read and found good
-                held.enter_context(DirectoryLock(directory.path))
-                directory.require_startable(overwrite=overwrite)
-                directory.clear()
-            return _fit(run, leader, device, stop, quick_eval, warmup, on_step)
-    except StoppedAtOnceError as stopped:
-        raise RunInterrupted(_interruption(directory, stopped), stopped.number) from None
+                    directory.clear()
+                result = _fit(run, leader, device, stop, quick_eval, warmup, on_step)
+        except StoppedAtOnceError as stopped:
+            raise RunInterrupted(_interruption(directory, stopped), stopped.number) from None
+        if finish is not None and leader and result.finished:
+            finish(result)
+        return result
 
 
 def rehearse(

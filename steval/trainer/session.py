@@ -182,6 +182,8 @@ class Session:
             self.state = None
             if self.progress.phase_step < self.config.phases[number].steps:
                 return False
+            if number + 1 < len(self.config.phases) and stop.agreed():  # at its last step, after it was asked
+                return False
         return True
 
     def rehearse(self, device: str) -> None:

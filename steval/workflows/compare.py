@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from steval.data.files import atomic_path, read_text
-from steval.data.outputs import real_path
+from steval.data.outputs import real_path, require_output
 from steval.errors import ConfigError, DataError
 from steval.settings import flatten, read_yaml
 from steval.workflows.curves import Curves, read_curves
@@ -24,6 +24,7 @@ class Comparison:
     """Runs or scores side by side, as Polars frames with a row per thing and a column per run."""
 
     names: tuple[str, ...]
+    paths: tuple[Path, ...]
     settings: pl.DataFrame
     """Settings that differ: `setting` and a column per run; empty for scores."""
     best: pl.DataFrame
@@ -49,12 +50,12 @@ def compare(paths: Sequence[Path]) -> Comparison:
         )
     if scores:
         empty = pl.DataFrame()
-        return Comparison(names, empty, empty, _score_metrics(scores), _paired_tests(scores), ())
+        return Comparison(names, tuple(paths), empty, empty, _score_metrics(scores), _paired_tests(scores), ())
     curves = tuple(read_curves(path) for path in paths)
     found = {name: directory for name, path in zip(names, paths, strict=True) if (directory := _score_of_run(path))}
     metrics = _score_metrics(found) if found else pl.DataFrame()
     tests = _paired_tests(found) if len(found) > 1 else pl.DataFrame()
-    return Comparison(names, _differences(names, paths), _best(names, curves), metrics, tests, curves)
+    return Comparison(names, tuple(paths), _differences(names, paths), _best(names, curves), metrics, tests, curves)
 
 
 def plot_curves(comparison: Comparison) -> bytes:
@@ -83,13 +84,10 @@ def plot_curves(comparison: Comparison) -> bytes:
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
-    """Write `.html` (tables and curves in one file) or `.png` (curves alone), atomically."""
-    if path.suffix == ".png":
-        content = plot_curves(comparison)
-    elif path.suffix == ".html":
-        content = _html(comparison).encode()
-    else:
-        raise ConfigError(f"--out takes a .png or .html file, got {path.name}")
+    """Write `.html` (tables and curves in one file) or `.png` (curves alone), atomically; never over a file that was compared."""
+    compared = {f"the report of {place}": place / "report.html" for place in comparison.paths}
+    require_output(path, compared, suffixes=(".html", ".png"))
+    content = plot_curves(comparison) if path.suffix == ".png" else _html(comparison).encode()
     with atomic_path(path) as partial:
         partial.write_bytes(content)
     return path

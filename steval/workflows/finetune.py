@@ -19,7 +19,6 @@ from steval.predictor.engine import Predictor
 from steval.predictor.request_files import items_of
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.fit.devices import is_first_process
 from steval.trainer.progress.notices import Tell
 from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.run import RunResult, finetune, rehearse
@@ -48,7 +47,12 @@ def finetune_with_evaluation(
 
     A finished run's best checkpoint is calibrated: how its predictions become cells is chosen and written into it.
     """
-    result = finetune(
+
+    def finish(result: RunResult) -> None:
+        if _is_to_be_calibrated(result):
+            calibrate_run(result, report)
+
+    return finetune(
         config,
         run_dir,
         init_from=init_from,
@@ -61,10 +65,8 @@ def finetune_with_evaluation(
         quick_eval=quick_evaluation,
         warmup=warmup_record,
         report=report,
+        finish=finish,
     )
-    if result.finished and is_first_process() and _is_to_be_calibrated(result):
-        calibrate_run(result, report)
-    return result
 
 
 def _is_to_be_calibrated(result: RunResult) -> bool:

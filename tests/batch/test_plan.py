@@ -7,11 +7,12 @@ import anndata as ad
 import pytest
 
 from steval.batch.jobs import Job
+from steval.batch.leaderboard import remove_work
 from steval.batch.run import outline, parse_shard
 from steval.batch.settings import BatchManifest
 from steval.errors import ConfigError
 from support.batch_cases import NAMES, reference_to, write_checkpoint, write_manifest
-from support.in_process import plan_of
+from support.in_process import plan_of, run_in_process
 
 
 def keys(path: Path) -> dict[str, str]:
@@ -180,3 +181,24 @@ def test_shards_divide_the_jobs():
 def test_a_job_passes_through_json(case: Path):
     for job in plan_of(write_manifest(case, "plan-json")).jobs:
         assert Job.parse(job.as_dict()) == job
+
+
+def test_nothing_that_a_batch_reads_lies_where_it_writes(case: Path, tmp_path: Path):
+    kept = tmp_path / "work" / "mine"
+    kept.mkdir(parents=True)
+    shutil.copy(case / "models" / "a.safetensors", kept)
+    values = {"data": [str(case / "data" / "packaged.h5ad")], "requests": [{"name": "x", "do": "predict", "cells": 3}]}
+    manifest = write_manifest(tmp_path, checkpoints=["work/mine/a.safetensors"], out=".", **values)
+    with pytest.raises(
+        ConfigError, match=r"work/mine/a\.safetensors lies in .*work, where the batch makes and removes"
+    ):
+        plan_of(manifest)
+    manifest = write_manifest(tmp_path, checkpoints=[str(case / "models" / "a.safetensors")], out=".", **values)
+    (tmp_path / "manifest.yaml").write_text(manifest.read_text())
+    with pytest.raises(ConfigError, match="would be replaced by the batch's own copy"):
+        plan_of(tmp_path / "manifest.yaml")
+    plan = plan_of(manifest)
+    assert not run_in_process(manifest, plan=plan).failed
+    assert plan.layout.parts(plan.jobs[0]).is_dir()
+    remove_work(plan)
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["mine"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from steval.errors import ServiceError
+from steval.errors import NotFiniteError, ServiceError
 from steval.service.client import _whole_table
 from steval.service.http.encoding import (
     ARROW,
@@ -29,9 +29,10 @@ def test_json_numbers_read_back_to_the_same_float32():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(value):
-    with pytest.raises(ServiceError, match="not finite"):
+    with pytest.raises(NotFiniteError, match="not finite") as caught:
         json_numbers(np.array([1.0, value], dtype=np.float32))
-    with pytest.raises(ServiceError, match="not finite"):
+    assert (caught.value.http_status, caught.value.code) == (422, "not_finite")
+    with pytest.raises(NotFiniteError, match="not finite"):
         stream(2).batch({"perturbation": ["a"], "cell_type": ["b"]}, np.array([[1.0, value]]))
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from steval.data.locks import DirectoryLock
 from steval.errors import CheckpointError, ConfigError, DataError
 from steval.trainer.progress.state import STATE_FORMAT, Progress, load_state
 from steval.trainer.progress.stopping import RunInterrupted
-from support.tiny_runs import assert_same_run, run, run_killed, stop_at, tiny_config
+from steval.trainer.run import RunResult
+from support.tiny_runs import PHASES, assert_same_run, rows, run, run_killed, stop_at, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +202,32 @@ def test_changed_data_is_not_resumed_on(screen_path: Path, tmp_path: Path, monke
         run(None, tmp_path / "run", resume=True)
     data.write_bytes(screen_path.read_bytes())
     assert run(None, tmp_path / "run", resume=True).finished
+
+
+def test_a_signal_at_a_phases_last_step_begins_no_other(tmp_path: Path, screen_path: Path) -> None:
+    """The signal comes after the step was found to be no stop: what follows is not begun, and resuming begins it."""
+    config = tiny_config(screen_path)
+    last = PHASES[0]["steps"]
+    stopped = run(config, tmp_path / "run", on_step=stop_at(last))
+    assert (stopped.finished, stopped.step) == (False, last)
+    assert {row["phase"] for row in rows(tmp_path / "run")} == {PHASES[0]["name"]}
+    run(None, tmp_path / "run", resume=True)
+    run(config, tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_finished_runs_directory_is_its_own_until_its_end(tmp_path: Path, screen_path: Path) -> None:
+    held = []
+
+    def finish(result: RunResult) -> None:
+        with pytest.raises(ConfigError, match="in use by another"):
+            DirectoryLock(result.run_dir).acquire()
+        held.append(result.finished)
+
+    config = tiny_config(screen_path)
+    assert not run(config, tmp_path / "run", on_step=stop_at(3), finish=finish).finished
+    assert held == []
+    run(None, tmp_path / "run", resume=True, finish=finish)
+    assert held == [True]
+    with DirectoryLock(tmp_path / "run"):
+        pass

@@ -7,7 +7,6 @@ budget: CSC is dealt out to buckets of rows on disk, each of which is sorted by 
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -18,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from steval.data.disk_files import new_hdf5
-from steval.data.files import atomic_path, require_directory
+from steval.data.files import ScratchDirectory, atomic_path, require_directory
 from steval.data.outputs import real_path
 from steval.data.rows.matrix import StoredMatrix
 from steval.data.rows.obsm import ObsmBlock
@@ -47,12 +46,12 @@ class _CopiedRows:
 
     def __init__(self, source: StoredRows):
         self._source = source
-        self._directory = tempfile.TemporaryDirectory(prefix="steval-rows-")
+        self._directory = ScratchDirectory("steval-rows")
         try:
-            copy = cached_rows(source.matrix, Path(self._directory.name), SORTING_BYTES)
+            copy = cached_rows(source.matrix, self._directory.path, SORTING_BYTES)
             self._matrix = StoredMatrix(OpenFile(copy))
         except BaseException:
-            self._directory.cleanup()
+            self._directory.close()
             raise
         self.shape = source.shape
         self.obsm_keys = source.obsm_keys
@@ -66,7 +65,7 @@ class _CopiedRows:
     def close(self) -> None:
         self._source.close()
         self._matrix.close()
-        self._directory.cleanup()
+        self._directory.close()
 
 
 def _is_scattered(codes: np.ndarray) -> bool:
@@ -152,8 +151,8 @@ def _csc_blocks(
     edges = np.unique(
         np.append(np.searchsorted(indptr, np.arange(0, num_values, per_bucket), side="right") - 1, num_cells)
     )
-    with tempfile.TemporaryDirectory(dir=work_dir, prefix=".buckets-") as directory:
-        buckets = [Path(directory) / str(number) for number in range(len(edges) - 1)]
+    with ScratchDirectory("buckets", work_dir) as directory:
+        buckets = [directory / str(number) for number in range(len(edges) - 1)]
         _deal(stored, edges, buckets)
         record = _record(stored)
         for path, (first, _) in zip(buckets, pairwise(edges.tolist()), strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from steval.errors import ServiceError
+from steval.errors import NotFiniteError, ServiceError
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -74,7 +74,7 @@ def wants_zstd(accept_encoding: str) -> bool:
 
 
 def json_numbers(values: np.ndarray) -> bytes:
-    """A JSON list of float32 `[n]`, each a short decimal that reads back to it; not-finite values are a `ServiceError`."""
+    """A JSON list of float32 `[n]`, each a short decimal that reads back to it; not-finite values are a `NotFiniteError`."""
     _require_finite(values)
     import polars as pl  # here: clients that write no JSON import this module too
 
@@ -97,7 +97,10 @@ def json_array(items: Sequence[bytes]) -> bytes:
 
 def _require_finite(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
-        raise ServiceError("the network gave values that are not finite", status=500, code="not_finite")
+        raise NotFiniteError(
+            "the model predicts values that are not finite for this request: what was asked, or the features of its perturbations, "
+            "lead its network out of range"
+        )
 
 
 def _text(value: Any) -> bytes:

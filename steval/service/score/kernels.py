@@ -10,11 +10,11 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import steval
 from steval.data.compiled import copy_kernels
+from steval.data.files import ScratchDirectory
 from steval.service.score.job_files import KERNELS, TEMPORARY
 
 log = logging.getLogger(__name__)
@@ -61,15 +61,13 @@ def compile_for(profile: str) -> None:
     from steval.evaluator.settings import ScoreSettings
     from steval.workflows.score import ScoreRequest, score_predictions
 
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchDirectory("steval-kernels") as folder:
         cells = example()
         cells.X = lognorm(sp.csr_matrix(cells.X), 1e4)
-        path = Path(folder, "cells.h5ad")
+        path = folder / "cells.h5ad"
         write_anndata(cells, path)
         settings = ScoreSettings.model_validate({"profile": profile})
-        score_predictions(
-            ScoreRequest(preds=path, real=path, out=Path(folder, "score"), scale="lognorm", settings=settings)
-        )
+        score_predictions(ScoreRequest(preds=path, real=path, out=folder / "score", scale="lognorm", settings=settings))
 
 
 if __name__ == "__main__":

@@ -65,10 +65,12 @@ class StopSignal:
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step`; several processes agree on one step."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return (_is_alone() or step % AGREE_EVERY == 0) and self.agreed()
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; every one of them has to ask."""
+        if _is_alone():
             return self.number is not None
-        if step % AGREE_EVERY:
-            return False
         device = (
             torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
         )
@@ -81,3 +83,7 @@ class StopSignal:
         self.number = number
         if not self._closing and (again or not self.waits):
             raise StoppedAtOnceError(number)
+
+
+def _is_alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
