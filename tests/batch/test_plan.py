@@ -199,6 +199,6 @@ def test_nothing_that_a_batch_reads_lies_where_it_writes(case: Path, tmp_path: P
         plan_of(tmp_path / "manifest.yaml")
     plan = plan_of(manifest)
     assert not run_in_process(manifest, plan=plan).failed
-    assert plan.layout.parts(plan.jobs[0]).is_dir()
+    plan.layout.parts(plan.jobs[0]).mkdir()
     remove_work(plan)
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["mine"]
