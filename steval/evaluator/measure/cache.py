@@ -147,7 +147,7 @@ def keep(what: Callable[[], None]) -> None:
     """Write to the cache; where that fails, say so and go on."""
     try:
         what()
-    except (StevalError, SafetensorError, OSError) as error:
+    except (StevalError, OSError) as error:
         logger.warning("the scoring cache could not be written, results are not affected: %s", error)
 
 
