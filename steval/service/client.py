@@ -10,7 +10,7 @@ service's words, `ServiceError` for the rest. Where the service is busy, request
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ from typing import Any, Self
 
 import httpx
 import numpy as np
-import pyarrow as pa
 
 from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
 from steval.predictor.requests import PredictionVocabulary
-from steval.service.http.encoding import ARROW, ARROW_KEY, END_KEY, H5AD, JSON
+from steval.service.http.encoding import ARROW, ARROW_KEY, H5AD, JSON
 from steval.service.proxies import choose_proxy, without_secrets
+from steval.service.received import whole_table
 from steval.service.schemas import MOST_LISTED
 from steval.wording import whole_number
 
@@ -171,7 +171,7 @@ class ServiceClient:
     ) -> PredictedCells:
         """Every predicted cell; an answer that was cut off is a `ServiceError`."""
         body = _body(perturbations, cells, seed, cell_type, batch, "cells") | self._model
-        table = _whole_table(self._call("POST", "/predict", json=body, headers={"Accept": ARROW}).content)
+        table = whole_table(self._call("POST", "/predict", json=body, headers={"Accept": ARROW}).content)
         facts = json.loads(table.schema.metadata[ARROW_KEY])
         genes = facts.pop("genes")
         expression = table["expression"].combine_chunks()
@@ -205,6 +205,32 @@ class ServiceClient:
             partial.write_bytes(content)
         return Path(path)
 
+    def submit_prediction(self, perturbations: Asked = (), cells: int = 100, **options: Any) -> str:
+        """Submit a prediction in the background and return its id; no names mean all. `options` are the fields of
+        `schemas.PredictionsBody`."""
+        body = {"perturbations": list(perturbations), "cells": cells, **self._model, **options}
+        return self._call("POST", "/predictions", json=body).json()["id"]
+
+    def prediction_job(self, job_id: str) -> dict[str, Any]:
+        """State and progress of a prediction in the background, see `schemas.PredictionJob`."""
+        return self._call("GET", f"/predictions/{job_id}").json()
+
+    def save_prediction_job(self, job_id: str, path: Path, timeout: float = 3600.0) -> Path:
+        """Wait for a prediction in the background and write its file; one that failed raises what it failed with."""
+        self._wait_for(lambda: self.prediction_job(job_id), f"the prediction {job_id}", timeout)
+        with self._http.stream("GET", f"/predictions/{job_id}/result") as response:
+            if response.is_error:
+                response.read()
+                raise _error(response)
+            with atomic_path(path) as partial, partial.open("wb") as handle:
+                for piece in response.iter_bytes():
+                    handle.write(piece)
+        return Path(path)
+
+    def remove_prediction(self, job_id: str) -> None:
+        """Cancel a prediction in the background, or remove one that has ended."""
+        self._call("DELETE", f"/predictions/{job_id}")
+
     def submit_score(
         self,
         predictions: Path | str,
@@ -236,15 +262,7 @@ class ServiceClient:
 
     def wait_for_score(self, job_id: str, timeout: float = 3600.0) -> dict[str, Any]:
         """The result (`score.json`) of a job when it is done; a job that failed raises what it failed with."""
-        deadline = time.monotonic() + timeout
-        while (job := self.score_job(job_id))["state"] in ("queued", "running"):
-            if time.monotonic() > deadline:
-                raise ServiceError(
-                    f"the scoring job {job_id} is still {job['state']} after {timeout:g} s", status=504, code="timeout"
-                )
-            time.sleep(POLL_SECONDS)
-        if job["state"] == "failed":
-            raise DataError(job["error"]["message"], job["error"].get("problems", ()))
+        self._wait_for(lambda: self.score_job(job_id), f"the scoring job {job_id}", timeout)
         return self._call("GET", f"/score/{job_id}/result").json()
 
     def save_score_file(self, job_id: str, name: str, path: Path) -> Path:
@@ -257,6 +275,15 @@ class ServiceClient:
     def remove_score(self, job_id: str) -> None:
         """Cancel a job, or remove one that has ended."""
         self._call("DELETE", f"/score/{job_id}")
+
+    def _wait_for(self, ask: Callable[[], dict[str, Any]], what: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while (job := ask())["state"] in ("queued", "running"):
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{what} is still {job['state']} after {timeout:g} s", status=504, code="timeout")
+            time.sleep(POLL_SECONDS)
+        if job["state"] == "failed":
+            raise DataError(job["error"]["message"], job["error"].get("problems", ()))
 
     def _json(self, method: str, path: str, fields: Sequence[str], **options: Any) -> dict[str, Any]:
         """A JSON answer that has `fields`; anything else comes from another server than ours."""
@@ -339,29 +366,6 @@ def _body(
 
 def _form_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _whole_table(content: bytes) -> pa.Table:
-    """The rows of an Arrow stream whose end marker is there and agrees."""
-    cut_off = ServiceError("the service's answer was cut off before its end; ask again", status=502, code="cut_off")
-    batches, num_rows, marker = [], 0, None
-    try:
-        reader = pa.ipc.open_stream(content)
-        while True:
-            try:
-                batch, metadata = reader.read_next_batch_with_custom_metadata()
-            except StopIteration:
-                break
-            end = dict(metadata or {}).get(END_KEY)
-            marker = None if end is None else int(end)
-            num_rows += batch.num_rows
-            batches.append(batch)
-        schema = reader.schema
-    except (pa.ArrowInvalid, OSError) as error:
-        raise cut_off from error
-    if marker != num_rows:
-        raise cut_off
-    return pa.Table.from_batches(batches, schema)
 
 
 def _error(response: httpx.Response) -> StevalError:

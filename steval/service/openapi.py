@@ -16,11 +16,18 @@ from steval.service.schemas import (
     PerturbationList,
     PredictAnswer,
     PredictBody,
+    PredictionJob,
+    PredictionJobs,
+    PredictionsBody,
     ScoreJob,
+    ScoreJobs,
 )
 
 BINARY = {"type": "string", "format": "binary"}
-_MODELS = (ErrorAnswer, ModelCard, ModelList, PerturbationList, PredictAnswer, PredictBody, ScoreJob)
+_MODELS = (
+    *(ErrorAnswer, ModelCard, ModelList, PerturbationList, PredictAnswer, PredictBody),
+    *(PredictionJob, PredictionJobs, PredictionsBody, ScoreJob, ScoreJobs),
+)
 _ERRORS = {
     400: "Malformed: not JSON, wrong types, missing or unknown keys",
     401: "No API key, or one that is not known",

@@ -8,6 +8,7 @@ from steval.service.http.routing import Operation, Route, RouteTable
 from steval.service.http.tenants import ADMIN, PREDICT
 from steval.service.http.tenants import SCORE as SCORES
 from steval.service.openapi import BINARY, content_of, query, reference, success
+from steval.service.predict import background
 from steval.service.schemas import (
     LONGEST_NAME,
     MOST_LISTED,
@@ -18,8 +19,12 @@ from steval.service.schemas import (
     PerturbationList,
     PredictAnswer,
     PredictBody,
+    PredictionJob,
+    PredictionJobs,
+    PredictionsBody,
     ScoreBody,
     ScoreJob,
+    ScoreJobs,
 )
 from steval.service.score import handlers as score
 from steval.service.score.uploads import ROLES
@@ -35,7 +40,7 @@ _JOB_ID = {
     "in": "path",
     "required": True,
     "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-    "description": "As POST /score answered it",
+    "description": "As it was answered to the submission",
 }
 _MODEL = query("model", {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME})
 _FILE_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -43,6 +48,13 @@ _JOB_LINKS = {
     name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
     for name in ("scoreStatus", "scoreResult", "removeScore")
 }
+
+
+_PREDICTION_LINKS = {
+    name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
+    for name in ("predictionStatus", "predictionResult", "removePrediction")
+}
+_CELLS = {"200": {"description": "The file", "content": content_of(H5AD, BINARY) | content_of(ARROW, BINARY)}}
 
 
 def _score_body() -> dict[str, Any]:
@@ -79,6 +91,45 @@ ROUTES = RouteTable(
                 ),
             ),
             media_types=(JSON,),
+            role=PREDICT,
+        ),
+        Route(
+            "/predictions",
+            (
+                Operation(
+                    "POST", "submitPrediction", "Predict in the background: a whole screen", "predict",
+                    success("Accepted; ask Location for its state", PredictionJob, status="202", links=_PREDICTION_LINKS),
+                    (*_BODY, 404, 503, 507), background.submit,
+                    more={"requestBody": {"required": True, "content": content_of(JSON, reference(PredictionsBody))}},
+                ),
+                Operation(
+                    "GET", "predictions", "The key's own predictions", "predict", success("Newest first", PredictionJobs), (503,),
+                    background.listing,
+                ),
+            ),
+            media_types=(JSON,),
+            role=PREDICT,
+        ),
+        Route(
+            "/predictions/{id}",
+            (
+                Operation(
+                    "GET", "predictionStatus", "State and progress of a prediction", "predict",
+                    success("The job", PredictionJob), (404,), background.status,
+                ),
+                Operation(
+                    "DELETE", "removePrediction", "Cancel a prediction, or remove one that has ended", "predict",
+                    success("Being cancelled", PredictionJob, status="202") | {"204": {"description": "Removed"}},
+                    (404,), background.remove,
+                ),
+            ),
+            parameters=(_JOB_ID,),
+            role=PREDICT,
+        ),
+        Route(
+            "/predictions/{id}/result",
+            (Operation("GET", "predictionResult", "The predicted cells", "predict", _CELLS, (404, 409), background.result),),
+            parameters=(_JOB_ID,),
             role=PREDICT,
         ),
         Route(
@@ -119,6 +170,10 @@ ROUTES = RouteTable(
                     success("Accepted; ask Location for its state", ScoreJob, status="202", links=_JOB_LINKS),
                     (*_BODY, 404, 503, 507), score.submit,
                     more={"requestBody": _score_body()},
+                ),
+                Operation(
+                    "GET", "scores", "The key's own scoring jobs", "score", success("Newest first", ScoreJobs), (503,),
+                    score.listing,
                 ),
             ),
             media_types=(JSON, MULTIPART),

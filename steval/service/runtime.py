@@ -17,12 +17,14 @@ from steval.data.files import ScratchDirectory
 from steval.errors import ServiceError, StevalError
 from steval.machine import num_cores
 from steval.service.http.telemetry import service_metrics
+from steval.service.jobs.runner import JobRunner, Work
+from steval.service.jobs.store import JobStore
 from steval.service.models.below import Found
 from steval.service.models.loaded import Model, Turns
 from steval.service.models.shelf import Lease, Shelf
 from steval.service.private import shared_directory
-from steval.service.score.job_runner import JobRunner
-from steval.service.score.jobs import JobStore
+from steval.service.schemas import PredictionJob, ScoreJob
+from steval.service.score.work import ScoreWork
 from steval.service.settings import ServiceSettings, require_checkpoint
 
 log = logging.getLogger(__name__)
@@ -50,10 +52,15 @@ class Runtime:
             patience=settings.queue_timeout,
         )
         self._scratch = ScratchDirectory("steval-service")
-        self.jobs = JobStore(
-            settings.job_dir or shared_directory("jobs"), max_jobs=settings.max_jobs, ttl=settings.job_ttl
+        directory = settings.job_dir or shared_directory("jobs")
+        most, ttl = settings.max_jobs, settings.job_ttl
+        self.jobs: JobStore[ScoreJob] = JobStore(directory, ScoreJob, max_jobs=most, ttl=ttl)
+        self.runner = JobRunner(self.jobs, ScoreWork(), settings, self.metrics)
+        self.predictions: JobStore[PredictionJob] = JobStore(
+            directory / "predictions", PredictionJob, max_jobs=most, ttl=ttl, what="prediction"
         )
-        self.runner = JobRunner(self.jobs, settings, self.metrics)
+        work = Work("prediction", "steval.service.predict.job_process")
+        self.prediction_runner = JobRunner(self.predictions, work, settings, self.metrics)
         self._loader = threading.Thread(target=self._load, name="steval-start", daemon=True)
         self._stopping = threading.Event()
 
@@ -118,6 +125,7 @@ class Runtime:
         self.state, self.reason = "stopping", "the service is shutting down"
         self.models.close()
         self.runner.stop()
+        self.prediction_runner.stop()
         self._scratch.close()
         if self.settings.job_dir is None and self.settings.workers == 1:
             shutil.rmtree(self.jobs.directory, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Request bodies and answers as pydantic models; `/openapi.json` is made from them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
@@ -89,6 +90,23 @@ class PredictBody(Settings):
         request = PredictionRequest.parse(values, source="the request")
         require_unique(request.items, "the request")
         return request
+
+
+class PredictionsBody(PredictBody):
+    """What `POST /predictions` takes: as `POST /predict`, with more cells, and with all perturbations where none is named."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"cells": 100, "seed": 0, "output": "cells"}})
+
+    perturbations: list[Asked] = Field(default_factory=list, max_length=MOST_NAMES)
+    """As in `POST /predict`; empty: every perturbation that the model knows."""
+    output: Literal["mean", "cells"] = "cells"
+    form: Literal["h5ad", "arrow"] = "h5ad"
+    """The file of the result: what `steval predict` writes, or an Arrow stream as `POST /predict` makes it."""
+
+    def for_all(self, names: Sequence[str]) -> "PredictionsBody":
+        """The same with `names` where none is named."""
+        every = [PredictItem(perturbation=name) for name in names]
+        return self if self.perturbations else self.model_copy(update={"perturbations": every})
 
 
 class PredictedProfile(Settings):
@@ -222,14 +240,14 @@ class ScoreBody(ScoreChoice):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
 
-ScoreState = Literal["queued", "running", "done", "failed", "cancelled"]
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
-class ScoreJob(Settings):
-    """Status of a scoring job."""
+class Job(Settings):
+    """Status of a job in the background."""
 
     id: str
-    state: ScoreState
+    state: JobState
     created: str
     started: str | None = None
     finished: str | None = None
@@ -238,7 +256,34 @@ class ScoreJob(Settings):
     error: dict[str, Any] | None = None
     """Where it failed: code, message, problems."""
     files: list[str] = Field(default_factory=list)
-    """Where it is done: names for `GET /score/{id}/files/{name}`."""
+    """Where it is done: the names of its files."""
+
+
+class ScoreJob(Job):
+    """Status of a scoring job; files are for `GET /score/{id}/files/{name}`."""
+
+
+class PredictionJob(Job):
+    """Status of a prediction in the background."""
+
+    model: str = ""
+    """Name of the model."""
+    cells: int = 0
+    """Cells that were asked for."""
+    cells_done: int = 0
+    form: Literal["h5ad", "arrow"] = "h5ad"
+
+
+class ScoreJobs(Settings):
+    """Answer of `GET /score`: the key's own jobs, the newest first."""
+
+    jobs: list[ScoreJob]
+
+
+class PredictionJobs(Settings):
+    """Answer of `GET /predictions`: the key's own, the newest first."""
+
+    jobs: list[PredictionJob]
 
 
 class ErrorDetail(Settings):

@@ -43,7 +43,7 @@ class ServiceSettings(Settings):
     data_dir: tuple[Path, ...] = ()
     """Directories whose files `POST /score` may name, and where recorded data files are looked for."""
     job_dir: Path | None = None
-    """Where scoring jobs are kept; none: a temporary directory that goes with the service."""
+    """Where jobs are kept; none: a temporary directory that goes with the service."""
     api_key_file: Path | None = None
     """Hashed keys, one a line (see docs/service.md); none: no key, and only this machine is answered."""
     no_auth: bool = False
@@ -80,13 +80,17 @@ class ServiceSettings(Settings):
     send_timeout: PositiveFloat = 60.0
     """Seconds that a client may take no byte of its answer."""
     max_jobs: PositiveInt = 16
-    """Scoring jobs that wait."""
+    """Scoring jobs that wait, and likewise predictions in the background."""
     job_timeout: PositiveFloat = 3600.0
-    """Seconds until a scoring job is stopped."""
+    """Seconds until a job is stopped."""
     job_ttl: PositiveFloat = 24 * 3600.0
     """Seconds that a finished job is kept."""
     max_job_bytes: PositiveInt = 32 * 2**30
     """Address space of a scoring job."""
+    max_prediction_cells: PositiveInt = 1_000_000
+    """Cells of one prediction in the background."""
+    max_prediction_bytes: PositiveInt = 64 * 2**30
+    """Of the file that it writes."""
     max_score_values: PositiveInt = 1_000_000_000
     """Cells × genes of an uploaded matrix: what a scoring job may unfold in memory."""
 

@@ -7,7 +7,6 @@ import pytest
 import zstandard
 
 from steval.errors import NotFiniteError, ServiceError
-from steval.service.client import _whole_table
 from steval.service.http.encoding import (
     ARROW,
     H5AD,
@@ -18,6 +17,7 @@ from steval.service.http.encoding import (
     json_object,
     wants_zstd,
 )
+from steval.service.received import whole_table
 
 
 def test_json_numbers_read_back_to_the_same_float32():
@@ -84,8 +84,8 @@ def test_a_whole_arrow_stream_is_told_from_one_that_was_cut_off():
     cells = np.arange(12, dtype=np.float32).reshape(4, 3)
     pieces = [made.batch({"perturbation": ["a", "b"], "cell_type": ["H1"] * 2}, cells[i : i + 2]) for i in (0, 2)]
     end = made.end()
-    table = _whole_table(b"".join([*pieces, end]))
+    table = whole_table(b"".join([*pieces, end]))
     assert np.array_equal(np.array(table["expression"].to_pylist(), dtype=np.float32), cells)
     for cut in (pieces[0], b"".join(pieces), pieces[0] + end, pieces[0][:-10]):
         with pytest.raises(ServiceError, match="cut off"):
-            _whole_table(cut)
+            whole_table(cut)

@@ -15,7 +15,8 @@ import pytest
 
 from steval.errors import DataError, ServiceError
 from steval.service.client import ServiceClient
-from steval.service.score.jobs import JobStore
+from steval.service.jobs.store import JobStore
+from steval.service.schemas import ScoreJob
 from steval.service.score.uploads import resolve_path
 
 JSON = {"content-type": "application/json"}
@@ -23,7 +24,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def store(tmp_path):
-    return JobStore(tmp_path / "jobs", max_jobs=2, ttl=100)
+    return JobStore(tmp_path / "jobs", ScoreJob, max_jobs=2, ttl=100)
 
 
 def test_a_full_store_is_503(store):
@@ -46,8 +47,9 @@ def test_jobs_run_oldest_first_and_are_held_by_one_worker(store):
 def test_the_lock_of_a_killed_worker_is_free(store):
     job = store.submit(store.reserve(), {})
     code = (
-        "import sys, time; from pathlib import Path; from steval.service.score.jobs import JobStore\n"
-        f"store = JobStore(Path({str(store.directory)!r}), max_jobs=2, ttl=1)\n"
+        "import sys, time; from pathlib import Path; from steval.service.jobs.store import JobStore\n"
+        "from steval.service.schemas import ScoreJob\n"
+        f"store = JobStore(Path({str(store.directory)!r}), ScoreJob, max_jobs=2, ttl=1)\n"
         f"with store.claim({job.id!r}) as ours:\n    print(ours, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
@@ -70,7 +72,7 @@ def test_a_job_is_its_keys_own(store):
 
 
 def test_one_key_can_neither_fill_the_queue_nor_go_first(tmp_path):
-    store = JobStore(tmp_path / "jobs", max_jobs=6, ttl=100)
+    store = JobStore(tmp_path / "jobs", ScoreJob, max_jobs=6, ttl=100)
     greedy = [store.submit(store.reserve("greedy"), {}).id for _ in range(3)]
     with pytest.raises(ServiceError, match="3 scoring jobs of this key wait"):
         store.reserve("greedy")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from steval.service.jobs.files import KERNELS, TEMPORARY
 from steval.service.score import kernels
-from steval.service.score.job_files import KERNELS, TEMPORARY
 from steval.service.score.kernels import JobKernels
 
 

@@ -19,8 +19,9 @@ from steval.checkpoints.manifest import WarmupRecord
 from steval.checkpoints.store import load_checkpoint
 from steval.cli.app import app
 from steval.errors import ServiceError, StevalError
-from steval.service.client import ServiceClient, _whole_table
+from steval.service.client import ServiceClient
 from steval.service.http.keys import add_key
+from steval.service.received import whole_table
 from support.service_models import free_port, served_process, wait_until_ready
 
 ROOT = Path(__file__).parents[2]
@@ -479,7 +480,7 @@ def test_overload_is_refused_with_retry_after_and_loses_nothing(tiny_checkpoint)
     assert statuses <= {200, 429, 503}
     for answer in answers:
         if answer.status_code == 200:
-            assert len(_whole_table(answer.content)) == 200
+            assert len(whole_table(answer.content)) == 200
         else:
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"]["code"] in ("busy", "too_many_requests")

@@ -14,8 +14,9 @@ from steval.errors import ConfigError, ServiceError
 from steval.service.http.keys import KeyFile, add_key, read_keys, rotate_key
 from steval.service.http.quotas import Quotas
 from steval.service.http.tenants import Rate, Tenant, read_rules
-from steval.service.score.job_files import SCORE
-from steval.service.score.jobs import JobStore
+from steval.service.jobs.files import SCORE
+from steval.service.jobs.store import JobStore
+from steval.service.schemas import PredictionJob, ScoreJob
 from support.second_service import second_service
 
 PROFILE = {"predictions": "cells.h5ad", "profile": "minimal"}
@@ -201,14 +202,16 @@ def without_id(answer: httpx.Response) -> str:
 
 def finished_job(directory: Path, owner: str) -> str:
     """A job of a key's that is done, with one file."""
-    store = JobStore(directory, max_jobs=100, ttl=3600)
+    is_prediction = directory.name == "predictions"
+    store = JobStore(directory, PredictionJob if is_prediction else ScoreJob, max_jobs=100, ttl=3600)
     job_id = store.reserve(owner)
     with store.claim(job_id) as ours:
         assert ours
         job = store.submit(job_id, {})
         (store.path(job_id) / SCORE).mkdir()
-        (store.path(job_id) / SCORE / "score.json").write_text("{}")
-        store.finish(job, state="done", files=["score.json"])
+        name = "predictions.h5ad" if is_prediction else "score.json"
+        (store.path(job_id) / SCORE / name).write_text("{}")
+        store.finish(job, state="done", files=[name])
     return job_id
 
 
@@ -216,14 +219,21 @@ def test_one_key_sees_nothing_of_what_another_does(keyed):
     with keyed.client("ada@lab") as ada, keyed.client("bob@lab") as bob, keyed.client("boss@lab") as boss:
         job = finished_job(keyed.jobs, "ada@lab")
         assert ada.get(f"/score/{job}/result").status_code == 200
+        prediction = finished_job(keyed.jobs / "predictions", "ada@lab")
+        assert ada.get(f"/predictions/{prediction}/result").text == "{}"
         nowhere = "0" * 32
-        for method, path in (
-            ("GET", "/score/{}"), ("GET", "/score/{}/result"), ("GET", "/score/{}/files/score.json"), ("DELETE", "/score/{}"),
+        for method, path, mine in (
+            ("GET", "/score/{}", job), ("GET", "/score/{}/result", job), ("GET", "/score/{}/files/score.json", job),
+            ("DELETE", "/score/{}", job), ("GET", "/predictions/{}", prediction), ("GET", "/predictions/{}/result", prediction),
+            ("DELETE", "/predictions/{}", prediction),
         ):  # fmt: skip
             for client in (bob, boss):
-                others, none = client.request(method, path.format(job)), client.request(method, path.format(nowhere))
+                others, none = client.request(method, path.format(mine)), client.request(method, path.format(nowhere))
                 assert error(others) == error(none) == (404, "unknown_job")
                 assert without_id(others) == without_id(none)
+        for listing, mine in (("/score", job), ("/predictions", prediction)):
+            assert [one["id"] for one in ada.get(listing).json()["jobs"]] == [mine]
+            assert bob.get(listing).json() == boss.get(listing).json() == {"jobs": []}
         assert ada.get(f"/score/{job}").json()["state"] == "done"
         seen = "".join(bob.get(path).text for path in ("/models", "/model", "/perturbations", "/openapi.json", "/"))
         assert "ada@lab" not in seen

@@ -58,6 +58,12 @@ class ServiceMetrics:
         self._jobs = prometheus.Counter(
             "steval_score_jobs_total", "Finished scoring jobs", ("state",), registry=registry
         )
+        self._predictions = prometheus.Counter(
+            "steval_prediction_jobs_total", "Finished predictions in the background", ("state",), registry=registry
+        )
+        self._waiting = prometheus.Gauge(
+            "steval_waiting_jobs", "Jobs that wait", ("kind",), multiprocess_mode="livemax", registry=registry
+        )
 
     def started(self) -> None:
         """A request has come."""
@@ -87,9 +93,13 @@ class ServiceMetrics:
         """A model was loaded (`ok`), or could not be (`failed`)."""
         self._model_loads.labels(result).inc()
 
-    def job(self, state: str) -> None:
-        """A scoring job has ended."""
-        self._jobs.labels(state).inc()
+    def job(self, kind: str, state: str) -> None:
+        """A job of `kind` (`scoring`, `prediction`) has ended."""
+        (self._jobs if kind == "scoring" else self._predictions).labels(state).inc()
+
+    def waiting(self, kind: str, num_jobs: int) -> None:
+        """So many jobs of a kind wait, of all workers."""
+        self._waiting.labels(kind).set(num_jobs)
 
 
 def count_apart(directory: Path) -> None:

@@ -79,6 +79,7 @@ class Model:
         self.manifest = checkpoint.manifest
         self._num_parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
         self._turns = turns or Turns()
+        self.controls = controls
         self.pool: ControlPool = (
             checkpoint_controls(checkpoint) if controls is None else file_controls(controls, checkpoint.manifest)
         )

@@ -25,12 +25,10 @@ from steval.predictor.cells.predicted import PredictedBlock, PredictedSet
 from steval.predictor.means import predicted_means
 from steval.predictor.output import write_predictions
 from steval.predictor.plan import PredictionPlan
-from steval.predictor.requests import PredictionRequest
 from steval.service.http.encoding import (
     ARROW,
     H5AD,
     JSON,
-    ArrowStream,
     choose_format,
     compress,
     compressed,
@@ -44,6 +42,7 @@ from steval.service.http.tenants import CELLS
 from steval.service.models.loaded import Model
 from steval.service.models.shelf import Lease
 from steval.service.predict.admission import Admission, Place
+from steval.service.predict.arrow import answer_facts, arrow_pieces
 from steval.service.predict.batcher import MicroBatcher, Ticket
 from steval.service.runtime import Runtime
 from steval.service.schemas import PredictBody
@@ -244,42 +243,12 @@ def _summary(model: Model, queued: QueuedCells, body: PredictBody) -> bytes:
     ]
     controls = [piece for cell_type, piece in model.control_json.items() if cell_type in cell_types]
     raw = {"genes": model.genes_json, "controls": json_array(controls), "predictions": json_array(predictions)}
-    return json_object(_facts(model, plan.request), raw)
+    return json_object(answer_facts(model.card.checkpoint, model.manifest, plan.request), raw)
 
 
 def _arrow(model: Model, queued: QueuedCells, body: PredictBody) -> Iterator[bytes]:
-    """The pieces of an Arrow stream: one for each set (or mean profile), then the end marker."""
     plan = model.predictor.plan(body.to_request(), model.pool)
-    request = plan.request
-    sets = _sets(_decoded(model, plan, queued))
-    of_cells = request.output == "cells"
-    num_rows = request.num_cells if of_cells else len(request.items)
-    facts = {**_facts(model, request), "output": request.output, "num_rows": num_rows, "genes": model.genes}
-    stream = ArrowStream(len(model.genes), facts, with_control_cell=of_cells)
-    if of_cells:
-        for one in sets:
-            labels = {
-                "perturbation": [one.perturbation] * len(one.cells),
-                "cell_type": [one.cell_type] * len(one.cells),
-                "control_cell": model.pool.names[one.control_indices].tolist(),
-            }
-            yield stream.batch(labels, one.cells)
-    else:
-        for profile in predicted_means(plan, sets):
-            labels = {"perturbation": [profile.item.perturbation], "cell_type": [profile.cell_type]}
-            yield stream.batch(labels, profile.mean[None])
-    yield stream.end()
-
-
-def _facts(model: Model, request: PredictionRequest) -> dict[str, Any]:
-    numbers = {item.num_cells for item in request.items}
-    return {
-        "checkpoint": model.card.checkpoint,
-        "scale": model.card.scale,
-        "target_sum": model.card.target_sum,
-        "seed": request.seed,
-        "cells": numbers.pop() if len(numbers) == 1 else None,
-    }
+    yield from arrow_pieces(plan, _sets(_decoded(model, plan, queued)), model.card.checkpoint, model.pool.names)
 
 
 def _headers(zstd: bool) -> dict[str, str]:

@@ -14,10 +14,10 @@ from steval.service.http.answers import disk_answer, validation_answer
 from steval.service.http.observe import AUDIT
 from steval.service.http.quotas import Charge
 from steval.service.http.tenants import JOBS
+from steval.service.jobs.store import ENDED, INPUTS, SCORE, JobStore
 from steval.service.runtime import Runtime
-from steval.service.schemas import ScoreJob
+from steval.service.schemas import ScoreJob, ScoreJobs
 from steval.service.score.confinement import Limits
-from steval.service.score.jobs import ENDED, INPUTS, SCORE, JobStore
 from steval.service.score.uploads import InvalidBody, read_submission
 
 REPORT_POLICY = "; ".join(
@@ -99,6 +99,12 @@ async def submit(request: Request) -> Response:
     return _job_answer(job, status=202)
 
 
+async def listing(request: Request) -> Response:
+    """The key's own jobs."""
+    jobs = await run_in_threadpool(_runtime(request).jobs.of_owner, _owner(request))
+    return JSONResponse(ScoreJobs(jobs=jobs).as_dict(), headers={"Cache-Control": "private, no-store"})
+
+
 async def status(request: Request) -> Response:
     """State of a job."""
     return _job_answer(await _job(request))
@@ -127,16 +133,9 @@ async def remove(request: Request) -> Response:
     if job.state in ENDED:
         await run_in_threadpool(store.remove, job.id)
         return Response(status_code=204)
-    job = await run_in_threadpool(_cancel, store, job)
+    job = await run_in_threadpool(store.cancel, job)
     _runtime(request).runner.wake()
     return _job_answer(job, status=202)
-
-
-def _cancel(store: JobStore, job: ScoreJob) -> ScoreJob:
-    """End a job that nobody runs at once; leave word for the worker that runs it otherwise."""
-    store.ask_to_cancel(job.id)
-    with store.claim(job.id) as is_ours:
-        return store.finish(job, state="cancelled") if is_ours else job
 
 
 async def _job(request: Request) -> ScoreJob:
@@ -155,7 +154,7 @@ async def _finished(request: Request) -> ScoreJob:
     return job
 
 
-async def _send_file(store: JobStore, job: ScoreJob, name: str) -> Response:
+async def _send_file(store: JobStore[ScoreJob], job: ScoreJob, name: str) -> Response:
     path = store.path(job.id) / SCORE / name
     headers = {"Cache-Control": "private, no-store"}
     if path.suffix == ".html":

@@ -4,46 +4,32 @@ Ends with exit code 0 and `tmp/score`, or with 1 and `tmp/error.json`; with anyt
 Nothing that starts a thread is imported before the process is confined: a thread keeps the rights that it was born with.
 """
 
-import json
 import os
 import shutil
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-from steval.errors import StevalError, UnknownPerturbationError
+from steval.errors import StevalError
+from steval.service.jobs.files import INPUTS, KERNELS, SCORE, TEMPORARY
+from steval.service.jobs.process import begin, end_with_worker, write_error
 from steval.service.score.confinement import Limits, confine, end_with_parent
-from steval.service.score.job_files import ERROR, INPUTS, KERNELS, REQUEST, SCORE, TEMPORARY
-
-NICENESS = 10
-"""Predictions go first."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the job of `arguments[0]`."""
-    # whoever stops the service signals its children too; the worker ends this process, and puts the job back into the queue
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
-    os.nice(NICENESS)
     directory = Path(arguments[0])
-    request = json.loads((directory / REQUEST).read_text(encoding="utf-8"))
+    request = begin(directory)
+    end_with_parent()
     own = directory / TEMPORARY
     _own_caches(own)
     for sentence in confine(own, directory / INPUTS, _readable(request), Limits(**request["limits"])):
         sys.stderr.write(sentence + "\n")
-    threading.Thread(target=_end_with_pipe, daemon=True).start()
+    end_with_worker()
     try:
         _score(directory, request)
-    except StevalError as error:
-        text = json.dumps(_described(error, directory))
-        (own / ERROR).write_text(text, encoding="utf-8")
-        return 1
-    except MemoryError:
-        text = json.dumps({"code": "too_large", "message": "scoring needs more memory than this service gives a job"})
-        (own / ERROR).write_text(text, encoding="utf-8")
+    except (StevalError, MemoryError) as error:
+        write_error(directory, error, request, "scoring")
         return 1
     return 0
 
@@ -80,22 +66,6 @@ def _score(directory: Path, request: dict[str, Any]) -> None:
     )
 
 
-def _described(error: StevalError, directory: Path) -> dict[str, Any]:
-    """The error without the server's own paths and the command line's options."""
-    from steval.service.http.answers import over_http
-
-    inputs = f"{directory / INPUTS}{os.sep}"
-    lines = over_http(str(error)).replace(inputs, "").replace(str(directory), "").split("\n")
-    details: dict[str, Any] = {"code": error.code, "message": lines[0] if error.problems else "\n".join(lines)}
-    if error.problems:
-        details["problems"] = [
-            over_http(problem).replace(inputs, "").replace(str(directory), "") for problem in error.problems
-        ]
-    if isinstance(error, UnknownPerturbationError):
-        details["nearest"] = error.nearest
-    return details
-
-
 def _own_caches(own: Path) -> None:
     """Let libraries keep what they cache in the job's own place; matplotlib's list of fonts, which takes seconds, is copied."""
     own.mkdir(exist_ok=True)
@@ -112,13 +82,6 @@ def _readable(request: dict[str, Any]) -> list[Path]:
     """What the job was given beside its own directory."""
     given = [*request["data_dirs"], *request["recorded"], *request["files"].values()]
     return [Path(path) for path in (*given, request["checkpoint"]) if path]
-
-
-def _end_with_pipe() -> None:
-    """The parent holds the other end of standard input; when it is gone, so is the reason for this process."""
-    while os.read(0, 1):
-        pass
-    os._exit(3)
 
 
 if __name__ == "__main__":

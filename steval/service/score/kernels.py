@@ -15,7 +15,7 @@ from pathlib import Path
 import steval
 from steval.data.compiled import copy_kernels
 from steval.data.files import ScratchDirectory
-from steval.service.score.job_files import KERNELS, TEMPORARY
+from steval.service.jobs.files import KERNELS, TEMPORARY
 
 log = logging.getLogger(__name__)
 

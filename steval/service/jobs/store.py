@@ -1,4 +1,4 @@
-"""Scoring jobs on disk (`job_files`), so that every worker can tell a job's state and a restart loses none."""
+"""Jobs on disk (`files`), so that every worker can tell a job's state and a restart loses none."""
 
 import contextlib
 import fcntl
@@ -13,29 +13,32 @@ from collections import Counter
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from steval.data.files import atomic_path
 from steval.errors import ServiceError
 from steval.service.http.access import NOBODY
-from steval.service.schemas import ScoreJob
-from steval.service.score.job_files import INPUTS, OWNER, REQUEST, SCORE, TEMPORARY
+from steval.service.jobs.files import INPUTS, OWNER, PROGRESS, REQUEST, SCORE, TEMPORARY
+from steval.service.schemas import Job
 
 log = logging.getLogger(__name__)
 
 ENDED = frozenset({"done", "failed", "cancelled"})
 ABANDONED_SECONDS = 3600.0
 """After which an upload without a status, and without its request, is removed."""
+J = TypeVar("J", bound=Job)
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
-class JobStore:
-    """The jobs below one directory."""
+class JobStore(Generic[J]):
+    """The jobs of one kind below one directory; `what` names them in messages, `schema` is their status."""
 
-    def __init__(self, directory: Path, *, max_jobs: int, ttl: float):
+    def __init__(self, directory: Path, schema: type[J], *, max_jobs: int, ttl: float, what: str = "scoring job"):
         # as root, jobs run under other users' ids: they may pass through to their own directory, and list nothing
         directory.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
         self.directory = directory
+        self.what = what
+        self._schema = schema
         self._max_jobs = max_jobs
         self._ttl = ttl
 
@@ -48,7 +51,7 @@ class JobStore:
         own, share = waiting.count(owner), max(1, self._max_jobs // 2)
         full = len(waiting) >= self._max_jobs
         if full or (owner != NOBODY and own >= share):
-            which = f"{len(waiting)} scoring jobs wait" if full else f"{own} scoring jobs of this key wait"
+            which = f"{len(waiting)} {self.what}s wait" if full else f"{own} {self.what}s of this key wait"
             raise ServiceError(
                 f"{which} already, the most that are allowed; come back later", status=503, code="busy", retry_after=30
             )
@@ -65,39 +68,48 @@ class JobStore:
         except (OSError, UnicodeDecodeError):
             return NOBODY
 
-    def submit(self, job_id: str, request: dict[str, Any]) -> ScoreJob:
-        """Put a filled job into the queue."""
+    def submit(self, job_id: str, request: dict[str, Any], **facts: Any) -> J:
+        """Put a filled job into the queue; `facts` are fields of its status."""
         with atomic_path(self.path(job_id) / REQUEST) as partial:
             partial.write_text(json.dumps(request), encoding="utf-8")
-        job = ScoreJob(id=job_id, state="queued", created=_now())
+        job = self._schema(id=job_id, state="queued", created=_now(), **facts)
         self.write(job)
         return job
 
     def path(self, job_id: str) -> Path:
         """The directory of a job, whose id is checked to be one of ours."""
         if not _ID.fullmatch(job_id):
-            raise _unknown(job_id)
+            raise self._unknown(job_id)
         return self.directory / job_id
 
-    def read(self, job_id: str) -> ScoreJob | None:
+    def read(self, job_id: str) -> J | None:
         """Status of a job; None where there is none (or not yet)."""
         path = self.path(job_id) / "job.json"
         try:
-            return ScoreJob.model_validate_json(path.read_bytes())
+            return self._schema.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("the status of scoring job %s cannot be read: %s", job_id, type(error).__name__)
+            log.warning("the status of %s %s cannot be read: %s", self.what, job_id, type(error).__name__)
             return self._damaged(job_id)
 
-    def require(self, job_id: str, owner: str = NOBODY) -> ScoreJob:
+    def require(self, job_id: str, owner: str = NOBODY) -> J:
         """Status of a job of `owner`'s; one that there is not, or that is another's, is the same `ServiceError` 404."""
         job = self.read(job_id)
         if job is None or self.owner(job_id) != owner:
-            raise _unknown(job_id)
+            raise self._unknown(job_id)
         return job
 
-    def write(self, job: ScoreJob) -> None:
+    def of_owner(self, owner: str) -> list[J]:
+        """Every job of a key, the newest first."""
+        mine = [job for job_id in self.ids() if self.owner(job_id) == owner and (job := self.read(job_id)) is not None]
+        return sorted(mine, key=lambda job: (job.created, job.id), reverse=True)
+
+    def num_waiting(self) -> int:
+        """Jobs that wait, of all keys."""
+        return sum(map(self._waits, self.ids()))
+
+    def write(self, job: J) -> None:
         """Replace a job's status; a job that was removed meanwhile stays removed."""
         directory = self.path(job.id)
         if directory.is_dir():
@@ -112,7 +124,7 @@ class JobStore:
         """All jobs, also those that are still being uploaded."""
         return [path.name for path in self.directory.iterdir() if _ID.fullmatch(path.name)]
 
-    def runnable(self) -> list[ScoreJob]:
+    def runnable(self) -> list[J]:
         """Queued jobs, and running ones whose worker may have died; a lock tells (see `claim`).
 
         Keys take turns, each with its oldest job.
@@ -129,7 +141,7 @@ class JobStore:
             counts[owner] += 1
         return [job for _, job in sorted(turns, key=lambda turn: turn[0])]
 
-    def requeue(self, job: ScoreJob) -> None:
+    def requeue(self, job: J) -> None:
         """Put a job that was stopped before its end back into the queue."""
         self.write(job.model_copy(update={"state": "queued", "started": None}))
 
@@ -154,17 +166,25 @@ class JobStore:
         with contextlib.suppress(FileNotFoundError):
             (self.path(job_id) / "cancel").touch()
 
+    def cancel(self, job: J) -> J:
+        """End a job that nobody runs at once; leave word for the worker that runs it otherwise."""
+        self.ask_to_cancel(job.id)
+        with self.claim(job.id) as is_ours:
+            return self.finish(job, state="cancelled") if is_ours else job
+
     def is_cancelled(self, job_id: str) -> bool:
         """Whether cancelling was asked for."""
         return (self.path(job_id) / "cancel").exists()
 
-    def profile(self, job_id: str) -> str:
-        """The profile that a job asked for."""
-        request = json.loads((self.path(job_id) / REQUEST).read_text(encoding="utf-8"))
-        return request["body"]["profile"]
+    def progress(self, job_id: str) -> int:
+        """Cells of a running prediction that are done."""
+        try:
+            return int(json.loads((self.path(job_id) / TEMPORARY / PROGRESS).read_text(encoding="utf-8"))["cells"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0
 
     def take_result(self, job_id: str) -> bool:
-        """Move the score directory out of the place that the job could write to; False where there is none."""
+        """Move the result out of the place that the job could write to; False where there is none."""
         made, target = self.path(job_id) / TEMPORARY / SCORE, self.path(job_id) / SCORE
         if not made.is_dir():
             return False
@@ -173,7 +193,7 @@ class JobStore:
         target.chmod(0o700)
         return True
 
-    def finish(self, job: ScoreJob, **changes: Any) -> ScoreJob:
+    def finish(self, job: J, **changes: Any) -> J:
         """Write the final state; inputs are removed, the result is kept for the time to live."""
         expires = datetime.now(UTC) + timedelta(seconds=self._ttl)
         ended = job.model_copy(update={"finished": _now(), "expires": expires.isoformat(timespec="seconds"), **changes})
@@ -205,13 +225,13 @@ class JobStore:
         job = self.read(job_id)
         return job is None or job.state == "queued"
 
-    def _damaged(self, job_id: str) -> ScoreJob | None:
+    def _damaged(self, job_id: str) -> J | None:
         """What stands for a job whose status cannot be read: one that failed then, and expires like the others."""
         try:
             at = datetime.fromtimestamp(self.path(job_id).stat().st_mtime, UTC)
         except FileNotFoundError:
             return None
-        return ScoreJob(
+        return self._schema(
             id=job_id,
             state="failed",
             created=at.isoformat(timespec="milliseconds"),
@@ -222,21 +242,22 @@ class JobStore:
             },
         )
 
+    def _unknown(self, job_id: str) -> ServiceError:
+        return ServiceError(
+            f"there is no {self.what} {job_id[:64]!r}; it may have expired or been removed",
+            status=404,
+            code="unknown_job",
+        )
+
     def files(self, job_id: str) -> list[str]:
-        """Names of the files of a score directory."""
+        """Names of the files of a result."""
         directory = self.path(job_id) / SCORE
         return sorted(path.name for path in directory.iterdir() if path.is_file()) if directory.is_dir() else []
 
 
-def started(job: ScoreJob) -> ScoreJob:
+def started(job: J) -> J:
     """The job as it begins to run."""
     return job.model_copy(update={"state": "running", "started": _now()})
-
-
-def _unknown(job_id: str) -> ServiceError:
-    return ServiceError(
-        f"there is no scoring job {job_id[:64]!r}; it may have expired or been removed", status=404, code="unknown_job"
-    )
 
 
 def _now() -> str:

@@ -1,6 +1,6 @@
-"""Runs scoring jobs, one at a time a worker, each in a process of its own.
+"""Runs jobs of one kind, one at a time a worker, each in a process of its own.
 
-A process of its own, because scoring takes minutes and gigabytes, reads files that strangers made, and must be stoppable. Its
+A process of its own, because a job takes minutes and gigabytes, may read files that strangers made, and must be stoppable. Its
 standard input is a pipe from the worker: when the worker dies, the pipe closes and the job ends itself.
 """
 
@@ -15,18 +15,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from steval.service.http.telemetry import ServiceMetrics
-from steval.service.schemas import ScoreJob
-from steval.service.score.confinement import take_back
-from steval.service.score.job_files import ERROR, LOG, TEMPORARY
-from steval.service.score.jobs import JobStore, started
-from steval.service.score.kernels import JobKernels
+from steval.service.jobs.files import ERROR, LOG, TEMPORARY
+from steval.service.jobs.store import JobStore, started
+from steval.service.schemas import Job
 from steval.service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
+J = TypeVar("J", bound=Job)
 POLL_SECONDS = 0.5
 CLEAN_SECONDS = 60.0
 END_SECONDS = 5.0
@@ -35,19 +35,37 @@ LOG_TAIL = 2000
 MOST_STOPS = 3
 
 
-class JobRunner:
+class Work:
+    """What a kind of job is done by: the module of its process, and what is to happen around it."""
+
+    def __init__(self, name: str, module: str):
+        self.name = name
+        """In messages: `scoring took longer`."""
+        self.module = module
+
+    def before(self, directory: Path) -> None:
+        """The job's process is about to start in this directory."""
+
+    def after(self, directory: Path) -> None:
+        """It has ended, well or not."""
+
+    def stop(self) -> None:
+        """There will be no more jobs."""
+
+
+class JobRunner(Generic[J]):
     """A thread that takes the oldest job nobody runs; `wake` after a submission, `stop` at the end."""
 
-    def __init__(self, store: JobStore, settings: ServiceSettings, metrics: ServiceMetrics):
+    def __init__(self, store: JobStore[J], work: Work, settings: ServiceSettings, metrics: ServiceMetrics):
         self._store = store
+        self._work = work
         self._settings = settings
         self._metrics = metrics
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._cleaned = 0.0
         self._times_stopped: Counter[str] = Counter()
-        self._kernels = JobKernels()
-        self._thread = threading.Thread(target=self._loop, name="steval-jobs", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name=f"steval-{work.name}-jobs", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
@@ -59,19 +77,20 @@ class JobRunner:
         self._stopping.set()
         self._wake.set()
         self._thread.join()
-        self._kernels.stop()
+        self._work.stop()
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
+                self._metrics.waiting(self._work.name, self._store.num_waiting())
                 if time.monotonic() - self._cleaned > CLEAN_SECONDS:
                     self._cleaned = time.monotonic()
                     self._store.clean()
                 if self._run_next():
                     continue
             except Exception:
-                log.exception("the scoring queue failed; it goes on")
+                log.exception("the queue of %ss failed; it goes on", self._store.what)
             self._wake.wait(2 * POLL_SECONDS)
 
     def _run_next(self) -> bool:
@@ -84,7 +103,7 @@ class JobRunner:
                     return True
         return False
 
-    def _run(self, job: ScoreJob) -> None:
+    def _run(self, job: J) -> None:
         if self._store.is_cancelled(job.id):
             self._ended(job, state="cancelled")
             return
@@ -94,8 +113,8 @@ class JobRunner:
         own = directory / TEMPORARY
         shutil.rmtree(own, ignore_errors=True)  # of a run that was cut
         own.mkdir(mode=0o700)
-        self._kernels.give(directory)
-        command = [sys.executable, "-m", "steval.service.score.job_process", str(directory)]
+        self._work.before(directory)
+        command = [sys.executable, "-m", self._work.module, str(directory)]
         with (directory / LOG).open("wb") as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
@@ -104,28 +123,27 @@ class JobRunner:
                 reason = self._wait(process, job)
             finally:
                 _end(process)
-                take_back(own)
-        self._kernels.take_note(directory, self._store.profile(job.id))
+                self._work.after(directory)
         if reason == "stopping" or self._stopped_from_outside(job, reason, process.returncode):
             self._store.requeue(job)
         elif reason == "cancelled":
             self._ended(job, state="cancelled")
         elif reason == "timeout":
-            limit = f"scoring took longer than the limit of {self._settings.job_timeout:g} seconds"
+            limit = f"{self._work.name} took longer than the limit of {self._settings.job_timeout:g} seconds"
             self._ended(job, state="failed", error={"code": "timeout", "message": limit})
         elif process.returncode == 0 and self._store.take_result(job.id):
             self._ended(job, state="done", files=self._store.files(job.id))
         else:
             self._ended(job, state="failed", error=self._error(job, process.returncode))
 
-    def _stopped_from_outside(self, job: ScoreJob, reason: str, returncode: int) -> bool:
+    def _stopped_from_outside(self, job: J, reason: str, returncode: int) -> bool:
         """Whether a process was asked to end before it could refuse to: it is not the job that failed. Believed three times."""
         if reason != "ended" or returncode not in (-signal.SIGTERM, -signal.SIGINT):
             return False
         self._times_stopped[job.id] += 1
         return self._times_stopped[job.id] <= MOST_STOPS
 
-    def _wait(self, process: "subprocess.Popen[bytes]", job: ScoreJob) -> str:
+    def _wait(self, process: "subprocess.Popen[bytes]", job: J) -> str:
         deadline = time.monotonic() + self._settings.job_timeout
         while True:
             try:
@@ -141,23 +159,24 @@ class JobRunner:
             if time.monotonic() > deadline:
                 return "timeout"
 
-    def _error(self, job: ScoreJob, returncode: int) -> dict[str, Any]:
+    def _error(self, job: J, returncode: int) -> dict[str, Any]:
         directory = self._store.path(job.id)
         try:
             return json.loads((directory / TEMPORARY / ERROR).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             tail = (directory / LOG).read_bytes()[-LOG_TAIL:].decode("utf-8", "replace") if directory.is_dir() else ""
-            log.error("scoring job %s ended with %d: %s", job.id, returncode, tail)
+            log.error("%s %s ended with %d: %s", self._store.what, job.id, returncode, tail)
             how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
             return {
-                "code": "scoring_failed",
-                "message": f"the scoring process ended unexpectedly ({how}); the file may be damaged, or too large for the memory",
+                "code": f"{self._work.name}_failed",
+                "message": f"the {self._work.name} process ended unexpectedly ({how}); the file may be damaged, or too large for "
+                "the memory",
             }
 
-    def _ended(self, job: ScoreJob, **changes: Any) -> None:
+    def _ended(self, job: J, **changes: Any) -> None:
         ended = self._store.finish(job, **changes)
-        self._metrics.job(ended.state)
-        log.info("scoring job %s is %s", job.id, ended.state, extra={"job": job.id})
+        self._metrics.job(self._work.name, ended.state)
+        log.info("%s %s is %s", self._store.what, job.id, ended.state, extra={"job": job.id})
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
