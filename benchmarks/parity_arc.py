@@ -137,13 +137,13 @@ def generate(directory: Path, num_models: int, seed: int) -> None:
             "pert_emb": torch.randn(2, arguments["pert_dim"], generator=generator).repeat_interleave(size, 0),
             "batch": torch.randint(arguments["batch_dim"], (2 * size,), generator=generator),
         }
-        arrays = {f"in_{name}": value.numpy() for name, value in rows.items()} | _predicted(model, rows)
+        arrays = {f"in_{name}": value.numpy() for name, value in rows.items()} | predicted(model, rows)
         np.savez(directory / f"{number}.npz", **arrays)
         content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
         torch.save({**content, "pytorch-lightning_version": "2.6.6"}, directory / f"{number}.ckpt")
 
 
-def _predicted(model: Any, rows: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def predicted(model: Any, rows: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """What arc-state's `predict_step` says of two full padded sets and of a short one without padding."""
     size, arrays = model.cell_sentence_len, {}
     full, short = slice(None), slice(0, max(size - 3, 1))
@@ -169,18 +169,17 @@ def reload(directory: Path) -> None:
             model = StateTransitionPerturbationModel.load_from_checkpoint(run / "checkpoints" / "final.ckpt")
         with np.load(directory / f"{run.stem}.npz") as arrays:
             rows = {key.removeprefix("in_"): torch.from_numpy(arrays[key]) for key in arrays if key.startswith("in_")}
-        np.savez(directory / f"{run.stem}.back.npz", **_predicted(model.to("cpu").eval(), rows))
+        np.savez(directory / f"{run.stem}.back.npz", **predicted(model.to("cpu").eval(), rows))
 
 
 def write_back(directory: Path) -> dict[str, str]:
     """Every `N.ckpt` as the run directory `N.back/`; why not, for those that arc-state 0.11.1 cannot express."""
-    from steval.checkpoints.arc import read_arc
     from steval.checkpoints.export.arc_run import write_arc_run
     from steval.errors import CheckpointError
 
     refused = {}
     for path in sorted(directory.glob("*.ckpt")):
-        model = read_arc(path, _attention(path))
+        model = read(path)
         try:
             write_arc_run(checkpoint_of(model), path.with_suffix(".back"))
         except CheckpointError as error:
@@ -235,6 +234,13 @@ def compare_back(directory: Path, refused: dict[str, str]) -> int:
     return failures
 
 
+def read(path: Path) -> Any:
+    """The model of a file, in the regime that arc-state 0.11.1 computes."""
+    from steval.checkpoints.arc import read_arc
+
+    return read_arc(path, _attention(path))
+
+
 def _attention(path: Path) -> str | None:
     """None where the file says it; else what arc-state 0.11.1 computes: a Llama file without the key causal with rotary."""
     from steval.checkpoints.arc import read_arc
@@ -246,28 +252,27 @@ def _attention(path: Path) -> str | None:
 
 def compare(directory: Path) -> int:
     """Runs where steval is installed: prints a line per model and the worst; returns the number of failures."""
-    from steval.checkpoints.arc import read_arc
     from steval.model.inference import InferenceNetwork
     from steval.model.network import StateTransition
 
     failures, worst = 0, 0.0
     for path in sorted(directory.glob("*.ckpt"), key=lambda path: int(path.stem)):
-        model = read_arc(path, _attention(path))
+        model = read(path)
         network = StateTransition(model.config).eval()
         network.load_state_dict(model.weights)
         with np.load(path.with_suffix(".npz")) as arrays:
             data = {key: torch.from_numpy(arrays[key]) for key in arrays}
-        differences = _differences(network, InferenceNetwork.from_network(network), data)
-        worst = max(worst, *differences.values())
-        failed = [name for name, difference in differences.items() if not difference <= RELATIVE]
+        found = differences(network, InferenceNetwork.from_network(network), data)
+        worst = max(worst, *found.values())
+        failed = [name for name, difference in found.items() if not difference <= RELATIVE]
         failures += bool(failed)
-        print(f"{path.stem:>4} {max(differences.values()):.1e} {'FAILED ' + str(failed) if failed else 'ok'}", end="  ")
+        print(f"{path.stem:>4} {max(found.values()):.1e} {'FAILED ' + str(failed) if failed else 'ok'}", end="  ")
         print(_options(model.config))
     print(f"{failures} failures, largest difference {worst:.1e} of the largest output (allowed {RELATIVE:.0e})")
     return failures
 
 
-def _differences(network: Any, arranged: Any, data: dict[str, torch.Tensor]) -> dict[str, float]:
+def differences(network: Any, arranged: Any, data: dict[str, torch.Tensor]) -> dict[str, float]:
     """Largest difference of each output, relative to its largest value, by our two ways of computing it."""
     size = network.config.cell_set_size
     results = {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steval.checkpoints.adapters.arc_lora import ArcAdapters, take_adapters
 from steval.checkpoints.arc_config import RegimeChoice, choose_attention, ignored_flags, model_config
 from steval.checkpoints.arc_maps import ArcVocabulary, read_vocabulary
 from steval.checkpoints.location import require_plain
@@ -21,11 +22,22 @@ from steval.checkpoints.safe_load import check_tensors, load_foreign
 from steval.errors import CheckpointError
 from steval.model.config import ModelConfig
 from steval.model.groups import is_unused
+from steval.model.lora import merged
 from steval.model.network import StateTransition
 from steval.settings import json_digest
 
 PREFERRED = ("best.ckpt", "final.ckpt", "last.ckpt")
 """Which checkpoint of a run directory is taken: the lowest validation loss first."""
+
+
+OTHER_MODELS = frozenset(
+    {
+        "celltypemean", "context_mean", "cpa", "decoder_only", "embedsum", "globalsimplesum", "old_neuralot", "perturb_mean",
+        "pseudobulk", "scgpt-chemical", "scgpt-genetic", "scvi",
+    }
+)  # fmt: skip
+"""What `model.name` of `config.yaml` calls arc-state's other networks; `pseudobulk` has the very tensors of a State Transition
+model and computes something else with them (measured with 0.11.1)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,10 @@ class ArcModel:
     vocabulary: ArcVocabulary
     training: TrainingRecord
     notes: tuple[str, ...]
+    adapters: ArcAdapters | None = None
+    """LoRA adapters; `weights` has them added."""
+    base: Mapping[str, Tensor] | None = None
+    """The weights without the adapters, where there are any."""
 
 
 def read_arc(source: Path, attention: str | None = None) -> ArcModel:
@@ -58,11 +74,19 @@ def read_arc(source: Path, attention: str | None = None) -> ArcModel:
     content = load_foreign(checkpoint_path)
     hyper, stored = _parts(content, checkpoint_path)
     check_tensors(stored, str(checkpoint_path))
+    stored, adapters = take_adapters(hyper, stored)
     vocabulary = read_vocabulary(run_dir, hyper)
+    _require_state_transition(vocabulary.run_config)
     hyper = _with_backbone_of(hyper, vocabulary.run_config)
     regime = choose_attention(hyper, attention)
     config = model_config(hyper, stored, regime.attention)
     weights, dropped = _match(stored, config, checkpoint_path)
+    base = None
+    if adapters is not None:
+        base, weights = weights, merged(weights, adapters.pairs, adapters.scale)
+        notes.append(
+            f"LoRA adapters of rank {adapters.rank} (alpha {adapters.alpha:g}) beside {len(adapters.pairs)} matrices, added to them"
+        )
     notes += [f"attention {regime.attention}: {regime.reason}", *vocabulary.notes]
     notes += [f"{flag} is on in the file and changes nothing that is computed" for flag in ignored_flags(hyper)]
     if dropped:
@@ -77,7 +101,20 @@ def read_arc(source: Path, attention: str | None = None) -> ArcModel:
         vocabulary=vocabulary,
         training=_training_record(content, vocabulary.run_config),
         notes=tuple(notes),
+        adapters=adapters,
+        base=base,
     )
+
+
+def _require_state_transition(run_config: Mapping[str, Any]) -> None:
+    """`config.yaml` may say that this is another of arc-state's networks."""
+    model = run_config.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else None
+    if str(name).lower() in OTHER_MODELS:
+        raise CheckpointError(
+            f"config.yaml says that this is arc-state's model {name!r}, another network than the State Transition model (`state`), "
+            "which is the one that steval computes"
+        )
 
 
 def _locate(source: Path) -> tuple[Path, Path | None, list[str]]:

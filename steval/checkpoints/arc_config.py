@@ -89,16 +89,8 @@ def model_config(hyper: Mapping[str, Any], weights: Mapping[str, Tensor], attent
 
 
 def refuse_unsupported(hyper: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Name what steval does not compute: LoRA adapters, foreign decoders, changed Llama blocks."""
-    problems = []
-    lora = hyper.get("lora")
-    adapters = [name for name in weights if "lora_" in name or ".base_model." in name]
-    if adapters or (isinstance(lora, Mapping) and lora.get("enable")):
-        problems.append(
-            f"LoRA adapters ({len(adapters)} tensors{f', such as {adapters[0]}' if adapters else ''}): merge them into "
-            "the weights with the tool that trained them, then convert"
-        )
-    problems += [f"{flag}: {what}" for flag, what in _REFUSED_FLAGS.items() if hyper.get(flag)]
+    """Name what steval does not compute: foreign decoders, changed Llama blocks."""
+    problems = [f"{flag}: {what}" for flag, what in _REFUSED_FLAGS.items() if hyper.get(flag)]
     inner = hyper.get("transformer_backbone_kwargs") or {}
     problems += [f"{key} of the backbone: {inner[key]!r}" for key in _LLAMA_SWITCHES if inner.get(key)]
     positions = weights.get("transformer_backbone.wpe.weight")

@@ -120,6 +120,7 @@ def _describe_arc(path: Path) -> dict[str, Any]:
         "training_data": None,
         "notes": list(model.notes),
         "unused_tensors": list(model.dropped),
+        "adapters": model.adapters.as_dict() if model.adapters else None,
         "parameters": count_parameters({name: tuple(tensor.shape) for name, tensor in model.weights.items()}),
     }
 

@@ -1,0 +1,126 @@
+"""Do arc-state's LoRA models give the same numbers in steval, merged and with their adapters apart? (1e-5 of the largest output)
+
+    python -m venv ARC && ARC/bin/pip install arc-state==0.11.1 peft
+    python benchmarks/parity_arc_lora.py --arc-python ARC/bin/python
+
+With `transformers==4.52.4` in that environment the models are GPT-2, else Llama. As `parity_arc.py`, whose random models these are
+with `lora` turned on: every rank, alpha, target and bias of the table below; the adapters and biases are random.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import parity_arc
+import torch
+
+RANKS = ((1, 3), (4, 8), (16, 32), (5, 1))
+"""Rank and alpha."""
+TARGETS = (
+    {"target": "auto", "adapt_mlp": False},
+    {"target": "auto", "adapt_mlp": True},
+    {"target": "other", "adapt_mlp": False},
+)
+"""Attention; attention and MLP; peft's own choice for the backbone."""
+BIASES = ("none", "all", "lora_only")
+
+
+def combinations() -> list[dict[str, Any]]:
+    """`lora` of each model."""
+    return [
+        {"enable": True, "r": rank, "alpha": alpha, "dropout": 0.05, "bias": BIASES[number % 3], **target}
+        | {"task_type": "FEATURE_EXTRACTION", "merge_on_eval": False}
+        for number, ((rank, alpha), target) in enumerate(itertools.product(RANKS, TARGETS))
+    ]
+
+
+def generate(directory: Path, seed: int) -> None:
+    """Runs where arc-state is installed: `N.ckpt` and `N.npz` for each combination."""
+    import transformers
+    from state.tx.models.state_transition import StateTransitionPerturbationModel
+
+    warnings.simplefilter("ignore")
+    kind = "GPT2" if int(transformers.__version__.split(".")[0]) < 5 else "llama"
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    for number, lora in enumerate(combinations()):
+        arguments = parity_arc.random_arguments(rng, kind) | {"lora": lora}
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = StateTransitionPerturbationModel(**arguments).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if not name.endswith(".wpe.weight"):
+                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        size = arguments["cell_set_len"]
+        rows = {
+            "ctrl_cell_emb": 3 * torch.rand(2 * size, arguments["input_dim"], generator=generator),
+            "pert_emb": torch.randn(2, arguments["pert_dim"], generator=generator).repeat_interleave(size, 0),
+            "batch": torch.randint(arguments["batch_dim"], (2 * size,), generator=generator),
+        }
+        arrays = {f"in_{name}": value.numpy() for name, value in rows.items()}
+        np.savez(directory / f"{number}.npz", **arrays, **parity_arc.predicted(model, rows))
+        content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+        torch.save({**content, "pytorch-lightning_version": "2.6.6"}, directory / f"{number}.ckpt")
+
+
+def compare(directory: Path) -> int:
+    """A line per model: merged and apart against arc-state's own numbers; returns the number of failures."""
+    from steval.model.inference import InferenceNetwork
+    from steval.model.lora import attach
+    from steval.model.network import StateTransition
+
+    failures = 0
+    for path in sorted(directory.glob("*.ckpt"), key=lambda path: int(path.stem)):
+        model = parity_arc.read(path)
+        with np.load(path.with_suffix(".npz")) as arrays:
+            data = {key: torch.from_numpy(arrays[key]) for key in arrays}
+        together, apart = (StateTransition(model.config).eval() for _ in range(2))
+        together.load_state_dict(model.weights)
+        apart.load_state_dict(model.base)
+        attach(apart, model.adapters.pairs, model.adapters.scale)
+        worst = {
+            name: max(parity_arc.differences(network, arranged, data).values())
+            for name, network, arranged in (
+                ("merged", together, InferenceNetwork.from_network(together)),
+                ("apart", apart, InferenceNetwork.from_network(together)),
+            )
+        }
+        idle = float(max((model.weights[name] - model.base[name]).abs().max() for name in model.adapters.pairs))
+        failed = max(worst.values()) > parity_arc.RELATIVE or not idle
+        failures += failed
+        parts = sorted({name.split(".")[-2] for name in model.adapters.pairs})
+        print(
+            f"{path.stem:>3} rank {model.adapters.rank:>2} alpha {model.adapters.alpha:>4g} {', '.join(parts):<55} "
+            + " ".join(f"{name} {value:.1e}" for name, value in worst.items()) + (" FAILED" if failed else "")
+        )  # fmt: skip
+    print(f"{failures} failures (allowed {parity_arc.RELATIVE:.0e} of the largest output)")
+    return failures
+
+
+def main() -> None:
+    """Both halves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arc-python", type=Path, help="python of an environment with arc-state 0.11.1 and peft")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.generate is not None:
+        generate(options.generate, options.seed)
+        return
+    if options.arc_python is None:
+        parser.error("--arc-python is needed")
+    with tempfile.TemporaryDirectory() as directory:
+        command = [options.arc_python, __file__, "--generate", directory, "--seed", str(options.seed)]
+        subprocess.run([str(part) for part in command], check=True)
+        sys.exit(min(compare(Path(directory)), 1))
+
+
+if __name__ == "__main__":
+    main()

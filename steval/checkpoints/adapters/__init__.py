@@ -1,0 +1,1 @@
+"""Low-rank adapters in files: arc-state's, and our own beside a base checkpoint."""
