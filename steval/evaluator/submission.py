@@ -1,15 +1,12 @@
-"""A challenge submission (`.vcc`) as `cell-eval prep` makes it, without the zstd and tar programs or any real data.
+"""A submission to the challenge of 2025 (`.vcc`) as `cell-eval prep` makes it, without the zstd and tar programs or any real data.
 
 The archive is a plain tar of two members: `pred.h5ad.zst` (zstd-compressed minimal AnnData: CSR lognorm X, `obs` with
 the perturbation and perhaps the cell type, `var` with the gene names alone) and `watermark.txt`, holding `vcc-prep`.
 """
 
-import io
-import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,38 +15,22 @@ import scipy.sparse as sp
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import require_unique
 from steval.data.cells.scale import Scale, lognorm, resolve_scale
+from steval.data.cells.stream import StreamedCells
 from steval.data.cells.writer import require_finite
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
-from steval.data.disk_files import new_hdf5
-from steval.data.files import atomic_path, read_text
+from steval.data.files import read_text
 from steval.data.labels import labels_of
 from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError, EvaluationError
+from steval.evaluator.challenge.archive import write_archive
+from steval.evaluator.challenge.packed import Submission
 from steval.wording import listed
 
-if TYPE_CHECKING:
-    import anndata as ad
-
-MEMBER = "pred.h5ad.zst"
 WATERMARK = ("watermark.txt", b"vcc-prep")
 OUTPUT_PERTURBATION = "target_gene"
 OUTPUT_CELL_TYPE = "celltype"
 MOST_CELLS = 200_000
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What was packed."""
-
-    path: Path
-    num_cells: int
-    num_genes: int
-    num_perturbations: int
-    num_bytes: int
-    reordered: bool
-    """The genes stood in another order than the list and were moved."""
-    normalised: bool
-    """The predictions were counts and were turned into lognorm at the median of the cells' totals."""
+BLOCK_CELLS = 2048
 
 
 def pack(
@@ -86,18 +67,46 @@ def pack(
             )
         order, reordered = _gene_order(cells.genes, genes, str(pred))
         is_counts = resolve_scale(cells, scale).scale == "counts"
-        matrix = cells.rows(np.arange(cells.num_cells), np.float64 if encoding == 64 else np.float32)
-        if reordered:
-            matrix = sp.csr_matrix(matrix[:, order])
-        matrix = _median_lognorm(matrix) if is_counts else matrix
         obs = {output_perturbation: pd.Categorical(labels_of(cells.obs, named.perturbation, str(pred)))}
         if with_cell_type:
             obs[output_cell_type] = _cell_types(cells.obs, named, str(pred))
-        require_finite(matrix, f"the predictions in {pred}")
-        minimal = _minimal(matrix, obs, [cells.genes[i] for i in order])
-    num_bytes = _write_archive(minimal, Path(out))
-    num_perturbations = int(minimal.obs[output_perturbation].nunique()) - 1
-    return Submission(Path(out), *minimal.shape, num_perturbations, num_bytes, reordered, is_counts)
+        streamed = _streamed(cells, obs, order if reordered else None, is_counts, encoding, str(pred))
+        num_bytes = write_archive(Path(out), streamed, after=dict([WATERMARK]))
+    num_perturbations = len(obs[output_perturbation].categories) - 1
+    shape = len(streamed.obs), len(streamed.genes)
+    return Submission(
+        Path(out), *shape, num_perturbations, num_bytes, reordered, is_counts, num_values=streamed.num_values
+    )
+
+
+def _streamed(
+    cells: CellFile,
+    obs: dict[str, pd.Categorical],
+    order: np.ndarray | None,
+    is_counts: bool,
+    encoding: Literal[32, 64],
+    name: str,
+) -> StreamedCells:
+    """The cells as they are packed, read anew block by block; `order` None: their genes stay where they are."""
+    dtype = np.float64 if encoding == 64 else np.float32
+    totals, row_sizes = np.zeros(cells.num_cells), np.zeros(cells.num_cells, dtype=np.int64)
+    for rows, block in cells.blocks(BLOCK_CELLS, dtype):
+        require_finite(block, f"the predictions in {name}")
+        row_sizes[rows] = np.diff(block.indptr)
+        totals[rows] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+    # cell-eval's conversion of counts: every cell scaled to the median of the cells' totals that are not 0, then log1p
+    median = float(np.median(totals[totals > 0])) if is_counts else None
+
+    def blocks() -> Iterator[sp.csr_matrix]:
+        for _, block in cells.blocks(BLOCK_CELLS, dtype):
+            if order is not None:
+                block = sp.csr_matrix(block[:, order])
+                block.sort_indices()
+            yield block if median is None else lognorm(block, median).astype(dtype)
+
+    table = pd.DataFrame(obs, index=np.arange(cells.num_cells).astype(str))
+    genes = cells.genes if order is None else [cells.genes[place] for place in order]
+    return StreamedCells(table, genes, row_sizes, dtype, blocks)
 
 
 def _options(columns: Columns | None, with_cell_type: bool) -> ColumnOptions | None:
@@ -138,50 +147,7 @@ def _gene_list(path: Path) -> list[str]:
     return [line.split(",")[0].strip().strip('"') for line in lines if line.strip()]
 
 
-def _median_lognorm(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """cell-eval's conversion of counts: every cell scaled to the median of the cells' non-zero totals, then log1p."""
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    return lognorm(counts, float(np.median(totals[totals > 0]))).astype(counts.dtype)
-
-
 def _cell_types(obs: pd.DataFrame, named: Columns, name: str) -> pd.Categorical:
     if named.cell_type is None:
         raise DataError(f"{name} has no cell type column to pack; its columns are: {listed(obs.columns, 30)}")
     return pd.Categorical(labels_of(obs, named.cell_type, name))
-
-
-def _minimal(matrix: sp.csr_matrix, obs: dict[str, pd.Categorical], genes: list[str]) -> "ad.AnnData":
-    import anndata as ad
-
-    index = np.arange(matrix.shape[0]).astype(str)
-    return ad.AnnData(X=matrix, obs=pd.DataFrame(obs, index=index), var=pd.DataFrame(index=pd.Index(genes)))
-
-
-def _write_archive(minimal: "ad.AnnData", out: Path) -> int:
-    """Compress and archive; two temporary files stand beside `out` and go in any case."""
-    import anndata as ad
-    import zstandard
-
-    with atomic_path(out) as archive:
-        plain, packed = archive.with_suffix(".h5ad"), archive.with_suffix(".zst")
-        try:
-            with new_hdf5(plain) as handle:
-                ad.io.write_elem(handle, "/", minimal)
-            with plain.open("rb") as source, packed.open("wb") as target:
-                zstandard.ZstdCompressor(threads=-1).copy_stream(source, target, size=plain.stat().st_size)
-            plain.unlink()
-            with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
-                with packed.open("rb") as handle:
-                    tar.addfile(_member(MEMBER, packed.stat().st_size), handle)
-                tar.addfile(_member(WATERMARK[0], len(WATERMARK[1])), io.BytesIO(WATERMARK[1]))
-        finally:
-            plain.unlink(missing_ok=True)
-            packed.unlink(missing_ok=True)
-    return out.stat().st_size
-
-
-def _member(name: str, num_bytes: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.size = num_bytes
-    member.mode = 0o644
-    return member

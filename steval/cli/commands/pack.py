@@ -8,7 +8,7 @@ import typer
 
 from steval.cli import options
 from steval.cli.output import print_json, say
-from steval.wording import counted
+from steval.wording import counted, memory_size
 
 
 def pack(
@@ -23,10 +23,38 @@ def pack(
             "--genes", help="The challenge's gene list (a name per line); the predictions must have exactly these."
         ),
     ] = None,
-    with_cell_type: Annotated[bool, typer.Option("--with-cell-type", help="Keep the cell type column.")] = False,
+    season: Annotated[
+        str | None,
+        typer.Option(
+            "--season",
+            help="2026 (counts in several contexts) or 2025 (lognorm).",
+            show_default="by scale and columns of PREDS",
+        ),
+    ] = None,
+    perts: Annotated[
+        Path | None, typer.Option("--perts", help="2026: the challenge's perturbation list, pert_counts.csv.")
+    ] = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(
+            "--contexts",
+            help="2026: contexts A,B,C that must be there.",
+            show_default="those of manifest.json beside the lists",
+        ),
+    ] = None,
+    context_col: Annotated[
+        str | None, typer.Option("--context-col", help="2026: obs column with the context.", show_default="context")
+    ] = None,
+    with_cell_type: Annotated[bool, typer.Option("--with-cell-type", help="2025: keep the cell type column.")] = False,
     max_cells: Annotated[
-        int, typer.Option("--max-cells", min=1, help="Refuse more predicted cells than the challenge takes.")
-    ] = 200_000,
+        int | None,
+        typer.Option(
+            "--max-cells",
+            min=1,
+            help="2025: refuse more predicted cells than the challenge takes.",
+            show_default="200000",
+        ),
+    ] = None,
     pert_col: options.PertCol = None,
     control: options.Control = None,
     cell_type_col: options.CellTypeCol = None,
@@ -34,27 +62,35 @@ def pack(
     scale: options.ScaleOption = None,
     json: options.JsonFlag = False,
 ) -> None:
-    """Pack predictions as a Virtual Cell Challenge submission, as `cell-eval prep` makes it; no real data needed.
+    """Pack predictions as a Virtual Cell Challenge submission; no real data needed.
 
-    Example: `steval pack preds.h5ad -o submission.vcc --genes gene_names.csv`
+    2026: as `vcc prep` makes it, and all that it would refuse is told at once. 2025: as `cell-eval prep` makes it.
+
+    Example: `steval pack preds.h5ad -o submission.vcc --genes gene_names.csv --perts pert_counts.csv`
     """
-    from steval.workflows.pack import pack_predictions
+    from steval.workflows.pack import PackOptions, pack_predictions
 
-    submission = pack_predictions(
-        preds,
-        out,
-        options.column_options(pert_col, control, cell_type_col, None, drop_unlabelled),
-        genes=genes,
-        with_cell_type=with_cell_type,
-        max_cells=max_cells,
-        scale=options.scale_option(scale),
-    )
+    asked = {
+        "season": int(season) if season and season.isdecimal() else season,
+        "genes": genes,
+        "columns": options.column_options(pert_col, control, cell_type_col, None, drop_unlabelled),
+        "perts": perts,
+        "contexts": None if contexts is None else tuple(name.strip() for name in contexts.split(",") if name.strip()),
+        "context_col": context_col,
+        "with_cell_type": with_cell_type,
+        "max_cells": max_cells,
+        "scale": options.scale_option(scale),
+    }
+    submission, reason = pack_predictions(preds, out, PackOptions.parse(asked, source="the options"))
     if json:
         print_json(asdict(submission))
         return
     size = f"{counted(submission.num_cells, 'cell')} × {counted(submission.num_genes, 'gene')}"
     size += f", {counted(submission.num_perturbations, 'perturbation')}"
-    say(f"{size}, {submission.num_bytes / 2**20:.1f} MiB -> {submission.path}")
+    say(f"season {submission.season}, {reason}")
+    say(f"{size}, {memory_size(submission.num_bytes)} -> {submission.path}")
+    if submission.contexts:
+        say("cells of each context: " + ", ".join(f"{name} {number}" for name, number in submission.contexts.items()))
     if submission.normalised:
         say("counts were scaled to the cells' median total and log-transformed, as cell-eval does")
     if submission.reordered:
