@@ -132,7 +132,7 @@ class CheckSettings(Settings):
         return self
 
 
-Strategy = Literal["auto", "ddp"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 class ComputeSettings(Settings):
@@ -155,7 +155,8 @@ class ComputeSettings(Settings):
     num_nodes: PositiveInt = 1
     """Nodes (torchrun, SLURM)."""
     strategy: Strategy = "auto"
-    """How devices share a step. `ddp`: each holds the whole network; `auto`: that where there are several."""
+    """How devices share a step. `ddp`: each holds the whole network; `auto`: that where there are several; `fsdp`: each holds a
+    piece of every tensor, for a network that does not fit otherwise (slower; no `compile`, `cuda_graph`, `average_weights`)."""
     workers: NonNegativeInt = 0
     """Processes that read batches; 0: a thread."""
 
@@ -199,6 +200,24 @@ class FinetuneConfig(Settings):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"phases need names of their own; used twice: {', '.join(repeated)}")
+        return self
+
+    @model_validator(mode="after")
+    def _shardable(self) -> "FinetuneConfig":
+        compute = self.compute
+        if compute.strategy != "fsdp":
+            return self
+        obstacles = {
+            "compute.compile true": compute.compile,
+            "compute.cuda_graph true": compute.cuda_graph is True,
+            "average_weights": self.average_weights is not None,
+        }
+        found = [name for name, is_set in obstacles.items() if is_set]
+        if found:
+            raise ValueError(
+                f"compute.strategy fsdp, where each device holds a piece of every tensor, goes without {', '.join(found)}; "
+                "leave that out, or take strategy ddp, where each device holds the whole network"
+            )
         return self
 
     def with_absolute_paths(self) -> "FinetuneConfig":

@@ -178,7 +178,7 @@ class Session:
         for number in range(first, len(self.config.phases)):
             if self.state is None:
                 self._enter_phase(number, network)
-            self._fit_phase(number, network, device, stop, quick_eval, on_step)
+            network = self._fit_phase(number, network, device, stop, quick_eval, on_step)
             self.state = None
             if self.progress.phase_step < self.config.phases[number].steps:
                 return False
@@ -231,7 +231,8 @@ class Session:
     def _fit_phase(
         self, number: int, network: StateTransition, device: str, stop: StopSignal, quick_eval: QuickEval | None,
         on_step: OnStep | None,
-    ) -> None:  # fmt: skip
+    ) -> StateTransition:  # fmt: skip
+        """Fit a phase; the network on the CPU after it."""
         config, phase = self.config, self.config.phases[number]
         freeze(network, phase, idle_parameters(config.loss, self.model))
         sets = parameter_sets(network, phase, config.optimiser.weight_decay)
@@ -277,10 +278,24 @@ class Session:
         finally:
             if bar is not None:
                 bar.close()
+        if config.compute.strategy == "fsdp":
+            network = self._whole_network(module.final_weights, device)
         network.to("cpu")
         if dist.is_available() and dist.is_initialized():
             dist.barrier()
         self.waited += feed.waited
+        return network
+
+    def _whole_network(self, weights: dict[str, Tensor], device: str) -> StateTransition:
+        """The network with gathered weights; processes but the first hold none, and get theirs when it is sharded anew."""
+        with torch.device("meta"):
+            network = StateTransition(self.model)
+        if self.keeper is None:
+            network.to_empty(device="cpu")
+        else:
+            network.load_state_dict(weights, assign=True)
+        make_ready(network, self.config.compute, device)
+        return network
 
 
 def _require_same_run(state: TrainerState, config: FinetuneConfig, directory: RunDirectory) -> None:

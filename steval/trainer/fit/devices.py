@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ def build_trainer(compute: ComputeSettings, device: str, steps: int, accumulatio
     count = len(devices) if isinstance(devices, list) else devices
     several = count > 1 or compute.num_nodes > 1 or compute.strategy == "ddp"
     strategy: Any = DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True) if several else "auto"
+    if compute.strategy == "fsdp":
+        world = count * compute.num_nodes
+        strategy = ModelParallelStrategy(world, 1)
     return L.Trainer(
         accelerator=accelerator,
         devices=devices,

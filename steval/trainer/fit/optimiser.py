@@ -12,6 +12,7 @@ from steval.model.groups import block_index, parameter_group
 from steval.model.network import StateTransition
 from steval.trainer.config import OptimiserSettings
 from steval.trainer.fit.schedules import rate_factor
+from steval.trainer.fit.sharding import sharded_state
 from steval.trainer.settings.phases import PhaseSettings
 
 
@@ -103,7 +104,8 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Take up a saved state, which another kind of device may have written."""
     own = [{key: group[key] for key in _OF_THE_DEVICE} for group in optimiser.param_groups]
-    optimiser.load_state_dict(dict(state))
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    optimiser.load_state_dict(sharded_state(state, parameters))
     for group, kept in zip(optimiser.param_groups, own, strict=True):
         group.update(kept)
 

@@ -29,6 +29,7 @@ from steval.trainer.fit.optimiser import (
     set_rates,
 )
 from steval.trainer.fit.replay import Recorder, ReplayedStep
+from steval.trainer.fit.sharding import joint_norms, local, shard, whole
 from steval.trainer.fit.validation import Validator
 from steval.trainer.fit.window import DivergenceError, Window, window_row
 from steval.trainer.progress.keeper import Keeper, QuickEval
@@ -87,10 +88,19 @@ class PhaseFit(L.LightningModule):
         # in a list: as an attribute it would be a second submodule, and every parameter would have two names
         self._forward = [compiled]
         self._replayed: ReplayedStep | None = None
+        self.final_weights: dict[str, Tensor] = {}
+        """Of a phase that has ended with sharded weights: whole, on the first process."""
         self.automatic_optimization = stage.recorder is None
         self._clock = time.perf_counter()
 
     # What Lightning calls, in order.
+
+    def configure_model(self) -> None:
+        if self.stage.config.compute.strategy != "fsdp":
+            return
+        assert self.device_mesh is not None
+        shard(self.network, self.device_mesh["data_parallel"])
+        self._trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         recorded = self.stage.recorder is not None
@@ -172,6 +182,8 @@ class PhaseFit(L.LightningModule):
         return batch.to(device) if self._replayed is None else batch
 
     def on_train_end(self) -> None:
+        if self.stage.config.compute.strategy == "fsdp":
+            self.final_weights = self._weights()
         if self.stage.keeper is not None:
             self.stage.keeper.flush()
         if self._replayed is not None:
@@ -201,11 +213,12 @@ class PhaseFit(L.LightningModule):
 
     def _gradient_norms(self) -> tuple[Tensor, Tensor]:
         """Norm of each trainable tensor's gradient, and of all together."""
-        norms = torch.stack(torch._foreach_norm([_zero_if_none(p) for p in self._trainable.values()]))
+        pieces = torch._foreach_norm([_zero_if_none(p) for p in self._trainable.values()])
+        norms = joint_norms(torch.stack(pieces), self._trainable.values())
         return norms, torch.linalg.vector_norm(norms)
 
     def _clip(self, total: Tensor) -> None:
-        gradients = [p.grad for p in self._trainable.values() if p.grad is not None]
+        gradients = local(p.grad for p in self._trainable.values() if p.grad is not None)
         scale_to(gradients, total, self.stage.config.optimiser.clip)
 
     @property
@@ -242,7 +255,8 @@ class PhaseFit(L.LightningModule):
             self.stage.on_row(self.stage.progress, values)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
+        """Whole tensors, on the first process; all must ask for them where they are sharded."""
+        return whole({name: tensor.detach() for name, tensor in self.network.state_dict().items()})
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.in_place()
@@ -272,10 +286,9 @@ class PhaseFit(L.LightningModule):
         if not due or self.stage.quick_eval is None:
             return {}
         values: dict[str, float] = {}
+        weights = self._weights()
         if self.stage.keeper is not None:
-            scores = self.stage.quick_eval(
-                self.stage.keeper.checkpoint(self._weights(), self.stage.progress, validation)
-            )
+            scores = self.stage.quick_eval(self.stage.keeper.checkpoint(weights, self.stage.progress, validation))
             values = {f"eval/{name}": float(value) for name, value in scores.items()}
         return self.trainer.strategy.broadcast(values)
 
@@ -288,24 +301,26 @@ class PhaseFit(L.LightningModule):
         if metric not in values or not progress.is_better(values[metric], self.stage.config.best_is_lowest):
             return
         progress.note_best(metric, values[metric])
+        weights = self._weights()
         if self.stage.keeper is not None:
             keeper = self.stage.keeper
-            keeper.write_best(keeper.checkpoint(self._weights(), progress, values), progress)
+            keeper.write_best(keeper.checkpoint(weights, progress, values), progress)
 
     def _keep_step(self) -> None:
-        keeper = self.stage.keeper
-        if keeper is None:
-            return
-        progress = self.stage.progress
+        keeper, progress = self.stage.keeper, self.stage.progress
         self._window.require_finite(progress.step)
         with self._averaged():
-            checkpoint = keeper.checkpoint(self._weights(), progress, progress.phases[-1]["validation"])
+            weights = self._weights()
+            if keeper is None:
+                return
+            checkpoint = keeper.checkpoint(weights, progress, progress.phases[-1]["validation"])
             keeper.write(keeper.directory.step_path(progress.step), checkpoint)
 
     def _save_state(self) -> None:
         self._window.require_finite(self.stage.progress.step)
         self._window.share()
         self._tick()
+        weights, optimiser = self._weights(), whole(optimiser_state(self._optimiser))
         if self.stage.keeper is None:
             return
         progress = self.stage.progress
@@ -316,9 +331,9 @@ class PhaseFit(L.LightningModule):
                 phase=progress.phase,
                 phase_step=progress.phase_step,
                 step=progress.step,
-                weights=self._weights(),
+                weights=weights,
                 average={} if self._average is None else self._average.state(),
-                optimiser=optimiser_state(self._optimiser),
+                optimiser=optimiser,
                 window=self._window.rows(),
                 best=progress.best,
                 best_digest=progress.best_digest,
@@ -330,4 +345,5 @@ class PhaseFit(L.LightningModule):
 
 
 def _zero_if_none(parameter: Tensor) -> Tensor:
-    return parameter.new_zeros(()) if parameter.grad is None else parameter.grad
+    """This process's piece of a gradient."""
+    return torch.zeros((), device=parameter.device) if parameter.grad is None else local([parameter.grad])[0]

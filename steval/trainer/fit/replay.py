@@ -149,7 +149,7 @@ def _obstacle(config: FinetuneConfig, device: torch.device, world_size: int) -> 
     """What stands in the way of recording a step."""
     if device.type != "cuda":
         return "there is no GPU in use"
-    if world_size > 1 or config.compute.strategy == "ddp":
+    if world_size > 1 or config.compute.strategy != "auto":
         return "several processes share a step"
     if config.sets.accumulation > 1:
         return "sets.accumulation is above 1"
