@@ -5,8 +5,10 @@
     python benchmarks/score.py --size medium                       # makes its own pair first
     python benchmarks/score.py --controls 20000 --de-only          # the challenge's shape, DE alone, against pdex
     python benchmarks/score.py --growth --plot growth.png          # time and memory against perturbations, cells, controls
+    python benchmarks/score.py --size medium --profiles vcc2026    # on counts, against cell-eval2
 
-`cell-eval` is taken from PATH, or from --cell-eval. Both sides are given the same files and the same number of threads.
+`cell-eval` and, for vcc2026, `cell-eval2` are taken from PATH, or from --cell-eval and --cell-eval2 (which wants pdex beside it:
+else its differential expression is scanpy's). Both sides are given the same files and the same number of threads.
 Each command runs `--repeats` times; medians and the ratios of medians are printed. `cold` has no cached real side,
 `cached` has it; numba's compiled code is warm for steval (it is compiled once per machine), as it would be from the second
 run on; `--first` also measures the very first run. The default run, with baselines and checks, needs training cells: those
@@ -55,6 +57,8 @@ def main() -> None:
             outcome = growth(work, options)
         elif options.de_only:
             outcome = de_only(*pair_of(work, options), options)
+        elif options.profiles == ["vcc2026"]:
+            outcome = on_counts(*pair_of(work, options), work, options)
         else:
             outcome = profiles(*pair_of(work, options), work, options)
     if options.output:
@@ -72,6 +76,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--cell-eval", default=shutil.which("cell-eval"))
+    parser.add_argument("--cell-eval2", default=shutil.which("cell-eval2"))
+    parser.add_argument(
+        "--scale", action="store_true", help="vcc2026: also both ends of its scale, which takes the peer long"
+    )
+    parser.add_argument("--alone", action="store_true", help="vcc2026: steval alone")
     parser.add_argument(
         "--train", type=Path, help="training cells of the default run; made of the real ones if not given"
     )
@@ -110,6 +119,62 @@ def profiles(pred: Path, real: Path, work: Path, options: argparse.Namespace) ->
         outcome[profile] = {name: median(runs) for name, runs in rows.items()}
         show(f"profile {profile}", outcome[profile], "cell-eval")
     return outcome
+
+
+def on_counts(pred: Path, real: Path, work: Path, options: argparse.Namespace) -> dict:
+    """The profile vcc2026 against cell-eval2's preset of that name: the metrics, and both ends of the scale."""
+    ours = steval_command(pred, real, work, "vcc2026", "--metrics-only", "--threads", options.threads)
+    peer = [
+        options.cell_eval2,
+        "run",
+        "--preset",
+        "vcc2026",
+        "--pert-col",
+        COLUMNS[0],
+        "--set",
+        f"num_threads={options.threads}",
+    ]
+    theirs = [*peer, "-ap", pred, "-ar", real, "-o", work / "cell-eval2"]
+    tiny = apart(make_pair, fresh(work / "tiny"), *TINY, True)
+    measure(steval_command(*tiny, work, "vcc2026"), {}, options)
+    cached = [*ours, "--cache-dir", fresh(work / "cache")]
+    measure(cached, {}, options)
+    rows: dict[str, list] = {} if options.alone else {"cell-eval2": []}
+    for _ in range(options.repeats):
+        if not options.alone:
+            rows["cell-eval2"].append(measure(theirs, {}, options))
+        rows.setdefault("steval, cold", []).append(measure(ours, {}, options))
+        rows.setdefault("steval, real side cached", []).append(measure(cached, {}, options))
+        whole = [*ours[: ours.index("--metrics-only")], "--threads", options.threads]
+        rows.setdefault("steval, with scale, checks, report", []).append(measure(whole, {}, options))
+    outcome = {"vcc2026": {name: median(runs) for name, runs in rows.items()}}
+    show("profile vcc2026", outcome["vcc2026"], "steval, cold" if options.alone else "cell-eval2")
+    if options.scale:
+        baseline = [options.cell_eval2, "baseline", *peer[2:], "-ar", real, "-o", work / "cell-eval2"]
+        ends = [measure(command, {}, options) for command in (baseline, [*theirs, "--anchor"])]
+        alone = median([measure(theirs, {}, options)])
+        scale = {
+            "cell-eval2": {
+                "seconds": sum(run["seconds"] for run in ends) - alone["seconds"],
+                "cpu_seconds": sum(run["cpu_seconds"] for run in ends) - alone["cpu_seconds"],
+                "megabytes": max(run["megabytes"] for run in ends),
+            },
+            "steval": measure([sys.executable, "-c", ENDS, real, options.threads, "-o", work / "ends"], {}, options),
+        }
+        outcome["scale"] = scale
+        show("both ends of the scale (cell-eval2: baseline, and run --anchor less run)", scale, "cell-eval2")
+    return outcome
+
+
+ENDS = """
+import sys
+from steval.data.columns import Columns
+from steval.evaluator.cells.pair import Pair
+from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.reference.replicates import replicate_scale
+with Pair.build(sys.argv[1], sys.argv[1], Columns(cell_type=None), takes="counts") as pair:
+    replicate_scale(pair, resolve("vcc2026"), int(sys.argv[2]))
+"""
 
 
 def warm_up(work: Path, profile: str, options: argparse.Namespace) -> None:
@@ -275,7 +340,8 @@ def pair_of(work: Path, options: argparse.Namespace) -> tuple[Path, Path]:
     if options.pred and options.real:
         return options.pred, options.real
     perts, cells, controls = SIZES[options.size]
-    return apart(make_pair, work, perts, cells, options.controls or controls, options.genes)
+    counts = options.profiles == ["vcc2026"]
+    return apart(make_pair, work, perts, cells, options.controls or controls, options.genes, counts)
 
 
 def apart(function: Callable[..., Any], *arguments: object) -> Any:
@@ -284,8 +350,8 @@ def apart(function: Callable[..., Any], *arguments: object) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def make_pair(work: Path, perts: int, cells: int, controls: int, genes: int) -> tuple[Path, Path]:
-    """Synthetic lognorm cells at about 0.37 density, unsorted; the prediction is another draw with half the effect."""
+def make_pair(work: Path, perts: int, cells: int, controls: int, genes: int, counts: bool = False) -> tuple[Path, Path]:
+    """Synthetic cells at about 0.37 density, lognorm or counts, unsorted; the prediction is another draw with half the effect."""
     import anndata as ad
     import pandas as pd
     import scipy.sparse as sp
@@ -299,11 +365,11 @@ def make_pair(work: Path, perts: int, cells: int, controls: int, genes: int) -> 
     labels = np.array([COLUMNS[1]] * controls + [names[i] for i in range(perts) for _ in range(cells)])
     paths = []
     for which, strength in (("pred", 0.5), ("real", 1.0)):
-        blocks = [lognorm_cells(rng, weights, controls)]
-        blocks += [lognorm_cells(rng, weights * np.exp(strength * effect), cells) for effect in effects]
+        blocks = [drawn_cells(rng, weights, controls, counts)]
+        blocks += [drawn_cells(rng, weights * np.exp(strength * effect), cells, counts) for effect in effects]
         obs = pd.DataFrame({COLUMNS[0]: pd.Categorical(labels[order])}, index=[f"c{i}" for i in range(len(order))])
         matrix = sp.csr_matrix(sp.vstack(blocks, format="csr"))[order]
-        paths.append(work / f"{perts}x{cells}+{controls}_{which}.h5ad")
+        paths.append(work / f"{perts}x{cells}+{controls}_{which}{'_counts' * counts}.h5ad")
         ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=names)).write_h5ad(paths[-1])
     return paths[0], paths[1]
 
@@ -329,8 +395,8 @@ def make_training(real: Path, path: Path) -> Path:
     return path
 
 
-def lognorm_cells(rng: np.random.Generator, weights: np.ndarray, number: int):
-    """log1p of counts per 10,000 of Poisson cells with 20,000 counts, CSR float32."""
+def drawn_cells(rng: np.random.Generator, weights: np.ndarray, number: int, as_counts: bool):
+    """Poisson cells with 20,000 counts, or log1p of their counts per 10,000; CSR float32."""
     import scipy.sparse as sp
 
     blocks = []
@@ -344,7 +410,9 @@ def lognorm_cells(rng: np.random.Generator, weights: np.ndarray, number: int):
             / 4
         )
         counts = rng.poisson(expected).astype(np.float32)
-        blocks.append(sp.csr_matrix(np.log1p(counts * (1e4 / counts.sum(axis=1, keepdims=True)))))
+        blocks.append(
+            sp.csr_matrix(counts if as_counts else np.log1p(counts * (1e4 / counts.sum(axis=1, keepdims=True))))
+        )
     return sp.vstack(blocks, format="csr")
 
 

@@ -70,10 +70,12 @@ def score(
         if train is not None and not how.metrics_only:
             with clock.stage("training cells"):
                 training = read_training(
-                    train, pair.genes, pair.columns, pair.perturbations, rows=train_rows, scale=scale
-                )
+                    train, pair.genes, pair.columns, pair.perturbations, rows=train_rows, scale=scale,
+                    takes=pair.scale_real.scale, context=(columns or Columns()).cell_type,
+                )  # fmt: skip
                 stack.callback(training.cells.close)
-                require_contexts(pair, training)
+                if training.fold_changes is None:  # on counts, baselines start from the measured controls
+                    require_contexts(pair, training)
         work = ScoreWork(how, training, features, cache_dir, clock, threads, engine)
         pairs: dict[str | None, Pair] = {None: pair} if how.by is None else dict(pair.by_cell_type())
         with ThreadPoolExecutor(1) as background:

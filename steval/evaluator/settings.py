@@ -58,7 +58,7 @@ class ScoreSettings(ScoreChoice):
     @classmethod
     def _known_grouping(cls, value: Any) -> Any:
         if value not in (None, "cell_type", "context"):
-            raise ValueError("cells are scored together (None), by 'cell_type' or by 'context'")
+            raise ValueError("cells are scored together (None) or by 'cell_type' or 'context'")
         return value
 
     @field_validator("integrity", mode="before")

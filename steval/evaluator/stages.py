@@ -86,7 +86,7 @@ class ScoreWork:
         if self.training is not None:
             with self.clock.stage("baselines"):
                 baselines = self._baselines(pair, self.training, de_real, warnings)
-            warnings += _context_warnings(pair, self.training)
+            warnings += [] if self.on_counts else _context_warnings(pair, self.training)
         ceiling = None
         if self.settings.ceiling and scale is not None:
             warnings.append(

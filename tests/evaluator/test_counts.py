@@ -7,12 +7,13 @@ import scipy.sparse as sp
 
 from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
-from steval.errors import ConfigError, EvaluationError
+from steval.errors import ConfigError, DataError, EvaluationError
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.measure.count_scan import rank_controls, scan_counts, scan_halves
 from steval.evaluator.measure.jackknife import Correction, log1p_small
 from steval.evaluator.metrics.evaluation import evaluate
 from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.reference.baselines import multiplied
 from steval.evaluator.reference.members import limited_members, replicate_members, replicate_overall
 from steval.evaluator.reference.replicates import ReplicateScale, replicate_scale, split_cells, split_seeds
 from steval.evaluator.report.report import of_type
@@ -245,3 +246,42 @@ def test_intervals_hold_the_value_and_follow_the_parts_of_a_ratio():
     error = rows.row(by_predicate=pl.col("metric") == "expr_mse_unbiased_capped_norm", named=True)
     assert error["value_low"] < error["value"] < error["value_high"]
     assert report.overall["overall_low"][0] < report.score < report.overall["overall_high"][0]
+
+
+def test_simple_models_start_from_the_measured_controls():
+    """Learnt fold changes beat the generic response, which the mean one is about; no change is worse than it."""
+    law = CountScreen(num_perturbations=6, num_genes=150, affected=40, depth=4000.0, seed=2)
+    sides = [law.cells(seed, each=30, controls=120) for seed in (0, 1, 2)]
+    sides[2].obs["cell_type"] = "other"
+    report = on_counts(without_controls(sides[1]), sides[0], train=sides[2])
+    scores = dict(report.overall.select("predictor", "overall").iter_rows())
+    assert set(scores) == {"prediction", "mean", "control", "additive"}
+    assert scores["additive"] > 0.7
+    assert abs(scores["mean"]) < 0.25
+    assert scores["control"] < scores["mean"]
+    assert not report.record["warnings"]
+    values = report.baseline_results.filter(pl.col("baseline") == "additive")
+    assert values.height == 6
+    again = on_counts(without_controls(sides[1]), sides[0], train=sides[2])
+    assert again.baseline_results.equals(report.baseline_results)
+    lognormal = sides[2].copy()
+    lognormal.X = lognorm(lognormal.X.tocsr(), 1e4)
+    with pytest.raises(DataError, match="but counts is needed here"):
+        on_counts(sides[1], sides[0], train=lognormal)
+
+
+def test_ridge_predicts_fold_changes_from_features():
+    law = CountScreen(num_perturbations=6, num_genes=80, affected=30, seed=2)
+    real = law.cells(0)
+    features = {name: np.eye(6)[place] for place, name in enumerate(law.targets)}
+    report = on_counts(law.cells(1), real, train=law.cells(2), features=features)
+    assert "ridge" in report.overall["predictor"].to_list()
+
+
+def test_counts_are_multiplied_as_sampling_leaves_them():
+    counts = sp.csr_matrix(np.full((4000, 3), 6.0, dtype=np.float32))
+    made = multiplied(counts, np.array([0.25, 1.0, 3.0]), np.random.default_rng(0)).toarray()
+    assert (made == np.rint(made)).all()
+    assert (made[:, 1] == 6).all()
+    np.testing.assert_allclose(made.mean(axis=0), [1.5, 6, 18], rtol=0.03)
+    np.testing.assert_allclose(made.var(axis=0), [6 * 0.25 * 0.75, 0, 12], rtol=0.1)

@@ -257,7 +257,7 @@ def test_rows_of_the_training_file_can_be_chosen():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"by": "batch"}, ConfigError, "by 'cell_type' .got 'batch'"),
+        ({"by": "batch"}, ConfigError, "by 'cell_type' or 'context' .got 'batch'"),
         ({"integrity": "some"}, ConfigError, "'basic', 'full' or 'none'"),
         ({"bootstrap": -1}, ConfigError, "0 or more"),
         ({"splits": 0}, ConfigError, "at least 1 split"),

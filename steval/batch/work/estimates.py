@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from steval.batch.jobs import Job, Kind
 from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.reference.baselines import BASELINES
 from steval.evaluator.settings import ScoreSettings
 
 WORKER_BYTES = 700 * 2**20
@@ -26,8 +27,9 @@ READING = 0.5
 """Metrics of one side without its differential expression, beside one with it."""
 ENERGY = 2.7
 """Energy distances (profile `full`), in units per 10¹¹ (pairs of cells × genes)."""
-BASELINES, CHECKS = 4, 3
-"""Sides that are scored anew: one for each baseline, for each split of the ceiling (two halves), for each check of `full`."""
+CHECKS, SCALE = 3, 3
+"""Sides that are scored anew: for the checks of `full`, and for the scale of metrics on counts (the generic response, and about as
+much twice for the halves of the real cells); beside them one for each baseline and for each split of the ceiling (two halves)."""
 
 LEAST_LIMIT = 3600.0
 PATIENCE = 50.0
@@ -100,8 +102,11 @@ class Sizes:
         first = 2 * ((anew if scoring.by else side * READING) + energy)
         if scoring.metrics_only:
             return first
+        on_counts = metrics[0].scale == "counts"
         times = (
-            BASELINES * data.has_training + scoring.splits * scoring.ceiling + CHECKS * (scoring.integrity == "full")
+            len(BASELINES) * data.has_training
+            + (SCALE if on_counts else scoring.splits * scoring.ceiling)
+            + CHECKS * (scoring.integrity == "full")
         )
         return first + times * (anew + energy)
 

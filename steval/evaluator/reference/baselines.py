@@ -7,6 +7,9 @@
   have it, or where it is unseen plus the mean effect of all, carried as predictions are (`data.effects.carry`).
 - ridge: as additive, with the effect predicted from perturbation features by ridge regression (penalty by leave-one-out).
 
+On counts all start from the measured control cells of the same context, whose counts are thinned or multiplied by a fold change
+(`multiplied`): none (control), the mean one of the training perturbations (mean), the perturbation's own (additive, ridge).
+
 Perturbed cells are as many as the real ones of each perturbation and context.
 """
 
@@ -23,7 +26,7 @@ from steval.data.labels import unlabelled
 from steval.errors import EvaluationError
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import PIECE_CELLS, cell_types
-from steval.evaluator.reference.training import ALL, TrainingSummary
+from steval.evaluator.reference.training import ALL, FoldChanges, TrainingSummary
 
 POOL_CELLS = 4096
 """Control cells of a context kept in memory to draw from."""
@@ -81,6 +84,8 @@ class Baseline:
     make: Callable[[Materials], MadeCells]
     colours: tuple[str, str]
     """In figures, on a light and on a dark page."""
+    make_counts: Callable[[Materials], MadeCells]
+    """The same of measured control cells and fold changes, for pairs on counts."""
     fewest_features: int = 0
     """Training perturbations that must have features."""
 
@@ -99,7 +104,9 @@ def baseline_pair(
     features: Mapping[str, np.ndarray] | None = None,
 ) -> Pair:
     """`pair` with its prediction replaced by the baseline `kind`; the real side is the same object."""
-    return replace(pair, pred=BASELINES[kind].make(Materials(pair, training, seed, features)))
+    baseline = BASELINES[kind]
+    make = baseline.make if training.fold_changes is None else baseline.make_counts
+    return replace(pair, pred=make(Materials(pair, training, seed, features)))
 
 
 def available_kinds(training: TrainingSummary, features: Mapping[str, np.ndarray] | None) -> tuple[str, ...]:
@@ -247,6 +254,51 @@ def _repeated(profile: sp.csr_matrix, num: int) -> sp.csr_matrix:
     )
 
 
+def _learnt(given: Materials) -> FoldChanges:
+    assert given.training.fold_changes is not None
+    return given.training.fold_changes
+
+
+def _ridge_fold_changes(given: Materials) -> dict[str, np.ndarray]:
+    by_name = _learnt(given).by_name
+    return {**by_name, **ridge_effects(by_name, given.features or {}, given.pair.perturbations)}
+
+
+def _by_fold_changes(
+    kind: str, known: Callable[[Materials], Mapping[str, np.ndarray] | None]
+) -> Callable[[Materials], MadeCells]:
+    """Measured control cells by log fold changes: those that are `known`, for all others the mean one; None: no change."""
+
+    def made(given: Materials) -> MadeCells:
+        pair, changes = given.pair, known(given)
+        rows = pair.real.groups[pair.control]
+        if len(rows) > POOL_CELLS:
+            rows = np.sort(np.random.default_rng(given.seed).choice(rows, POOL_CELLS, replace=False))
+        pool = sp.csr_matrix(pair.real.alignment.apply(pair.real.file.rows(rows, dtype=None)))
+
+        def make(group: str) -> sp.csr_matrix:
+            generator = np.random.default_rng([given.seed, pair.perturbations.index(group)])
+            cells = _draw(generator, pool, len(pair.real.groups[group]))
+            if changes is None:
+                return cells
+            return multiplied(cells, np.exp(changes.get(group, _learnt(given).mean)), generator)
+
+        groups = {group: np.arange(len(rows)) for group, rows in pair.real.groups.items() if group != pair.control}
+        return MadeCells(f"{kind} baseline", groups, len(pair.genes), pair.control, given.training.matrix, make)
+
+    return made
+
+
+def multiplied(cells: sp.csr_matrix, factor: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
+    """Counts `[n, G]` times `factor [G]`, as sampling leaves them: thinned by chance below 1, above it with Poisson counts more."""
+    by = factor[cells.indices]
+    counts = cells.data.astype(np.int64)
+    kept = generator.binomial(counts, np.minimum(by, 1.0)) + generator.poisson(counts * np.maximum(by - 1.0, 0.0))
+    result = sp.csr_matrix((kept.astype(np.float32), cells.indices.copy(), cells.indptr.copy()), shape=cells.shape)
+    result.eliminate_zeros()
+    return result
+
+
 _ALL = (
     Baseline(
         "mean",
@@ -254,20 +306,29 @@ _ALL = (
         "members are normalised by this one.",
         _mean,
         ("#8a929c", "#8d97a3"),
+        _by_fold_changes("mean", lambda given: {}),
     ),
-    Baseline("control", "No effect: training control cells of the same cell type.", _control, ("#b9a36b", "#cdb779")),
+    Baseline(
+        "control",
+        "No effect: training control cells of the same cell type.",
+        _control,
+        ("#b9a36b", "#cdb779"),
+        _by_fold_changes("control", lambda _: None),
+    ),
     Baseline(
         "additive",
         "Training control cells of the same cell type plus the perturbation's mean effect over the training cell types that "
         "have it, carried by the cells that express a gene; where it is unseen, plus the mean effect of all.",
         _additive,
         ("#d9822b", "#f0a04b"),
+        _by_fold_changes("additive", lambda given: _learnt(given).by_name),
     ),
     Baseline(
         "ridge",
         "As additive, with the effect predicted from perturbation features by ridge regression.",
         _ridge,
         ("#7a56b0", "#b795ea"),
+        _by_fold_changes("ridge", _ridge_fold_changes),
         fewest_features=3,
     ),
 )

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment, align
-from steval.data.cells.scale import Scale, require_scale
+from steval.data.cells.scale import Scale, lognorm, require_scale
 from steval.data.columns import Columns
 from steval.data.effects.measure import pair_means
 from steval.data.files import sha256_file
@@ -23,6 +23,7 @@ from steval.errors import EvaluationError, nearest_names
 from steval.evaluator.cells.digests import SKETCH_CELLS, control_step, gene_keys, sketch, sketch_genes, value_bits
 from steval.evaluator.cells.kernels import sum_cells
 from steval.evaluator.cells.sides import CellSource, few_cells, open_cells
+from steval.evaluator.cells.views import LOGNORM_TOTAL
 from steval.wording import listed
 
 BLOCK_CELLS = 2048
@@ -31,8 +32,21 @@ ALL = "all cells"
 
 
 @dataclass(frozen=True)
+class FoldChanges:
+    """What counts of training cells say of perturbations: changes of log(CPM + 1) from the controls of the same context."""
+
+    by_name: dict[str, np.ndarray]
+    """Mean over contexts `[G]`."""
+    mean: np.ndarray
+    """Mean over perturbations `[G]`."""
+
+
+@dataclass(frozen=True)
 class TrainingSummary:
-    """What training cells say; every profile is a mean of lognorm expression over the pair's genes `[G]`."""
+    """What training cells say; every profile is a mean of lognorm expression over the pair's genes `[G]`.
+
+    Counts are read as lognorm to `views.LOGNORM_TOTAL`.
+    """
 
     cells: CellFile
     alignment: GeneAlignment
@@ -61,6 +75,8 @@ class TrainingSummary:
     digest: str
     """sha256 of the file, or of the cells' digests where they are in memory."""
     notes: tuple[str, ...]
+    fold_changes: FoldChanges | None = None
+    """Where the training cells are counts."""
 
     def matrix(self, rows: np.ndarray) -> sp.csr_matrix:
         """Cells of the training file by row, CSR `[n, G]`, genes in the pair's order."""
@@ -75,17 +91,25 @@ def read_training(
     *,
     rows: np.ndarray | None = None,
     scale: Scale | None = None,
+    takes: Scale = "lognorm",
+    context: str | None = None,
     name: str = "training cells",
 ) -> TrainingSummary:
     """Summarise the training cells of `source` (its `rows` only, where given) for scoring `perturbations`.
 
-    Raises `EvaluationError` where columns, control or genes do not fit the evaluation data, `DataError` where the scale does not.
+    `takes`: the scale that they must have; `context`: their cell type column where they lack that of `columns`. Raises
+    `EvaluationError` where columns, control or genes do not fit the evaluation data, `DataError` where the scale does not.
     """
     cells, _ = open_cells(source, name, columns.perturbation)
+    if columns.cell_type not in cells.obs.columns and context in cells.obs.columns:
+        columns = columns.model_copy(update={"cell_type": context})
     selected = _labelled(cells, columns, np.arange(cells.num_cells) if rows is None else np.asarray(rows), name)
     labels = _labels(cells, columns, selected, name)
-    target_sum = require_scale(few_cells(cells), "lognorm", scale).target_sum
+    target_sum = require_scale(few_cells(cells), takes, scale).target_sum
     alignment = align(cells.genes, genes, what=name)
+    counted, path = cells, cells.path
+    if takes == "counts":
+        cells, target_sum = _as_lognorm(cells), LOGNORM_TOTAL
     contexts = _contexts(cells.obs, columns, selected, name)
     keys = pd.MultiIndex.from_arrays([labels, contexts])
     codes, groups = pd.factorize(keys)
@@ -116,15 +140,39 @@ def read_training(
         num_cells=len(selected),
         dtype=cells.rows(selected[:1], dtype=None).dtype,
         target_sum=target_sum,
-        digest=_content_digest(cells, digests),
+        digest=hashlib.sha256(digests.tobytes()).hexdigest() if path is None else sha256_file(path),
         notes=pairs.notes,
+        fold_changes=_fold_changes(counted, alignment, selected, codes, list(groups), columns)
+        if takes == "counts"
+        else None,
     )
 
 
-def _content_digest(cells: CellFile, digests: np.ndarray) -> str:
-    if cells.path is not None:
-        return sha256_file(cells.path)
-    return hashlib.sha256(digests.tobytes()).hexdigest()
+def _as_lognorm(counts: CellFile) -> CellFile:
+    return counts.transformed(lambda block: lognorm(block, LOGNORM_TOTAL), counts.genes, counts.uns, counts.name)
+
+
+def _fold_changes(
+    cells: CellFile, alignment: GeneAlignment, rows: np.ndarray, codes: np.ndarray, groups: Sequence, columns: Columns
+) -> FoldChanges:
+    """Of the groups (perturbation, context) that cells are in by `codes`."""
+    sums = np.zeros((len(groups), len(alignment.target)))
+    for start in range(0, len(rows), BLOCK_CELLS):
+        chunk = slice(start, start + BLOCK_CELLS)
+        block = alignment.apply(cells.rows(rows[chunk], dtype=None)).astype(np.float64)
+        number = block.shape[0]
+        membership = sp.csr_matrix((np.ones(number), (codes[chunk], np.arange(number))), shape=(len(groups), number))
+        sums += (membership @ block).toarray()
+    totals = np.maximum(sums.sum(axis=1, keepdims=True), 1.0)
+    profiles = np.log1p(sums * 1e6 / totals)
+    named = [(str(perturbation), str(context)) for perturbation, context in groups]
+    pairs = pair_means(profiles, np.ones(len(groups), dtype=np.int64), named, columns.control)
+    by_name = {
+        name: pairs.effects[pairs.perturbation_codes == code].mean(axis=0)
+        for code, name in enumerate(pairs.perturbations)
+    }
+    mean = np.mean(list(by_name.values()), axis=0) if by_name else np.zeros(sums.shape[1])
+    return FoldChanges(by_name, mean)
 
 
 def _labelled(cells: CellFile, columns: Columns, rows: np.ndarray, name: str) -> np.ndarray:
