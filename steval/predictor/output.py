@@ -28,6 +28,7 @@ from steval.predictor.means import control_mean, predicted_means
 from steval.predictor.obs_table import ObsTable
 from steval.predictor.plan import PredictionPlan
 from steval.settings import Settings
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +173,9 @@ def _write_into(
         seconds=time.perf_counter() - started,
     )
     log.info(
-        "predicted %d cells of %d perturbations in %.1f s (%.0f cells/s)",
-        *(done.num_cells, done.num_perturbations, done.seconds, done.cells_per_second),
+        "predicted %s of %s in %.1f s (%.0f cells/s)",
+        *(counted(done.num_cells, "cell"), counted(done.num_perturbations, "perturbation")),
+        *(done.seconds, done.cells_per_second),
     )
     return done
 

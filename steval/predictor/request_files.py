@@ -78,7 +78,7 @@ def read_request(
             raise ConfigError(f"{path} has a cell_type column, which says where to predict; leave --cell-type out")
     else:
         raise ConfigError(f"a request file ends in .csv, .tsv, .txt or .h5ad, got {path.name!r}")
-    items = _of_cell_types(items, cell_types, present_types, path)
+    items = of_cell_types(items, cell_types, present_types, path)
     require_items(items, str(path))
     require_known((item.perturbation for item in items), known, control)
     require_unique(items, str(path))
@@ -152,8 +152,8 @@ def _read_table(path: Path, default_cells: int, known: Sequence[str]) -> list[Re
     return items
 
 
-def _of_cell_types(
-    items: list[RequestItem], asked: Sequence[str], present: Sequence[str], source: Path
+def of_cell_types(
+    items: list[RequestItem], asked: Sequence[str], present: Sequence[str], source: Path | str
 ) -> list[RequestItem]:
     """Those of the cell types that are asked for; items that say none become one of each."""
     every = tuple(asked) == (ALL_CELL_TYPES,)

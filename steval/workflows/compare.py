@@ -1,22 +1,22 @@
 """`steval compare`: runs or score directories side by side: what differs in the configurations, curves, best steps, metrics."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from steval.data.files import atomic_path, read_text
-from steval.data.outputs import real_path, require_output
+from steval.data.files import read_text
+from steval.data.outputs import real_path
 from steval.errors import ConfigError, DataError
 from steval.settings import flatten, read_yaml
 from steval.workflows.curves import Curves, read_curves
 from steval.workflows.symptoms import validation_curve
 
-PLOTTED = ("train/total", "val/gene", "val/embedding", "eval/mae", "eval/overlap_at_N", "eval/discrimination_score_l1")
+if TYPE_CHECKING:
+    from steval.evaluator.report.report import ScoreReport
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Comparison:
     tests: pl.DataFrame
     """Paired tests of each score against the first; empty with fewer than two scores."""
     curves: tuple[Curves, ...]
+    """Of runs."""
+    reports: "tuple[ScoreReport, ...]" = ()
+    """Of scores."""
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
@@ -50,47 +53,15 @@ def compare(paths: Sequence[Path]) -> Comparison:
         )
     if scores:
         empty = pl.DataFrame()
-        return Comparison(names, tuple(paths), empty, empty, _score_metrics(scores), _paired_tests(scores), ())
+        from steval.evaluator.tables import read_score_dir
+
+        reports = tuple(read_score_dir(directory) for directory in scores.values())
+        return Comparison(names, tuple(paths), empty, empty, _score_metrics(scores), _paired_tests(scores), (), reports)
     curves = tuple(read_curves(path) for path in paths)
     found = {name: directory for name, path in zip(names, paths, strict=True) if (directory := _score_of_run(path))}
     metrics = _score_metrics(found) if found else pl.DataFrame()
     tests = _paired_tests(found) if len(found) > 1 else pl.DataFrame()
     return Comparison(names, tuple(paths), _differences(names, paths), _best(names, curves), metrics, tests, curves)
-
-
-def plot_curves(comparison: Comparison) -> bytes:
-    """The curves of all runs overlaid, one panel per metric, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = [name for name in PLOTTED if any(curves.get(name) is not None for curves in comparison.curves)]
-    if not shown:
-        raise ConfigError(f"no run has any of the curves {', '.join(PLOTTED)}")
-    figure = Figure(figsize=(6.4, 2.6 * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for panel, metric in zip(panels, shown, strict=True):
-        for name, curves in zip(comparison.names, comparison.curves, strict=True):
-            curve = curves.get(metric)
-            if curve is not None:
-                panel.plot(curve.steps, curve.values, label=name, linewidth=1.4)
-        panel.set_ylabel(metric)
-        panel.grid(alpha=0.3)
-    panels[0].legend(frameon=False)
-    panels[-1].set_xlabel("optimiser step")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def write_comparison(comparison: Comparison, path: Path) -> Path:
-    """Write `.html` (tables and curves in one file) or `.png` (curves alone), atomically; never over a file that was compared."""
-    compared = {f"the report of {place}": place / "report.html" for place in comparison.paths}
-    require_output(path, compared, suffixes=(".html", ".png"))
-    content = plot_curves(comparison) if path.suffix == ".png" else _html(comparison).encode()
-    with atomic_path(path) as partial:
-        partial.write_bytes(content)
-    return path
 
 
 def _short_names(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -168,38 +139,3 @@ def _paired_tests(directories: Mapping[str, Path]) -> pl.DataFrame:
         for name, directory in others
     ]
     return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
-
-
-def _html(comparison: Comparison) -> str:
-    from jinja2 import Environment
-
-    frames = [
-        (title, frame)
-        for title, frame in (
-            ("Best checkpoints", comparison.best), ("Metrics", comparison.metrics), ("Paired tests", comparison.tests),
-            ("Settings that differ", comparison.settings),
-        )
-        if frame.height
-    ]  # fmt: skip
-    image = base64.b64encode(plot_curves(comparison)).decode() if comparison.curves else None
-    template = Environment(autoescape=True).from_string(_TEMPLATE)
-    return template.render(names=comparison.names, frames=frames, image=image)
-
-
-_TEMPLATE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>steval compare</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: .5rem 0 2rem; } th, td { padding: .25rem .8rem; text-align: left; }
-th { border-bottom: 2px solid; } td { border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
-img { max-width: 100%; background: #fff; }
-</style>
-<h1>{{ names | join(" · ") }}</h1>
-{% if image %}<img alt="Curves of all runs" src="data:image/png;base64,{{ image }}">{% endif %}
-{% for title, frame in frames %}<h2>{{ title }}</h2><table><tr>{% for name in frame.columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in frame.rows() %}<tr>{% for value in row -%}
-<td>{% if value is float %}{{ "%.4g" | format(value) }}{% else %}{{ "–" if value is none else value }}{% endif %}</td>
-{%- endfor %}</tr>{% endfor %}</table>{% endfor %}
-</html>
-"""

@@ -12,6 +12,7 @@ from steval.predictor.job import predict_into
 from steval.predictor.output import WrittenPredictions
 from steval.predictor.request_files import items_of
 from steval.predictor.requests import PredictionRequest, require_known
+from steval.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -30,5 +31,6 @@ def predict_as_in(
     options = ColumnOptions.parse(columns.as_dict())
     pool = cell_controls(real, checkpoint.manifest, columns=options)
     written = predict_into(out, predictor, PredictionRequest(items=items, seed=seed), pool)
-    logger.info("predicted %d cells of %d perturbations -> %s", written.num_cells, written.num_perturbations, out)
+    perturbations = counted(written.num_perturbations, "perturbation")
+    logger.info("predicted %s of %s -> %s", counted(written.num_cells, "cell"), perturbations, out)
     return written

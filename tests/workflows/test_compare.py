@@ -29,7 +29,7 @@ def test_runs_side_by_side(runs: tuple[Path, Path], demo: DemoResult, tmp_path: 
     by_metric = {row["metric"]: row["run"] for row in comparison.metrics.to_dicts()}
     breakdown = {row["metric"]: row["value"] for row in demo.report.breakdown.to_dicts()}
     assert by_metric["mae"] == pytest.approx(breakdown["mae"])
-    for name, start in (("c.png", b"\x89PNG"), ("c.html", b"<!doctype html>")):
+    for name, start in (("c.png", b"\x89PNG"), ("c.svg", b"<?xml"), ("c.html", b"<!doctype html>")):
         result = CliRunner().invoke(app, ["compare", *map(str, runs), "-o", str(tmp_path / name)])
         assert result.exit_code == 0, result.output
         assert (tmp_path / name).read_bytes().startswith(start)
@@ -44,6 +44,12 @@ def test_scores_side_by_side_with_a_paired_test(demo: DemoResult, tmp_path: Path
     assert len(tables["Metrics"]) == 3
     tests = tables["Paired tests (over perturbations)"]
     assert tests and all(row["difference"] == 0 for row in tests)
+    result = CliRunner().invoke(app, ["compare", str(demo.score_dir), str(other), "-o", str(tmp_path / "s.html")])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "s.html").read_text()
+    assert page.count("<svg") == 2  # members beside each other, perturbations of one against the other
+    assert "var(--prediction" in page and "prefers-color-scheme: dark" in page
+    assert "<img" not in page
 
 
 def test_what_cannot_be_compared(demo: DemoResult, tmp_path: Path):

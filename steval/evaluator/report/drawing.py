@@ -5,13 +5,18 @@ Colours are placeholders that `Drawing` turns into CSS variables, so that one dr
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
-from io import StringIO
+from io import BytesIO, StringIO
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from steval.data.files import atomic_path
+from steval.errors import ConfigError, EvaluationError
 from steval.evaluator.reference.baselines import BASELINES
 from steval.evaluator.report.report import PREDICTION
 
@@ -33,9 +38,13 @@ COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
 _PLACEHOLDERS = {name: f"#{number:02x}{number:02x}{number:02x}" for number, name in enumerate(COLOURS, start=1)}
 """Colours that no figure has otherwise."""
 WIDTH = 7.2
+FORMATS = ("svg", "png", "pdf")
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 LONGEST_LABEL = 40
 MOST_TICKS = 5
 """Steps of an axis; ticks take more time to draw than anything else."""
+_LIGHT: ContextVar[bool] = ContextVar("_LIGHT", default=False)
+"""Whether colours are those of a light page instead of placeholders, while a figure is made."""
 _LONG_NUMBER = re.compile(r"(?<![\d.])([1-9]\d*\.\d\d)\d+")
 """Coordinates to a hundredth of a point are enough; scale factors below 1 keep their digits."""
 
@@ -66,21 +75,67 @@ def draw(make: "Callable[[], Figure | None]", number: int, title: str) -> Drawin
 
     Identifiers start with `number`, so that several fit on one page. A user's matplotlib settings (fonts, LaTeX) do not apply.
     """
-    import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
-    with warnings.catch_warnings(), matplotlib.rc_context(defaults):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script is drawn as boxes
-        matplotlib.rcParams["svg.fonttype"] = "none"
+    with _own_settings():
         figure = make()
         if figure is None:
             return None
         buffer = StringIO()
         FigureCanvasSVG(figure)
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     return Drawing(_embeddable(buffer.getvalue(), number, title))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure for a notebook: shows itself, and is saved by `save("name.svg")` (or .png, .pdf)."""
+
+    figure: "Figure"
+    """matplotlib's, to be changed as one likes."""
+
+    def save(self, path: Path | str) -> Path:
+        """Write it in the format that the name ends in; returns the path."""
+        kind = Path(path).suffix.removeprefix(".")
+        if kind not in FORMATS:
+            raise ConfigError(f"a figure is saved as {', '.join(FORMATS)}, got {Path(path).name!r}")
+        with atomic_path(Path(path)) as partial:
+            partial.write_bytes(self._drawn(kind))
+        return Path(path)
+
+    def _repr_png_(self) -> bytes:
+        return self._drawn("png")
+
+    def _drawn(self, kind: str) -> bytes:
+        buffer = BytesIO()
+        with _own_settings():
+            self.figure.savefig(buffer, format=kind, dpi=144, facecolor="white")
+        return buffer.getvalue()
+
+
+def plot(make: "Callable[[], Figure | None]", nothing: str) -> Plot:
+    """The figure that `make` gives in the colours of a light page; an `EvaluationError` that says `nothing` where it gives none."""
+    token = _LIGHT.set(True)
+    try:
+        with _own_settings():
+            figure = make()
+    finally:
+        _LIGHT.reset(token)
+    if figure is None:
+        raise EvaluationError(nothing)
+    return Plot(figure)
+
+
+@contextmanager
+def _own_settings() -> Generator[None]:
+    """matplotlib's defaults, whatever the user's settings are; text in SVG stays text."""
+    import matplotlib
+
+    defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with warnings.catch_warnings(), matplotlib.rc_context(defaults):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script is drawn as boxes
+        matplotlib.rcParams["svg.fonttype"] = "none"
+        yield
 
 
 def _embeddable(text: str, number: int, title: str) -> str:
@@ -102,6 +157,8 @@ def plain(label: str) -> str:
 
 def colour(name: str) -> str:
     """Placeholder colour of a predictor or part; one that is not known (of another version of steval) is muted."""
+    if _LIGHT.get():
+        return COLOURS.get(name, COLOURS["muted"])[0]
     return _PLACEHOLDERS.get(name, _PLACEHOLDERS["muted"])
 
 

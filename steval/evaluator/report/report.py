@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from steval.evaluator.integrity.verdict import FLAGS, REMARKS
+
+if TYPE_CHECKING:
+    from steval.evaluator.report.plots import ScorePlots
 
 BREAKDOWN_SCHEMA: dict[str, Any] = {
     "cell_type": pl.String,
@@ -100,7 +103,7 @@ def finite_or_none(value: float | None) -> float | None:
     return None if value is None or not isfinite(value) else float(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreReport:
     """Everything a scoring run found. `cell_type` is null in every frame unless the run was made by cell type."""
 
@@ -159,6 +162,30 @@ class ScoreReport:
         return told.sort(
             pl.col("status").replace_strict({name: rank for rank, name in enumerate(REMARKS)}), maintain_order=True
         )
+
+    @property
+    def plot(self) -> "ScorePlots":
+        """Its figures one by one: `report.plot.members()`, `.changes("STAT1")`."""
+        from steval.evaluator.report.plots import ScorePlots
+
+        return ScorePlots(self)
+
+    @property
+    def verdict(self) -> str:
+        """Where the prediction stands beside the best simple model, as a sentence."""
+        from steval.evaluator.report.standing import standing
+
+        return standing(self).sentence
+
+    def __repr__(self) -> str:
+        from steval.evaluator.report.short import short_text
+
+        return short_text(self)
+
+    def _repr_html_(self) -> str:
+        from steval.evaluator.report.short import short_html
+
+        return short_html(self)
 
     def _headline(self, column: str) -> float | None:
         rows = self.overall.filter(pl.col("predictor") == PREDICTION)

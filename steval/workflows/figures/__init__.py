@@ -1,0 +1,1 @@
+"""Figures of runs and scores side by side, and the page that shows them."""
