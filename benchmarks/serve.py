@@ -123,6 +123,7 @@ class Service:
             self.port = one.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "STEVAL_BATCH_CELLS": str(BATCH_CELLS)}
+        environment["STEVAL_MAX_CACHE_BYTES"] = "0"  # what is measured is prediction
         command = [sys.executable, "-m", "steval", "serve", str(checkpoint), "--port", str(self.port)]
         command += ["--threads", str(threads), *arguments]
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -110,8 +110,8 @@ class StevalService:
 CORS: dict[str, Any] = {
     "allow_origins": list(SETTINGS.cors_origins),
     "allow_methods": ["GET", "POST", "DELETE"],
-    "allow_headers": ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
-    "expose_headers": ["X-Request-ID", "X-Error-Code", "Retry-After"],
+    "allow_headers": ["Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-ID"],
+    "expose_headers": ["ETag", "X-Request-ID", "X-Error-Code", "Retry-After"],
     "max_age": 600,
 }
 ACCESS: dict[str, Any] = {

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steval.errors import ServiceError
+from steval.service.http.conditional import tagged
 from steval.service.http.telemetry import exposition
 from steval.service.openapi import openapi_document
 from steval.service.predict.search import search_perturbations
@@ -33,20 +34,20 @@ async def page(request: Request) -> Response:
         raise HTTPException(404)
     content = await run_in_threadpool((files("steval.service") / "page" / name).read_bytes)
     headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
-    return Response(content, headers={**headers, "Content-Type": PAGE_FILES[name]})
+    return tagged(request.headers, content, PAGE_FILES[name], headers)
 
 
 async def model(request: Request) -> Response:
     """The model card."""
     async with _runtime(request).using(asked_model(request)) as chosen:
-        return _json(chosen.card)
+        return _json(request, chosen.card)
 
 
 async def models(request: Request) -> Response:
     """The models that can be asked."""
     runtime = _runtime(request)
     runtime.require_ready()
-    return _json(ModelList(models=runtime.models.items()))
+    return _json(request, ModelList(models=runtime.models.items()))
 
 
 async def perturbations(request: Request) -> Response:
@@ -57,7 +58,7 @@ async def perturbations(request: Request) -> Response:
     limit = _number(request, "limit", SHOWN_NAMES, 1, MOST_LISTED)
     offset = _number(request, "offset", 0, 0, MOST_OFFSET)
     async with _runtime(request).using(asked_model(request)) as chosen:
-        return _json(await run_in_threadpool(search_perturbations, chosen.manifest, search, limit, offset))
+        return _json(request, await run_in_threadpool(search_perturbations, chosen.manifest, search, limit, offset))
 
 
 async def openapi(request: Request) -> Response:
@@ -83,8 +84,9 @@ def _runtime(request: Request) -> Runtime:
     return request.app.state.runtime
 
 
-def _json(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(), media_type="application/json")
+def _json(request: Request, answer: BaseModel) -> Response:
+    headers = {"Cache-Control": "private, no-cache", "Vary": "Authorization, X-API-Key"}
+    return tagged(request.headers, answer.model_dump_json().encode(), "application/json", headers)
 
 
 def _number(request: Request, name: str, default: int, least: int, most: int) -> int:

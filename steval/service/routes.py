@@ -31,6 +31,7 @@ from steval.service.score.uploads import ROLES
 
 _BODY = (400, 408, 413, 415, 422)
 _HEALTHY = {"200": {"description": "Yes", "content": content_of("text/plain", {"type": "string"})}}
+_UNCHANGED = {"304": {"description": "What If-None-Match names is still right"}}
 _PAGE = {"200": {"description": "The page", "content": content_of("text/html", {"type": "string"})}}
 _DOCUMENT = {"200": {"description": "This document", "content": content_of(JSON, {"type": "object"})}}
 _SCORE = {"200": {"description": "See docs/scoring.md", "content": content_of(JSON, {"type": "object"})}}
@@ -85,7 +86,8 @@ ROUTES = RouteTable(
                         "The prediction, in the form that Accept asks for",
                         PredictAnswer,
                         content_of(ARROW, BINARY) | content_of(H5AD, BINARY),
-                    ),
+                    )
+                    | _UNCHANGED,
                     (*_BODY, 404, 406, 429, 503),
                     more={"requestBody": {"required": True, "content": content_of(JSON, reference(PredictBody))}},
                 ),
@@ -136,21 +138,26 @@ ROUTES = RouteTable(
             "/model",
             (
                 Operation(
-                    "GET", "model", "The model card", "predict", success("The card", ModelCard), (404, 422, 503), pages.model,
+                    "GET", "model", "The model card", "predict", success("The card", ModelCard) | _UNCHANGED, (404, 422, 503),
+                    pages.model,
                     more={"parameters": [_MODEL]},
                 ),
             ),
         ),
         Route(
             "/models",
-            (Operation("GET", "models", "The models", "predict", success("All models", ModelList), (503,), pages.models),),
+            (
+                Operation(
+                    "GET", "models", "The models", "predict", success("All models", ModelList) | _UNCHANGED, (503,), pages.models,
+                ),
+            ),
         ),
         Route(
             "/perturbations",
             (
                 Operation(
                     "GET", "perturbations", "Search the vocabulary", "predict",
-                    success("Names that match", PerturbationList), (400, 404, 422, 503), pages.perturbations,
+                    success("Names that match", PerturbationList) | _UNCHANGED, (400, 404, 422, 503), pages.perturbations,
                     more={
                         "parameters": [
                             _MODEL,

@@ -50,6 +50,8 @@ class ServiceSettings(Settings):
     """Answer anybody without a key (behind a proxy that checks)."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the service; empty: none but its own page."""
+    max_cache_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Answers that a worker keeps; 0: none."""
     max_body_bytes: PositiveInt = 2 * 2**20
     """Of a request other than an upload."""
     max_upload_bytes: PositiveInt = 2 * 2**30

@@ -313,7 +313,7 @@ def test_a_polite_key_is_served_beside_a_greedy_one(tiny_checkpoint, tmp_path):
             while not stop.is_set():
                 finished.append(client.post("/predict", json=large).status_code)
 
-    limits = {"STEVAL_MAX_QUEUED_CELLS": "8000", "STEVAL_QUEUE_TIMEOUT": "2"}
+    limits = {"STEVAL_MAX_QUEUED_CELLS": "8000", "STEVAL_QUEUE_TIMEOUT": "2", "STEVAL_MAX_CACHE_BYTES": "0"}
     with served_process(str(tiny_checkpoint), "--api-key-file", str(keys), **limits) as (url, _):
         wait_until_ready(url)
         threads = [threading.Thread(target=ask, args=(url,)) for _ in range(24)]

@@ -1,5 +1,6 @@
 """Keys with rules: roles, rates, rotation without a restart, and two keys that see nothing of each other."""
 
+import itertools
 import logging
 import re
 import time
@@ -244,6 +245,21 @@ def test_one_key_sees_nothing_of_what_another_does(keyed):
         assert ada.delete(f"/score/{job}").status_code == 204
 
 
+def test_an_answer_that_one_key_was_given_is_computed_again_for_another(keyed):
+    def computed() -> float:
+        with keyed.client("boss@lab") as boss:
+            lines = boss.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("steval_predicted_cells_total"))
+
+    body = {"perturbations": ["TET1"], "cells": 16, "seed": 77}
+    with keyed.client("ada@lab") as ada, keyed.client("bob@lab") as bob:
+        counts = [computed()]
+        for client in (ada, ada, bob, bob):
+            assert client.post("/predict", json=body).status_code == 200
+            counts.append(computed())
+    assert [after - before for before, after in itertools.pairwise(counts)] == [16, 0, 16, 0]
+
+
 def test_roles_open_what_they_name_and_nothing_else(keyed):
     with keyed.client("poor@lab") as poor, keyed.client("boss@lab") as boss:
         assert error(poor.post("/score", json=PROFILE)) == (403, "forbidden_role")
@@ -257,11 +273,12 @@ def test_a_quota_that_is_used_up_is_429_with_the_time_and_others_go_on(keyed):
     body = {"perturbations": ["STAT1"], "cells": 30}
     with keyed.client("poor@lab") as poor, keyed.client("bob@lab") as bob:
         assert poor.post("/predict", json=body).status_code == 200
-        refused = poor.post("/predict", json=body)
+        refused = poor.post("/predict", json={**body, "seed": 1})
         assert error(refused) == (429, "quota_used")
         assert 10 * 86400 / 50 - 60 <= int(refused.headers["retry-after"]) <= 10 * 86400 / 50
         assert error(poor.post("/predict", json={**body, "cells": 51})) == (413, "over_quota")
         assert poor.post("/predict", json={**body, "cells": 20}).status_code == 200
+        assert poor.post("/predict", json=body).status_code == 200  # computed before: no cells
         assert bob.post("/predict", json=body).status_code == 200
 
 

@@ -49,6 +49,12 @@ class ServiceMetrics:
         self._queued = prometheus.Gauge(
             "steval_queued_cells", "Cells accepted and not yet answered", multiprocess_mode="livesum", registry=registry
         )
+        self._cached = prometheus.Counter(
+            "steval_cache_total", "Predictions by whether they were computed before", ("result",), registry=registry
+        )
+        self._cache_bytes = prometheus.Gauge(
+            "steval_cache_bytes", "Answers that are kept", multiprocess_mode="livesum", registry=registry
+        )
         self._model_bytes = prometheus.Gauge(
             "steval_model_bytes", "Memory of the models, about", multiprocess_mode="livesum", registry=registry
         )
@@ -84,6 +90,14 @@ class ServiceMetrics:
     def queued(self, difference: int) -> None:
         """The queue of a model has changed by so many cells."""
         self._queued.inc(difference)
+
+    def cache(self, result: str) -> None:
+        """An answer was kept (`hit`), was not (`miss`), or the client had it (`not_modified`)."""
+        self._cached.labels(result).inc()
+
+    def cache_memory(self, num_bytes: int) -> None:
+        """So many bytes of answers are kept."""
+        self._cache_bytes.set(num_bytes)
 
     def model_memory(self, num_bytes: int) -> None:
         """The models in memory take so much now."""

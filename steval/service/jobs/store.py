@@ -34,8 +34,6 @@ class JobStore(Generic[J]):
     """The jobs of one kind below one directory; `what` names them in messages, `schema` is their status."""
 
     def __init__(self, directory: Path, schema: type[J], *, max_jobs: int, ttl: float, what: str = "scoring job"):
-        # as root, jobs run under other users' ids: they may pass through to their own directory, and list nothing
-        directory.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
         self.directory = directory
         self.what = what
         self._schema = schema
@@ -55,6 +53,8 @@ class JobStore(Generic[J]):
             raise ServiceError(
                 f"{which} already, the most that are allowed; come back later", status=503, code="busy", retry_after=30
             )
+        # as root, jobs run under other users' ids: they may pass through to their own directory, and list nothing
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
         job_id = secrets.token_hex(16)
         self.path(job_id).mkdir(mode=0o711)
         (self.path(job_id) / INPUTS).mkdir(mode=0o700)
@@ -122,6 +122,8 @@ class JobStore(Generic[J]):
 
     def ids(self) -> list[str]:
         """All jobs, also those that are still being uploaded."""
+        if not self.directory.is_dir():  # it is made for the first job
+            return []
         return [path.name for path in self.directory.iterdir() if _ID.fullmatch(path.name)]
 
     def runnable(self) -> list[J]:

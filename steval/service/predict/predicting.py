@@ -20,15 +20,18 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from steval import __version__
 from steval.errors import ServiceError
 from steval.predictor.cells.predicted import PredictedBlock, PredictedSet
 from steval.predictor.means import predicted_means
 from steval.predictor.output import write_predictions
 from steval.predictor.plan import PredictionPlan
+from steval.service.http.conditional import has_tag, not_modified
 from steval.service.http.encoding import (
     ARROW,
     H5AD,
     JSON,
+    Format,
     choose_format,
     compress,
     compressed,
@@ -44,11 +47,16 @@ from steval.service.models.shelf import Lease
 from steval.service.predict.admission import Admission, Place
 from steval.service.predict.arrow import answer_facts, arrow_pieces
 from steval.service.predict.batcher import MicroBatcher, Ticket
+from steval.service.predict.cache import AnswerCache
 from steval.service.runtime import Runtime
 from steval.service.schemas import PredictBody
+from steval.settings import json_digest
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Response)
 SMALLEST_COMPRESSED = 1024
+_HEADERS = {"Vary": "Accept, Accept-Encoding, Authorization, X-API-Key", "Cache-Control": "private, no-cache"}
+"""A client may keep an answer, and asks with its tag whether it is still right."""
 _END = object()
 
 
@@ -112,6 +120,7 @@ class PredictionService:
             max_workers=runtime.settings.max_requests, thread_name_prefix="steval-answer"
         )
 
+        self._cache = AnswerCache(runtime.settings.max_cache_bytes, runtime.metrics)
         self._admission = Admission(runtime.settings.max_queued_cells, runtime.settings.queue_timeout)
 
     def close(self) -> None:
@@ -126,22 +135,32 @@ class PredictionService:
         model = lease.model
         try:
             _require_size(model, body, kind)
+            tag = answer_tag(model, body, kind)
+            if has_tag(headers, tag):
+                self._runtime.metrics.cache("not_modified")
+                lease.close()
+                return not_modified(tag, _HEADERS)
+            zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
+            if kind == "json" and (known := self._cache.get(owner, tag)) is not None:
+                lease.close()
+                return _tagged(_whole(known, JSON, zstd), tag)
             place = await self._admitted(owner, body.num_cells, charge)
         except BaseException:
             lease.close()
             raise
         left = model.settings.request_timeout - (time.monotonic() - began)
         queued = QueuedCells(lease, place, left)
-        zstd = wants_zstd(headers.get("accept-encoding", "")) and kind != "h5ad"
         streaming = False
         try:
             if kind == "json":
-                return _whole(await self._run(_summary, model, queued, body), JSON, zstd)
+                content = await self._run(_summary, model, queued, body)
+                self._cache.put(owner, tag, content)
+                return _tagged(_whole(content, JSON, zstd), tag)
             if kind == "h5ad":
-                return await self._file(model, queued, body)
+                return _tagged(await self._file(model, queued, body), tag)
             answer = await self._stream(model, queued, body, zstd)
             streaming = True
-            return answer
+            return _tagged(answer, tag)
         except CancelledError as error:
             raise ServiceError("the request was given up", status=503, code="cancelled") from error
         finally:
@@ -185,7 +204,7 @@ class PredictionService:
         return _TemporaryFile(path, media_type=H5AD, filename="predictions.h5ad")
 
 
-def _require_size(model: Model, body: PredictBody, kind: str) -> None:
+def _require_size(model: Model, body: PredictBody, kind: Format) -> None:
     """A `ServiceError` 413 where more is asked for than one request may."""
     settings = model.settings
     if body.num_cells > settings.max_cells:
@@ -251,10 +270,27 @@ def _arrow(model: Model, queued: QueuedCells, body: PredictBody) -> Iterator[byt
     yield from arrow_pieces(plan, _sets(_decoded(model, plan, queued)), model.card.checkpoint, model.pool.names)
 
 
+def answer_tag(model: Model, body: PredictBody, kind: Format) -> str:
+    """The tag of an answer: weak, because what shares a batch moves values by float32 rounding."""
+    what = {
+        "steval": __version__,
+        "checkpoint": model.predictor.digest,
+        "controls": None if model.controls is None else str(model.controls),
+        "dtype": model.predictor.dtype,
+        "device": str(model.predictor.device),
+        "form": kind,
+        "body": body.model_copy(update={"model": None}).as_dict(),
+    }
+    return f'W/"{json_digest(what)[:32]}"'
+
+
+def _tagged(answer: R, tag: str) -> R:
+    answer.headers["ETag"] = tag
+    return answer
+
+
 def _headers(zstd: bool) -> dict[str, str]:
-    return {"Vary": "Accept, Accept-Encoding", "Cache-Control": "no-store"} | (
-        {"Content-Encoding": "zstd"} if zstd else {}
-    )
+    return _HEADERS | ({"Content-Encoding": "zstd"} if zstd else {})
 
 
 def _whole(content: bytes, media_type: str, zstd: bool) -> Response:
@@ -281,7 +317,7 @@ class _TemporaryFile(FileResponse):
     """A file that is removed when it has been sent, or could not be."""
 
     def __init__(self, path: Path, **options: Any):
-        super().__init__(path, headers={"Vary": "Accept", "Cache-Control": "no-store"}, **options)
+        super().__init__(path, headers=_HEADERS, **options)
         self._temporary = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
