@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from steval.data.effects.carry import carry, mean_of_cells
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.integrity.checks import Scored, check_integrity
-from steval.evaluator.integrity.effect_checks import check_significant
+from steval.evaluator.integrity.effect_checks import check_significant, sampled_share
 from steval.evaluator.metrics.changes import de_counts
 from steval.evaluator.metrics.evaluation import evaluate
 from steval.evaluator.reference.training import read_training
@@ -46,6 +46,23 @@ def carried(screen, scale=1.0):
         start = sp.csr_matrix(controls[generator.choice(len(controls), len(cells))])
         effect = scale * (dense(screen.train, screen, name).mean(axis=0) - base)
         return carry(start, mean_of_cells(start) + effect, generator, target_sum=10_000.0).cells.toarray()
+
+    return screen.prediction(change)
+
+
+def exact(screen, effects, spread=1.0):
+    """Cells whose means are those of all control cells plus `effects(name)`, without any luck of the draw.
+
+    `spread`: their variance around the mean, times that of control cells.
+    """
+    controls = dense(screen.real, screen, CONTROL)
+    base = controls.mean(axis=0)
+
+    def change(cells, name, generator):
+        start = controls[generator.choice(len(controls), len(cells))]
+        start = np.maximum(base + np.sqrt(spread) * (start - base), 0)
+        wanted = np.maximum(base + effects(name), 0)
+        return carry(sp.csr_matrix(start), wanted, generator, target_sum=10_000.0).cells.toarray()
 
     return screen.prediction(change)
 
@@ -268,6 +285,38 @@ def test_honest_predictions_raise_nothing(make, seed):
 @pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS)
 def test_controls_that_carry_an_effect_are_not_pasted(screen, scale):
     assert findings(screen, carried(screen, scale))["control cells pasted"].measurement == 0
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.7])
+@pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS)
+def test_means_that_are_exact_have_no_sampling_noise_to_remove(screen, spread):
+    """However much the cells vary: shrunk effects differ by as much as they say, and one profile for all by nothing."""
+    base = dense(screen.train, screen, CONTROL).mean(axis=0)
+    names = sorted(set(labels(screen.real, screen)) - {CONTROL})
+    effects = {name: dense(screen.train, screen, name).mean(axis=0) - base for name in names}
+    largest = {name: np.where(np.abs(e) > np.quantile(np.abs(e), 0.7), e, 0) for name, e in effects.items()}
+    found = findings(screen, exact(screen, lambda name: 0.7 * largest[name], spread))
+    assert found["one profile for all"].status == "ok"
+    assert found["effect size"].status == "ok"
+    shared = np.mean(list(effects.values()), axis=0)
+    found = findings(screen, exact(screen, lambda _: shared, spread))
+    assert found["one profile for all"].status == "fail"
+    assert found["one profile for all"].measurement == pytest.approx(0, abs=0.01)
+    nothing = findings(screen, exact(screen, lambda name: 0.02 * largest[name], spread))
+    assert nothing["effect size"].status == "warn"
+
+
+@pytest.mark.parametrize("num_perturbations", [2, 5, 60])
+@pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
+def test_cells_drawn_one_by_one_have_all_their_sampling_noise(num_perturbations, share):
+    """In sparse genes and dense ones, of few perturbations and many."""
+    generator = np.random.default_rng(0)
+    cells = generator.lognormal(0, 0.5, (num_perturbations, 40, 3000)) * (
+        generator.random((num_perturbations, 40, 3000)) < share
+    )
+    means, noise = cells.mean(axis=1), cells.var(axis=1, ddof=1).mean(axis=0) / 40
+    assert sampled_share(means.var(axis=0, ddof=1), noise) > 0.9
+    assert sampled_share(np.zeros(3000), noise) == 0
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5])

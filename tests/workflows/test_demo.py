@@ -63,6 +63,12 @@ def test_no_held_out_cell_was_trained_on(demo: DemoResult):
     assert not set(perturbed) & set(train.obs_names)
 
 
+def test_integrity_finds_nothing_in_the_demo(demo: DemoResult):
+    integrity = demo.report.integrity
+    assert integrity is not None
+    assert integrity.filter(pl.col("status").is_in(["warn", "fail"])).to_dicts() == []
+
+
 def test_scoring_again_from_the_checkpoint_prints_the_same_table(demo: DemoResult):
     again = demo.directory / "again.score"
     result = CliRunner().invoke(app, ["score", str(demo.checkpoint), str(demo.preds), "-o", str(again)])

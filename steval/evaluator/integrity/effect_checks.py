@@ -37,6 +37,8 @@ CONTROL_VARIANCE_WARN, CONTROL_VARIANCE_FAIL = 2.0, 5.0
 """Ratio of the control cells' variances, either way."""
 SIZE_LOW, SIZE_HIGH = 0.25, 2.0
 """Predicted effect size over the real one, beyond noise."""
+QUARTER_SQUARE = 0.1015
+"""Lower quartile of a squared standard normal number; a mean of several squares has a higher one."""
 
 
 def check_one_profile(pred: SideEvidence, real: SideEvidence) -> Verdict:
@@ -68,12 +70,25 @@ def check_one_profile(pred: SideEvidence, real: SideEvidence) -> Verdict:
 def between_spread(side: SideEvidence) -> tuple[float, float]:
     """Variance of means over perturbations, summed over genes, and what sampling noise contributes to it."""
     means = np.stack([side.groups[name].mean for name in side.perturbations]).astype(np.float64)
-    noise = [
-        group.variance.astype(np.float64).sum() / group.num_cells
-        for name, group in side.groups.items()
-        if name != side.control
-    ]
-    return float(means.var(axis=0, ddof=1).sum()), float(np.mean(noise))
+    noise = np.mean(
+        [side.groups[name].variance.astype(np.float64) / side.groups[name].num_cells for name in side.perturbations],
+        axis=0,
+    )
+    scatter = means.var(axis=0, ddof=1)
+    return float(scatter.sum()), float(noise.sum()) * sampled_share(scatter, noise)
+
+
+def sampled_share(scatter: np.ndarray, noise: np.ndarray) -> float:
+    """How much of the sampling variance `noise [G]` is in means whose squared deviations are `scatter [G]`: from 0 to 1.
+
+    Means of cells drawn one by one scatter by their sampling noise at least, in every gene. Cells that were made to have a
+    certain mean (a prediction carried by control cells) have none of it, and the quarter of the genes that effects touch least
+    shows that: their means lie closer together than the noise would let them.
+    """
+    known = noise > 0
+    if not known.any():
+        return 0.0
+    return min(float(np.quantile(scatter[known] / noise[known], 0.25)) / QUARTER_SQUARE, 1.0)
 
 
 def check_target_spike(pred: SideEvidence, real: SideEvidence, genes: Sequence[str]) -> Verdict:
@@ -220,9 +235,9 @@ def effect_size(pred: SideEvidence, real: SideEvidence) -> float | None:
     """Size of predicted effects over real ones, sampling noise removed from both; None where real ones are noise."""
     sizes = []
     for side in (pred, real):
-        squared = (side.effects().astype(np.float64) ** 2).sum(axis=1)
-        noise = (_effect_noise(side) ** 2).sum(axis=1)
-        sizes.append((float(squared.sum()), float(noise.sum())))
+        squared = (side.effects().astype(np.float64) ** 2).mean(axis=0)
+        noise = (_effect_noise(side) ** 2).mean(axis=0)
+        sizes.append((float(squared.sum()), float(noise.sum()) * sampled_share(squared, noise)))
     (predicted, predicted_noise), (measured, measured_noise) = sizes
     if measured < DETECTABLE * measured_noise:
         return None
