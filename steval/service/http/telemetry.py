@@ -71,6 +71,15 @@ class ServiceMetrics:
             "steval_waiting_jobs", "Jobs that wait", ("kind",), multiprocess_mode="livemax", registry=registry
         )
 
+        # from the start at 0: what appears with its first 1 has not increased
+        for result in ("hit", "miss", "not_modified"):
+            self._cached.labels(result)
+        for result in ("ok", "failed"):
+            self._model_loads.labels(result)
+        for state in ("done", "failed", "cancelled"):
+            self._jobs.labels(state)
+            self._predictions.labels(state)
+
     def started(self) -> None:
         """A request has come."""
         self._in_progress.inc()
