@@ -11,13 +11,13 @@ from pathlib import Path
 import anndata as ad
 import pytest
 
-from steval.batch.jobs import read_json
+from steval.batch.jobs import Task, read_json
 from steval.batch.leaderboard import build_leaderboard
 from steval.batch.ledger import Ledger, ledger_path
 from steval.batch.runner import Runner
 from support.batch_cases import CONTROL, start_batch, write_manifest
 from support.engine_cases import RAY, engine_of, rows_of, tear, wait_for_children, write_compressed
-from support.in_process import plan_of, run_in_process
+from support.in_process import InProcessEngine, plan_of, run_in_process
 
 REASONS = {
     "changed": "has changed since the batch was planned",
@@ -103,6 +103,38 @@ def test_damage_found_in_mid_job_is_exit_5_and_the_next_run_tries_again(case: Pa
         with Ledger(ledger_path(plan.layout.root, None)) as ledger:
             states = ledger.states([job.key for job in plan.jobs])
         assert sorted((state.state, state.starts) for state in states.values()) == [("done", 1), ("failed", number)]
+
+
+@pytest.mark.parametrize("side", ["real", "pred"])
+def test_damage_met_by_differential_expression_fails_its_job_until_it_is_mended(case: Path, tmp_path: Path, side: str):
+    """The real cells, or the predictions, are torn after everything before the first task on them was done."""
+    write_compressed(ad.read_h5ad(case / "data" / "synthetic.h5ad"), tmp_path / "real.h5ad")
+    values = {
+        "checkpoints": [str(case / "models" / "a.safetensors")],
+        "data": ["real.h5ad"],
+        "score": {"bootstrap": 10},
+    }
+    manifest = write_manifest(
+        tmp_path, **values, requests=[{"name": "x", "perturbations": ["SRC", "STAT1"], "cells": 20}]
+    )
+    plan = plan_of(manifest)
+    kept: dict[Path, bytes] = {}
+
+    def tear_first(task: Task) -> None:
+        path = tmp_path / "real.h5ad" if side == "real" else plan.layout.predictions(plan.jobs[0])
+        if task.kind == "de" and task.side == side and not kept:
+            kept[path] = path.read_bytes()
+            cells = ad.read_h5ad(path)
+            if side == "pred":
+                write_compressed(cells, path)
+            tear(path, int(rows_of(cells, "SRC")[3]))
+
+    counts = run_in_process(manifest, InProcessEngine(tear_first), plan)
+    assert (counts.finished, list(counts.failed)) == ([], [plan.jobs[0].name])
+    assert "is damaged: /X/data cannot be read" in counts.failed[plan.jobs[0].name]
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert run_in_process(manifest, plan=plan_of(manifest)).finished == [plan.jobs[0].name]
 
 
 def test_a_full_disk_fails_the_job_in_one_line_and_leaves_nothing_under_a_final_name(case: Path, tmp_path: Path):

@@ -96,7 +96,8 @@ def test_sparse_memory_gathers_the_same(cells: ad.AnnData, tmp_path: Path, monke
     expected[1] = 0
     assert np.array_equal(store.gather(indices, np.full((4, 15), 7, dtype=np.float32)), expected)
     assert np.array_equal(
-        store.marks(np.arange(100))[0], store_of(Path(store.files[0].path), sparse, None, DISK).marks(np.arange(100))[0]
+        store.expression_digests(np.arange(100))[0],
+        store_of(Path(store.files[0].path), sparse, None, DISK).expression_digests(np.arange(100))[0],
     )
 
 

@@ -106,32 +106,32 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @compiled
-def mark_sparse(starts, stops, bits, columns):  # type: ignore[no-untyped-def]
-    """64-bit mark and number of non-zero values of each row; `bits` are the float32 values as uint32, columns ascend."""
-    marks = np.zeros(len(starts), dtype=np.uint64)
+def digest_sparse(starts, stops, bits, columns):  # type: ignore[no-untyped-def]
+    """64-bit digest and number of non-zero values of each row; `bits` are the float32 values as uint32, columns ascend."""
+    digests = np.zeros(len(starts), dtype=np.uint64)
     counts = np.zeros(len(starts), dtype=np.int64)
     for i in range(len(starts)):
-        mark = np.uint64(0)
+        digest = np.uint64(0)
         for k in range(starts[i], stops[i]):
             if bits[k] != 0:
-                mark = (mark ^ ((np.uint64(columns[k]) << np.uint64(32)) | np.uint64(bits[k]))) * _MIX
-                mark ^= mark >> np.uint64(29)
+                digest = (digest ^ ((np.uint64(columns[k]) << np.uint64(32)) | np.uint64(bits[k]))) * _MIX
+                digest ^= digest >> np.uint64(29)
                 counts[i] += 1
-        marks[i] = mark
-    return marks, counts
+        digests[i] = digest
+    return digests, counts
 
 
 @compiled
-def mark_dense(bits):  # type: ignore[no-untyped-def]
-    """As `mark_sparse` for dense rows `[n, G]`; the same profile has the same mark."""
-    marks = np.zeros(len(bits), dtype=np.uint64)
+def digest_dense(bits):  # type: ignore[no-untyped-def]
+    """As `digest_sparse` for dense rows `[n, G]`; the same profile has the same digest."""
+    digests = np.zeros(len(bits), dtype=np.uint64)
     counts = np.zeros(len(bits), dtype=np.int64)
     for i in range(len(bits)):
-        mark = np.uint64(0)
+        digest = np.uint64(0)
         for k in range(bits.shape[1]):
             if bits[i, k] != 0:
-                mark = (mark ^ ((np.uint64(k) << np.uint64(32)) | np.uint64(bits[i, k]))) * _MIX
-                mark ^= mark >> np.uint64(29)
+                digest = (digest ^ ((np.uint64(k) << np.uint64(32)) | np.uint64(bits[i, k]))) * _MIX
+                digest ^= digest >> np.uint64(29)
                 counts[i] += 1
-        marks[i] = mark
-    return marks, counts
+        digests[i] = digest
+    return digests, counts

@@ -61,9 +61,9 @@ def audit_split(
     leaked = _same_profiles(suspects, part_codes, store)
     in_memory = store.place != "disk"
     if in_memory:
-        marks, num_genes = store.marks(cells)
+        digests, num_genes = store.expression_digests(cells)
         solid = num_genes >= MIN_GENES
-        copies = cells[solid][_in_two_parts(marks[solid], part_codes[cells][solid])]
+        copies = cells[solid][_in_two_parts(digests[solid], part_codes[cells][solid])]
         leaked = np.union1d(leaked, copies)
     if len(leaked):
         _fail(leaked, part_codes, paths, store)
@@ -91,7 +91,7 @@ def _in_two_parts(key: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 def _same_profiles(suspects: np.ndarray, part_codes: np.ndarray, store: RowStore) -> np.ndarray:
     """Those of the suspects whose expression is that of a suspect in another part."""
-    return suspects[_in_two_parts(store.marks(suspects)[0], part_codes[suspects])]
+    return suspects[_in_two_parts(store.expression_digests(suspects)[0], part_codes[suspects])]
 
 
 def _fail(leaked: np.ndarray, part_codes: np.ndarray, paths: Sequence[Path], store: RowStore) -> None:

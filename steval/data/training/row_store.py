@@ -22,7 +22,7 @@ SMALL_BYTES = 256 * 2**20
 BYTES_PER_VALUE = 8
 """Of a value in sparse memory: float32 and a column number."""
 LOAD_ROWS = 4096
-MARK_ROWS = 256
+DIGEST_ROWS = 256
 
 Place = Literal["dense memory", "sparse memory", "disk"]
 Allocate = Callable[[int, type], np.ndarray]
@@ -129,20 +129,20 @@ class RowStore:
         densify.pick_rows(starts, counts, matrix.data, matrix.indices, values, columns)
         return SparseRows(values, columns, counts.astype(np.int32), self.num_genes)
 
-    def marks(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """64-bit mark of the whole expression of each cell, uint64 `[n]`, and its number of expressed genes `[n]`."""
+    def expression_digests(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """64-bit digest of the whole expression of each cell, uint64 `[n]`, and its number of expressed genes `[n]`."""
         self.load()
         if self._sparse is not None:
             matrix = self._sparse
             starts, stops = matrix.indptr[indices], matrix.indptr[indices + 1]
-            return densify.mark_sparse(starts, stops, matrix.data.view(np.uint32), matrix.indices)
+            return densify.digest_sparse(starts, stops, matrix.data.view(np.uint32), matrix.indices)
         if not len(indices):
             return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
         blocks = [
-            densify.mark_dense(self.gather(indices[start : start + MARK_ROWS]).view(np.uint32))
-            for start in range(0, len(indices), MARK_ROWS)
+            densify.digest_dense(self.gather(indices[start : start + DIGEST_ROWS]).view(np.uint32))
+            for start in range(0, len(indices), DIGEST_ROWS)
         ]
-        return np.concatenate([marks for marks, _ in blocks]), np.concatenate([counts for _, counts in blocks])
+        return np.concatenate([digests for digests, _ in blocks]), np.concatenate([counts for _, counts in blocks])
 
     def locate(self, index: int) -> tuple[int, int]:
         """File number and row of a cell."""

@@ -85,8 +85,7 @@ class PhaseFit(L.LightningModule):
         self._average: WeightAverage | None = None
         self._has_dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.network.modules())
         compiled = torch.compile(self.network) if stage.config.compute.compile else self.network
-        # in a list: as an attribute it would be a second submodule, and every parameter would have two names
-        self._forward = [compiled]
+        self._predict = compiled.__call__
         self._replayed: ReplayedStep | None = None
         self.final_weights: dict[str, Tensor] = {}
         """Of a phase that has ended with sharded weights: whole, on the first process."""
@@ -193,7 +192,7 @@ class PhaseFit(L.LightningModule):
 
     def _computed(self, batch: Batch) -> Tensor:
         """Losses of the objective."""
-        prediction = self._forward[0](batch.control_BSG, batch.pert_BP, batch.batch_BS, batch.padding_BS)
+        prediction = self._predict(batch.control_BSG, batch.pert_BP, batch.batch_BS, batch.padding_BS)
         return self.objective(prediction, batch)
 
     def _whole_step(self, batch: Batch) -> Tensor:

@@ -19,6 +19,8 @@ ODD_NAMES = (
 """Texts that somebody has called a perturbation, a cell type or a gene, or could."""
 COLUMNS = ("target_gene", "cell_type", "batch")
 
+MOST_DRAWN = 20
+
 CellChange = Callable[[ad.AnnData, random.Random], ad.AnnData | None]
 
 
@@ -198,7 +200,7 @@ CHANGES: tuple[CellChange, ...] = (
 
 def change_cells(path: Path, rng: random.Random) -> str:
     """One or two changes of what an h5ad holds; those that AnnData does not write are drawn again. Returns what was done."""
-    while True:
+    for _ in range(MOST_DRAWN):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cells = ad.read_h5ad(path)
@@ -212,6 +214,7 @@ def change_cells(path: Path, rng: random.Random) -> str:
                 continue
         path.with_suffix(".new").replace(path)
         return f"{path.name}: {', '.join(change.__name__ for change in changes)}"
+    return "nothing"
 
 
 def change_hdf5(path: Path, rng: random.Random) -> str:
