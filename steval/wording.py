@@ -46,3 +46,11 @@ def memory_size(num_bytes: float) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes:.0f} bytes"
+
+
+def needs_extra(what: str, package: str, extra: str) -> str:
+    """The sentence where a package of one of steval's extras is not installed; steval comes from a clone, no index has it."""
+    return (
+        f"{what} needs {package}, which is not installed; in the clone that steval was installed from: "
+        f"pip install -c constraints.txt '.[{extra}]'"
+    )

@@ -54,7 +54,8 @@ class TransplantReport:
             for t in self.transfers
             if t.action != "loaded"
         ]
-        return [f"weights of {self.source}: {counts}", *rest, *self.notes]
+        every = [] if rest else ["every tensor is loaded as it is"]
+        return [f"weights of {self.source}: {counts}", *every, *rest, *self.notes]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types."""

@@ -11,10 +11,10 @@ import typer
 from steval import __version__
 from steval.cli.help import Command, Group
 from steval.cli.surroundings import require_environment
-from steval.errors import DataError, StevalError
+from steval.errors import ConfigError, DataError, StevalError
 from steval.logs import configure
 from steval.signals import end_on_sigterm
-from steval.wording import printable
+from steval.wording import needs_extra, printable
 
 LONGEST_NAME = 200
 """Characters of a file's name in a message about it."""
@@ -23,6 +23,9 @@ COMMANDS = (
     "calibrate", "inspect", "convert",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
+
+EXTRAS = {"lightning": "train", "tensorboard": "train", "bentoml": "serve", "httpx": "serve", "ray": "ray"}
+"""Packages that come with one of steval's extras alone."""
 
 
 class ErrorMappingGroup(Group):
@@ -53,6 +56,12 @@ class ErrorMappingGroup(Group):
                 raise
             _say(f"error: {_what_failed(error)}")
             raise typer.Exit(DataError.exit_code) from error
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").split(".")[0])
+            if ctx.obj["debug"] or extra is None:
+                raise
+            _say(f"error: {needs_extra('this command', str(error.name), extra)}")
+            raise typer.Exit(ConfigError.exit_code) from error
         except Exception as error:
             if ctx.obj["debug"] or type(error).__module__.startswith(("click", "typer")):
                 raise

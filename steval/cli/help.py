@@ -105,6 +105,7 @@ OPTIONS: dict[str, Shown] = {
     "--metrics": Shown(SCORING, "NAMES", completion.metrics),
     "--predict": Shown(SCORING),
     "--metrics-only": Shown(SCORING),
+    "--only-common": Shown(SCORING),
     "--ceiling": Shown(SCORING),
     "--integrity": Shown(SCORING, "basic|full"),
     "--by": Shown(SCORING, "cell_type|context"),

@@ -21,7 +21,7 @@ from steval.data.outputs import real_path, require_output, require_output_direct
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 from steval.evaluator.settings import ScoreSettings
-from steval.wording import listed
+from steval.wording import counted, listed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,6 +54,8 @@ class ScoreRequest:
     """GiB of the GPU's memory for them; None: a default."""
     perturbations: tuple[str, ...] = ()
     """Score these perturbations of the real cells alone; empty: all."""
+    only_common: bool = False
+    """Leave out perturbations that one side alone has, in place of refusing them."""
     de_real: "pl.DataFrame | None" = None
     de_pred: "pl.DataFrame | None" = None
     """DE tables made elsewhere (pdex's columns), as batch jobs do."""
@@ -99,12 +101,19 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         train = _open_train(request, manifest)
         if train is not None:
             stack.enter_context(train)
+        pred: Path | CellFile = request.preds
+        left_out: tuple[str, ...] = ()
+        if request.only_common:
+            pred, real, left_out = common_perturbations(stack.enter_context(CellFile.open(pred)), real, columns)
         report = score(
-            request.preds, real, columns=columns, train=train, settings=request.settings,
+            pred, real, columns=columns, train=train, settings=request.settings,
             threads=request.threads, engine=_engine(request), cache_dir=request.cache_dir,
             scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
             features=_features(request.checkpoint, manifest), model_record=_model_record(request.checkpoint, manifest),
         )  # fmt: skip
+    if left_out:
+        warnings = [*left_out, *report.record["warnings"]]
+        report = replace(report, record={**report.record, "warnings": warnings})
     return report, write_score_dir(report, request.out_dir)
 
 
@@ -128,6 +137,36 @@ def _require_predictions(preds: Path) -> None:
             "predict the perturbations of the real data into it with --predict"
         )
     require_file(preds, "predictions file")
+
+
+def common_perturbations(
+    pred: CellFile, real: CellFile, columns: Columns
+) -> tuple[CellFile, CellFile, tuple[str, ...]]:
+    """Both sides with the perturbations that both have (and the controls), and a sentence on what each side loses.
+
+    Nothing in common is a `DataError`.
+    """
+    names = {"predicted": pred, "real": real}
+    for side, cells in names.items():
+        if columns.perturbation not in cells.obs:
+            found = listed(cells.obs.columns)
+            raise DataError(f"the {side} cells have no obs column {columns.perturbation!r}; they have: {found}")
+    labels = {side: labels_of(cells.obs, columns.perturbation, cells.name) for side, cells in names.items()}
+    kinds = {side: set(found) - {columns.control} for side, found in labels.items()}
+    common = kinds["predicted"] & kinds["real"]
+    if not common:
+        predicted, measured = (listed(sorted(found)) for found in kinds.values())
+        raise DataError(f"no perturbation is on both sides: predicted are {predicted}; real are {measured}")
+    kept, told = [], []
+    for side, cells in names.items():
+        extra = sorted(kinds[side] - common)
+        rows = np.isin(labels[side], [*common, columns.control])
+        if extra:
+            lost = f"{counted(len(extra), 'perturbation')} of the {side} cells ({counted(int((~rows).sum()), 'cell')})"
+            scored = counted(len(common), "perturbation")
+            told.append(f"only what both sides have is scored, {scored}: {lost} left out: {listed(extra)}")
+        kept.append(cells.select(np.flatnonzero(rows)) if extra else cells)
+    return kept[0], kept[1], tuple(told)
 
 
 def only_perturbations(real: CellFile, columns: Columns, names: Sequence[str]) -> CellFile:

@@ -16,7 +16,7 @@ from steval.batch.jobs import Outcome, Task
 from steval.batch.settings import Running
 from steval.errors import ConfigError
 from steval.machine import THREAD_VARIABLES, num_cores
-from steval.wording import whole_number
+from steval.wording import needs_extra, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class RayEngine:
 
     def __init__(self, running: Running):
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("the ray engine needs Ray; install it with: pip install 'steval[ray]'")
+            raise ConfigError(needs_extra("the ray engine", "Ray", "ray"))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray: Any = importlib.import_module("ray")

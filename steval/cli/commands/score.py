@@ -63,6 +63,9 @@ def score(
         str | None,
         typer.Option("--by", help="Score each cell_type or context apart; the headline is their mean."),
     ] = None,
+    only_common: Annotated[
+        bool, typer.Option("--only-common", help="Score the perturbations that both sides have; say what is left out.")
+    ] = False,
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=0, help="Resamples of the perturbations for intervals.")
     ] = 1000,
@@ -103,6 +106,7 @@ def score(
             train=train,
             out=out,
             predict=predict,
+            only_common=only_common,
             columns=options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled),
             scale=options.scale_option(scale),
             data_dirs=data_directories(data_dir),

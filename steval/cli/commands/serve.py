@@ -13,6 +13,7 @@ import typer
 from steval.cli import options
 from steval.cli.output import say
 from steval.errors import ConfigError
+from steval.wording import needs_extra
 
 if TYPE_CHECKING:
     from steval.service.settings import ServiceSettings
@@ -198,4 +199,4 @@ def _require_bentoml() -> None:
     import importlib.util
 
     if importlib.util.find_spec("bentoml") is None:
-        raise ConfigError("steval serve needs BentoML; install it with: pip install 'steval[serve]'")
+        raise ConfigError(needs_extra("steval serve", "BentoML", "serve"))

@@ -207,6 +207,8 @@ def _difference_problems(pred: Sequence[str], real: Sequence[str], what: str, na
         problems.append(f"{names[0]}: {len(lacking)} {what} of the {names[1]} are missing: {listed(lacking)}")
     if extra:
         problems.append(f"{names[0]}: {len(extra)} {what} are not among the {names[1]}: {listed(extra)}")
+    if problems and what == "perturbations" and len(extra) < len(pred):
+        problems[-1] += f"; --only-common scores the {len(pred) - len(extra)} that both have"
     return problems
 
 

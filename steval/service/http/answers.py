@@ -42,6 +42,7 @@ _MALFORMED = ("json_", "missing", "extra_forbidden", "finite_number", "int_parsi
 _FIELDS = {
     "choose with --cell-type NAME or all": "name one as cell_type",
     "name it with --cell-type-col": "name it as cell_type_column",
+    "; --only-common scores the": "; in common are the",
     "--cell-type-col": "cell_type_column",
     "--cell-type": "cell_type",
     "--pert-col": "perturbation_column",
