@@ -26,6 +26,7 @@ UNLABELLED = "unlabelled"
 HVG_KEY = "X_hvg"
 SAME_TARGET_SUM = 1e-3
 SCALE_CELLS = 500
+MEAN_ROWS = 256
 """Control cells whose values tell the file's scale."""
 
 
@@ -272,3 +273,13 @@ class _Fit:
             return matrix
 
         return cells.transformed(checked, cells.genes, cells.uns, f"{cells.name}, finite")
+
+
+def control_mean(pool: ControlPool, rows: np.ndarray) -> np.ndarray:
+    """Mean measured expression of the pool's `rows`, float32 `[G]`."""
+    total: np.ndarray | None = None
+    for start in range(0, len(rows), MEAN_ROWS):
+        part = np.asarray(pool.measured(rows[start : start + MEAN_ROWS]).sum(axis=0, dtype=np.float64)).ravel()
+        total = part if total is None else total + part
+    assert total is not None
+    return (total / len(rows)).astype(np.float32)

@@ -25,13 +25,13 @@ from steval.model.config import Attention
 from steval.model.hardware import has_native_bf16, slow_bf16_notice
 from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.model.network import Prediction
-from steval.predictor.cells.decoding import Decoder
+from steval.predictor.cells.decoding import Decoder, Network
 from steval.predictor.cells.predicted import PredictedBlock, PredictedSet, PredictionFacts
 from steval.predictor.cells.transfer import cells_to_host
 from steval.predictor.controls import ControlPool
 from steval.predictor.plan import PredictionPlan, make_plan
 from steval.predictor.requests import PredictionRequest
-from steval.predictor.sets import PlannedSet, windows
+from steval.predictor.sets import PlannedItem, PlannedSet, windows
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,14 @@ class Predictor:
 
         `pool`: its controls, encoded before; `sparse`: as CSR.
         """
+        network = self._network_of(plan, pool)
+        return self.decoder.chosen(plan.request.decoding).blocks(plan, network, sparse=sparse)
 
+    def effects(self, plan: PredictionPlan, items: Sequence[PlannedItem]) -> list[np.ndarray]:
+        """What this checkpoint's cells of `items` of a plan would carry, `[G]` float64 each."""
+        return self.decoder.chosen(plan.request.decoding).effects(plan, items, self._network_of(plan, None))
+
+    def _network_of(self, plan: PredictionPlan, pool: "EncodedControls | ControlPool | None") -> Network:
         def network(inner: PredictionPlan, csr: bool) -> Iterator[PredictedBlock]:
             source = pool or inner.pool
             if inner is plan:
@@ -152,7 +159,7 @@ class Predictor:
             sets = (item.sets(inner.request.seed, inner.set_size) for item in inner.items)
             return itertools.chain.from_iterable(self.predict_blocks(one, source, sparse=csr) for one in sets)
 
-        return self.decoder.chosen(plan.request.decoding).blocks(plan, network, sparse=sparse)
+        return network
 
     def predict_blocks(
         self, planned: Iterable[PlannedSet], pool: "ControlPool | EncodedControls", *, sparse: bool = False

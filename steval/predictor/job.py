@@ -17,6 +17,7 @@ from steval.model.config import Attention
 from steval.predictor.asked import AskedPredictions, build_request
 from steval.predictor.controls import ControlPool, checkpoint_controls, file_controls
 from steval.predictor.engine import DEFAULT_BATCH_CELLS, Dtype, Predictor
+from steval.predictor.ensemble import Ensemble
 from steval.predictor.features import with_features
 from steval.predictor.output import OutputOptions, WrittenPredictions, takes_sparse_cells, write_predictions
 from steval.predictor.requests import PredictionRequest, PredictionVocabulary
@@ -28,6 +29,8 @@ class PredictionJob(AskedPredictions):
     """What `steval predict` can be asked for."""
 
     checkpoint: Path
+    others: tuple[Path, ...] = ()
+    """More checkpoints, whose effects are averaged with those of `checkpoint`."""
     out: Path
     controls: Path | None = None
     """Control cells. None: those of an h5ad request that has some, else the checkpoint's own."""
@@ -50,38 +53,47 @@ class PredictionJob(AskedPredictions):
         """The files that are read, by what they are."""
         return {
             "the checkpoint": self.checkpoint, "--request": self.request, "--controls": self.controls,
-            "--features": self.features,
+            "--features": self.features, **{f"checkpoint {row}": path for row, path in enumerate(self.others, 2)},
         }  # fmt: skip
 
 
 def run_job(job: PredictionJob) -> WrittenPredictions:
     """Do the job; everything that can be wrong with it is found before the first cell is computed."""
     require_output(job.out, job.inputs, suffixes=H5AD_SUFFIXES)
-    checkpoint = load_checkpoint(locate_checkpoint(job.checkpoint))
-    if job.features is not None:
-        checkpoint = with_features(checkpoint, job.features)
+    checkpoint = _checkpoint(job, job.checkpoint)
     with open_controls(job, checkpoint) as pool:
         manifest = checkpoint.manifest
         vocabulary = PredictionVocabulary(
             manifest.perturbation_names, manifest.control, pool.cell_type_names, manifest.columns
         )
         request = build_request(job, vocabulary)
-        predictor = Predictor(
-            checkpoint,
-            device=job.device,
-            dtype=job.dtype,
-            batch_cells=job.batch_cells,
-            attention=job.attention,
-            set_size=job.set_size,
-            compile=job.compile,
-        )
+        predictor: Predictor | Ensemble = _predictor(job, checkpoint)
         del checkpoint  # in bf16 its float32 weights are not needed any more
+        if job.others:
+            predictor = Ensemble([predictor, *(_predictor(job, _checkpoint(job, path)) for path in job.others)])
         return predict_into(job.out, predictor, request, pool, job.written)
+
+
+def _checkpoint(job: PredictionJob, path: Path) -> Checkpoint:
+    checkpoint = load_checkpoint(locate_checkpoint(path))
+    return checkpoint if job.features is None else with_features(checkpoint, job.features)
+
+
+def _predictor(job: PredictionJob, checkpoint: Checkpoint) -> Predictor:
+    return Predictor(
+        checkpoint,
+        device=job.device,
+        dtype=job.dtype,
+        batch_cells=job.batch_cells,
+        attention=job.attention,
+        set_size=job.set_size,
+        compile=job.compile,
+    )
 
 
 def predict_into(
     path: Path,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     request: PredictionRequest,
     pool: ControlPool,
     options: OutputOptions | None = None,

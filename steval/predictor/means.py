@@ -6,11 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from steval.predictor.cells.predicted import PredictedSet
-from steval.predictor.controls import ControlPool
 from steval.predictor.plan import PredictionPlan
 from steval.predictor.requests import RequestItem
-
-CONTROL_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,3 @@ def predicted_means(plan: PredictionPlan, sets: Iterable[PredictedSet]) -> Itera
 def _mean(plan: PredictionPlan, last: PredictedSet, total: np.ndarray, count: int) -> PredictedMean:
     item = plan.request.items[last.planned.item]
     return PredictedMean(item, last.cell_type, last.batch, count, (total / count).astype(np.float32))
-
-
-def control_mean(pool: ControlPool, rows: np.ndarray) -> np.ndarray:
-    """Mean measured expression of the pool's `rows`, float32 `[G]`."""
-    total: np.ndarray | None = None
-    for start in range(0, len(rows), CONTROL_ROWS):
-        part = np.asarray(pool.measured(rows[start : start + CONTROL_ROWS]).sum(axis=0, dtype=np.float64)).ravel()
-        total = part if total is None else total + part
-    assert total is not None
-    return (total / len(rows)).astype(np.float32)

@@ -24,7 +24,8 @@ from steval.errors import CheckpointError, ConfigError, NotFiniteError
 from steval.logs import progress_bar
 from steval.predictor.cells.counts import DepthTable, draw_counts, restore_counts
 from steval.predictor.cells.predicted import PredictedBlock, PredictionFacts
-from steval.predictor.means import control_mean, predicted_means
+from steval.predictor.controls import control_mean
+from steval.predictor.means import predicted_means
 from steval.predictor.obs_table import ObsTable
 from steval.predictor.plan import PredictionPlan
 from steval.settings import Settings

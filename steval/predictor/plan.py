@@ -4,13 +4,13 @@ A plan needs no network: cells for it come from an engine, from a service's queu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from steval.checkpoints.manifest import Manifest
 from steval.errors import ConfigError
-from steval.predictor.controls import ControlPool
+from steval.predictor.controls import ControlPool, control_mean
 from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedItem, PlannedSet
 from steval.wording import listed
@@ -30,6 +30,7 @@ class PredictionPlan:
     """Cells of a set."""
     items: tuple[PlannedItem, ...]
     """In the order of the request."""
+    _control_means: dict[tuple[str, str | None], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_cells(self) -> int:
@@ -40,6 +41,13 @@ class PredictionPlan:
     def cell_types(self) -> list[str]:
         """Those that are predicted, sorted."""
         return sorted({item.cell_type for item in self.items})
+
+    def control_mean(self, item: PlannedItem) -> np.ndarray:
+        """Mean measured expression `[G]` float64 of all control cells that `item` may start from."""
+        place = (item.cell_type, item.batch)
+        if place not in self._control_means:
+            self._control_means[place] = control_mean(self.pool, item.rows).astype(np.float64)
+        return self._control_means[place]
 
     def sets(self) -> Iterator[PlannedSet]:
         """The sets of every item in request order, drawn one by one: memory does not grow with their number."""

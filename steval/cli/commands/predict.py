@@ -15,11 +15,11 @@ from steval.wording import counted
 def predict(
     context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="The h5ad to write.")],
-    checkpoint: Annotated[
-        Path | None,
+    checkpoints: Annotated[
+        list[Path] | None,
         typer.Argument(
             metavar="CKPT",
-            help="A checkpoint (.safetensors) or run directory; none with --url.",
+            help="A checkpoint (.safetensors) or run directory; several: their effects are averaged; none with --url.",
             show_default=False,
         ),
     ] = None,
@@ -163,7 +163,7 @@ def predict(
         _refuse_local_options(context)
         _predict_by_service(url, api_key, asked, json)
         return
-    if checkpoint is None:
+    if not checkpoints:
         raise typer.BadParameter("name the checkpoint, or a running service with --url", param_hint="CKPT")
     with importing():
         from steval.predictor.job import PredictionJob, run_job
@@ -175,7 +175,8 @@ def predict(
         torch.set_num_threads(threads)
     low, high = clip_range(clip)
     values = {
-        "checkpoint": checkpoint,
+        "checkpoint": checkpoints[0],
+        "others": tuple(checkpoints[1:]),
         **asked,
         "by_batch": by_batch,
         "controls": controls,

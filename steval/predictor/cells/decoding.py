@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from steval.checkpoints.manifest import Manifest
 from steval.checkpoints.store import Checkpoint
 from steval.data.effects.anchors import Anchors
 from steval.data.effects.carry import CARRIED_AT_ONCE
@@ -19,7 +18,6 @@ from steval.errors import ConfigError
 from steval.predictor.cells.predicted import PredictedBlock
 from steval.predictor.controls import ControlPool
 from steval.predictor.features import is_one_hot
-from steval.predictor.means import control_mean
 from steval.predictor.plan import PredictionPlan, make_plan
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.predictor.sets import PlannedItem, PlannedSet, windows
@@ -62,55 +60,60 @@ class Decoder:
         """
         if self.settings.kind == "network":
             return iter(network(plan, sparse))
-        if not plan.pool.has_measured:
-            raise ConfigError(
-                f"predictions of this checkpoint are carried by measured control cells, and {plan.pool.name} hold the network's "
-                "input alone; give control cells with --controls, or take the network's own cells with --decoding network"
-            )
-        groups = [plan.items[start : start + ITEMS_AT_ONCE] for start in range(0, len(plan.items), ITEMS_AT_ONCE)]
-        told = self._told(plan, groups[0], network)
-        return self._all_carried(plan, groups, told, network, sparse)
+        return carried_blocks(plan, self.settings, lambda items: self.effects(plan, items, network), sparse=sparse)
 
-    def _told(self, plan: PredictionPlan, items: Sequence[PlannedItem], network: Network) -> dict[int, np.ndarray]:
-        return network_effects(plan, self.settings, network, items) if self.settings.asks_network else {}
+    def effects(self, plan: PredictionPlan, items: Sequence[PlannedItem], network: Network) -> list[np.ndarray]:
+        """The effect `[G]` that cells of each of `items` carry, float64; none for the control label."""
+        told = network_effects(plan, self.settings, network, items) if self.settings.asks_network else {}
+        return [self._effect(plan, item, told.get(item.position)) for item in items]
 
-    def _all_carried(
-        self,
-        plan: PredictionPlan,
-        groups: Sequence[Sequence[PlannedItem]],
-        told: Mapping[int, np.ndarray],
-        network: Network,
-        sparse: bool,
-    ) -> Iterator[PredictedBlock]:
-        means: dict[tuple[str, str | None], np.ndarray] = {}
-        for items in groups:
-            told = told if items is groups[0] else self._told(plan, items, network)
-            for item in items:
-                place = (item.cell_type, item.batch)
-                if place not in means:
-                    means[place] = control_mean(plan.pool, item.rows).astype(np.float64)
-                effect = self._effect(item, plan.manifest, means[place], told.get(item.position))
-                for sets, cells in self._carried(plan, item, means[place], effect):
-                    yield PredictedBlock(sets, cells if sparse else cells.toarray())
-
-    def _effect(
-        self, item: PlannedItem, manifest: Manifest, mean: np.ndarray, network: np.ndarray | None
-    ) -> np.ndarray:
-        if item.perturbation == manifest.control:
+    def _effect(self, plan: PredictionPlan, item: PlannedItem, network: np.ndarray | None) -> np.ndarray:
+        mean = plan.control_mean(item)
+        if item.perturbation == plan.manifest.control:
             return np.zeros_like(mean)
         simple = None
         if self._anchors is not None:
             simple = self._anchors.effects([item.perturbation], item.cell_type, mean)[0]
         return self.settings.combined(network, simple)
 
-    def _carried(
-        self, plan: PredictionPlan, item: PlannedItem, mean: np.ndarray, effect: np.ndarray
-    ) -> Iterator[tuple[list[PlannedSet], sp.csr_matrix]]:
-        for group in windows(item.sets(plan.request.seed, plan.set_size), CARRIED_AT_ONCE):
-            cells = plan.pool.measured(np.concatenate([one.control_indices for one in group]))
-            generator = group[0].generator("carry")
-            carried = self.settings.carried(cells, mean, effect, generator, plan.manifest.target_sum)
-            yield group, carried.cells
+
+def carried_blocks(
+    plan: PredictionPlan,
+    settings: DecodingSettings,
+    effects: Callable[[Sequence[PlannedItem]], Sequence[np.ndarray]],
+    *,
+    sparse: bool,
+) -> Iterator[PredictedBlock]:
+    """Cells of `plan` that carry `effects`, which are asked for `ITEMS_AT_ONCE` items at a time, the first time here.
+
+    Raises `ConfigError` where the pool's cells cannot carry anything.
+    """
+    if not plan.pool.has_measured:
+        raise ConfigError(
+            f"predictions of this checkpoint are carried by measured control cells, and {plan.pool.name} hold the network's "
+            "input alone; give control cells with --controls, or take the network's own cells with --decoding network"
+        )
+    groups = [plan.items[start : start + ITEMS_AT_ONCE] for start in range(0, len(plan.items), ITEMS_AT_ONCE)]
+    first = effects(groups[0])
+
+    def blocks() -> Iterator[PredictedBlock]:
+        for items in groups:
+            told = first if items is groups[0] else effects(items)
+            for item, effect in zip(items, told, strict=True):
+                for sets, cells in _carried(plan, settings, item, effect):
+                    yield PredictedBlock(sets, cells if sparse else cells.toarray())
+
+    return blocks()
+
+
+def _carried(
+    plan: PredictionPlan, settings: DecodingSettings, item: PlannedItem, effect: np.ndarray
+) -> Iterator[tuple[list[PlannedSet], sp.csr_matrix]]:
+    for group in windows(item.sets(plan.request.seed, plan.set_size), CARRIED_AT_ONCE):
+        cells = plan.pool.measured(np.concatenate([one.control_indices for one in group]))
+        generator = group[0].generator("carry")
+        carried = settings.carried(cells, plan.control_mean(item), effect, generator, plan.manifest.target_sum)
+        yield group, carried.cells
 
 
 def vectors(checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | None:

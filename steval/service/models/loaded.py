@@ -110,7 +110,7 @@ class Model:
                 yield from block.split()
 
     def _control_json(self) -> dict[str, bytes]:
-        from steval.predictor.means import control_mean
+        from steval.predictor.controls import control_mean
 
         if not self.pool.has_measured:
             return {}
