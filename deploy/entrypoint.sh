@@ -33,7 +33,7 @@ serve)
     esac
     exec steval serve "${options[@]}" "$@"
     ;;
-demo | prepare | init | finetune | predict | score | pack | batch | compare | doctor | calibrate | inspect | convert | -*)
+demo | prepare | init | finetune | predict | score | metrics | pack | batch | compare | doctor | calibrate | inspect | convert | -*)
     exec steval "$@"
     ;;
 *)

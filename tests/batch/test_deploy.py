@@ -102,7 +102,7 @@ def test_what_the_images_copy_exists():
 
 
 def test_kubernetes_job_is_non_root_and_knows_the_exit_codes():
-    job = yaml.safe_load((DEPLOY / "kubernetes-job.yaml").read_text())
+    job = yaml.safe_load((DEPLOY / "kubernetes" / "batch" / "job.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     (container,) = pod["containers"]
