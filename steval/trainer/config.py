@@ -158,7 +158,8 @@ class ComputeSettings(Settings):
     """How devices share a step. `ddp`: each holds the whole network; `auto`: that where there are several; `fsdp`: each holds a
     piece of every tensor, for a network that does not fit otherwise (slower; no `compile`, `cuda_graph`, `average_weights`)."""
     workers: NonNegativeInt = 0
-    """Processes that read batches; 0: a thread."""
+    """Processes that make batches, each with the cells in memory of its own; 0: threads of this process (up to six for a GPU, one
+    elsewhere), which share them and suffice but for data on slow disks."""
 
 
 class FinetuneConfig(Settings):
