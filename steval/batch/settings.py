@@ -39,9 +39,11 @@ class DataEntry(Settings):
     recorded: bool = False
     """In place of `real`: the evaluation data that each checkpoint records."""
     name: str | None = None
+    """Name in tables and directories; none: from the path."""
     train: str | None = None
     """Training cells for the baselines. None: the checkpoint's training data, else there are no baselines."""
     columns: ColumnOptions = ColumnOptions()
+    """Where its labels are; none: as the checkpoint, the file or the defaults say."""
     scale: Literal["lognorm"] | None = None
     """Settles the scale of a file that does not declare it."""
 
@@ -73,7 +75,9 @@ class RequestEntry(Settings):
     cells: NumCells | None = None
     """Cells of each perturbation (and cell type). None: as many as the data set has."""
     seed: int = Field(default=0, ge=0)
+    """Of the predictions."""
     output: Literal["cells", "mean"] = "cells"
+    """Every predicted cell, or one mean profile for each perturbation."""
     decoding: DecodingChoice = "checkpoint"
     """How predictions become cells, as for `steval predict --decoding`."""
     predictions: str | None = None
@@ -102,6 +106,7 @@ class Running(Settings):
     """How to run; nothing here changes a result."""
 
     engine: EngineName = "local"
+    """`local`: processes of this machine; `ray`: a Ray cluster."""
     address: str | None = None
     """Of a Ray cluster (`auto`, `ray://host:port`); None: a fresh one on this machine."""
     workers: PositiveInt | None = None
@@ -115,6 +120,7 @@ class Running(Settings):
     machine_gpus: NonNegativeInt = 1
     """GPUs of this machine, for the local engine."""
     dtype: Literal["float32", "bf16"] = "float32"
+    """Weights and activations in prediction."""
     retries: NonNegativeInt = 2
     """How often a task is tried again after its worker died or it failed for another reason than its input."""
     task_seconds: PositiveFloat | None = None
@@ -128,8 +134,11 @@ class BatchManifest(Settings):
     """A batch: every checkpoint with every data set and every request."""
 
     checkpoints: tuple[CheckpointEntry, ...]
+    """Which models."""
     data: tuple[DataEntry, ...]
+    """With which real cells."""
     requests: tuple[RequestEntry, ...] = (RequestEntry(),)
+    """What is predicted; left out: all perturbations of the data."""
     score: ScoreSettings = ScoreSettings()
     """As the options of `steval score`."""
     out: str | None = None
@@ -139,6 +148,7 @@ class BatchManifest(Settings):
     chunk: PositiveInt = 25
     """Perturbations of one task. Part of what makes results bit-equal, so part of a job's identity."""
     run: Running = Running()
+    """How to run; changes no result."""
 
     @field_validator("checkpoints", "data", "requests")
     @classmethod

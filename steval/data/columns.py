@@ -36,9 +36,13 @@ class ColumnOptions(Settings):
     """What a user asked for (`--pert-col` and so on); none means: take the default."""
 
     perturbation: str | None = None
+    """`obs` column with the perturbation of each cell."""
     control: str | None = None
+    """Label of the unperturbed cells."""
     cell_type: str | None = None
+    """`obs` column with the cell type."""
     batch: str | None = None
+    """`obs` column with the batch."""
     drop_unlabelled: bool = Field(default=False, exclude_if=lambda value: not value)
     """Leave out cells without a label in a column that is used, in place of refusing them."""
 

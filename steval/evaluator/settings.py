@@ -18,6 +18,7 @@ class ScoreChoice(Settings):
     metrics_only: bool = False
     """No baselines, no intervals and no integrity checks."""
     seed: int = Field(default=0, ge=0)
+    """Of every random choice: resamples, splits, what simple models draw."""
 
 
 class ScoreSettings(ScoreChoice):

@@ -35,7 +35,9 @@ class ServiceSettings(Settings):
     controls: Path | None = None
     """h5ad with control cells that `checkpoint` starts from; none: those that it carries."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["float32", "bf16"] = "float32"
+    """Weights and activations: `float32` or `bf16`."""
     threads: PositiveInt | None = None
     """CPU threads of a worker; none: all cores divided by the workers."""
     workers: PositiveInt = 1
@@ -55,6 +57,7 @@ class ServiceSettings(Settings):
     max_body_bytes: PositiveInt = 2 * 2**20
     """Of a request other than an upload."""
     max_upload_bytes: PositiveInt = 2 * 2**30
+    """Largest upload of `POST /score`."""
     max_cells: PositiveInt = 4096
     """Cells of one prediction request."""
     max_json_values: PositiveInt = 2_000_000

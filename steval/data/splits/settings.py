@@ -25,6 +25,7 @@ class CellSplit(_Split):
     """Seeded fractions of the cells of each cell type and perturbation."""
 
     by: Literal["cells"] = "cells"
+    """Seeded fractions of the cells of each cell type and perturbation."""
     val: float = Field(default=0.1, gt=0, lt=1)
     """Fraction of each perturbation's cells."""
     test: float = Field(default=0.1, ge=0, lt=1)
@@ -50,6 +51,7 @@ class ContextSplit(_ListedSplit):
     """Perturbations held out by context: `val: {rep_2: [CUL3, IRF1]}`; `all` in place of the list is the whole context."""
 
     by: Literal["contexts"] = "contexts"
+    """Lists of perturbations by context."""
     val: dict[str, tuple[str, ...] | Literal["all"]]
     """Context → perturbations that validate."""
     test: dict[str, tuple[str, ...] | Literal["all"]] = Field(default_factory=dict)
@@ -67,6 +69,7 @@ class TomlSplit(_ListedSplit):
     """A split file of cell-load: `[datasets]`, `[training]`, `[zeroshot]`, `[fewshot]`."""
 
     by: Literal["toml"] = "toml"
+    """cell-load's split file."""
     path: str
     """The TOML file."""
     table: SplitTable | None = None
