@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from steval import __version__
+from steval.checkpoints.adapters.adapter_file import write_adapter
 from steval.checkpoints.arc import ArcModel, read_arc
 from steval.checkpoints.arc_maps import read_feature_map
 from steval.checkpoints.feature_file import read_features
+from steval.checkpoints.location import ADAPTER_SUFFIX
 from steval.checkpoints.manifest import Manifest, PerturbationEntry
 from steval.checkpoints.store import Checkpoint, ControlSet, save_checkpoint
 from steval.checkpoints.transplant import one_hot_columns
 from steval.data.cells.genes import read_genes, require_unique
 from steval.errors import CheckpointError, ConfigError
 from steval.model.config import Attention, ModelConfig
+from steval.model.lora_settings import LoraSettings
 from steval.settings import Settings
 
 _HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "feature_name", "index"})
@@ -93,6 +96,24 @@ class Conversion:
     def with_names(self, cell_types: tuple[str, ...], batches: tuple[str, ...]) -> "Conversion":
         """The same with these cell type and batch names (of a default control set)."""
         return replace(self, manifest=self.manifest.model_copy(update={"cell_types": cell_types, "batches": batches}))
+
+    def write_apart(self, out: Path, adapter: Path, controls: ControlSet | None = None) -> ConversionReport:
+        """Write the weights without their LoRA adapters to `out`, and these to `adapter`; without any it is a `ConfigError`."""
+        adapters, base = self.model.adapters, self.model.base
+        if adapters is None or base is None:
+            raise ConfigError(f"{self.model.source} has no LoRA adapters to write to {adapter}")
+        if not str(adapter).endswith(ADAPTER_SUFFIX):
+            raise ConfigError(f"an adapter is a NAME{ADAPTER_SUFFIX}; got {adapter}")
+        report = replace(self, model=replace(self.model, weights=base)).write(out, controls)
+        parts = {"attention": "attn", "mlp": "mlp"}
+        targets = tuple(target for target, part in parts.items() if any(f"{part}." in name for name in adapters.pairs))
+        settings = LoraSettings.parse({"rank": adapters.rank, "alpha": adapters.alpha, "targets": targets})
+        merged = Checkpoint(out, self.manifest, self.model.weights, self.features, controls, digest="")
+        tensors = report.manifest.tensors
+        write_adapter(
+            adapter, merged, adapters.pairs, settings, f"{Path(out).name} of {self.model.checkpoint_path.name}", tensors
+        )
+        return report
 
     def write(self, out: Path, controls: ControlSet | None = None) -> ConversionReport:
         """Write the checkpoint atomically."""

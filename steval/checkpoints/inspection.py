@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steval.checkpoints.evidence import evidence_sentence
-from steval.checkpoints.location import is_arc, locate_checkpoint
+from steval.checkpoints.location import ADAPTER_SUFFIX, is_arc, locate_checkpoint
 from steval.checkpoints.manifest import CONTROLS, EFFECTS, FEATURES, Manifest, parse_metadata, read_header
 from steval.errors import CheckpointError
 
@@ -18,6 +18,10 @@ def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
     files have no digests). Raises `CheckpointError`.
     """
     path = Path(path)
+    if path.name.endswith(ADAPTER_SUFFIX):
+        from steval.checkpoints.adapters.adapter_file import describe_adapter
+
+        return describe_adapter(path)
     if is_arc(path):
         return _describe_arc(path)
     path = locate_checkpoint(path)

@@ -13,6 +13,10 @@ ARC_SUFFIXES = (".ckpt", ".pt", ".pth")
 """Suffixes of arc-state's (and Lightning's) files."""
 BEST_NAME = "best-val.safetensors"
 """The checkpoint of a run that is the one to use."""
+ADAPTER_SUFFIX = ".adapter.safetensors"
+"""Ends the name of an adapter file, which is no checkpoint without its base."""
+ADAPTER_NAME = BEST_NAME.replace(".safetensors", ADAPTER_SUFFIX)
+"""The adapter file of a run."""
 CHECKPOINTS_NAME = "checkpoints"
 """Its directory, in the run's."""
 
@@ -90,8 +94,16 @@ def _no_checkpoint(reference: str) -> Path:
     )
 
 
+def _adapter(reference: str) -> Path:
+    raise CheckpointError(
+        f"{reference} is an adapter, which is no checkpoint without its base: give the base and --adapter {reference}, or make "
+        f"one of both with steval merge BASE {reference} -o OUT.safetensors"
+    )
+
+
 SOURCES: tuple[CheckpointSource, ...] = (
     CheckpointSource("run directory", lambda text: is_run(Path(text)), _best_of_run),
+    CheckpointSource("adapter", lambda text: text.endswith(ADAPTER_SUFFIX), _adapter),
     CheckpointSource(
         "no checkpoint", lambda text: Path(text).is_dir() or Path(text).suffix in ARC_SUFFIXES, _no_checkpoint
     ),

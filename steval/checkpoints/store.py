@@ -85,6 +85,21 @@ def save_checkpoint(
     effects: TrainingEffects | None = None,
 ) -> Manifest:
     """Write one `.safetensors` file atomically; returns the manifest with digests and control counts filled in."""
+    tensors, complete = packed(path, manifest, weights, features, controls, effects)
+    with atomic_tensors(path) as partial:
+        save_file(tensors, partial, metadata=complete.to_metadata())
+    return complete
+
+
+def packed(
+    path: Path,
+    manifest: Manifest,
+    weights: Mapping[str, torch.Tensor],
+    features: torch.Tensor,
+    controls: ControlSet | None,
+    effects: TrainingEffects | None,
+) -> tuple[dict[str, torch.Tensor], Manifest]:
+    """All tensors of a checkpoint file, and its manifest with digests and control counts; what contradicts itself is an error."""
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
     tensors[FEATURES] = features.detach().to("cpu", torch.float32).contiguous()
     num_controls: dict[str, int] = {}
@@ -102,12 +117,10 @@ def save_checkpoint(
         problems.append(f"training effects have {effects.num_genes} genes, output_genes {len(manifest.output_genes)}")
     if problems:
         raise CheckpointError(f"{path} is not written: its description contradicts itself", problems)
-    _require_finite(tensors, path)
-    digests = _digests(tensors)
+    require_finite_tensors(tensors, path)
+    digests = tensor_digests(tensors)
     complete = manifest.model_copy(update={"tensors": digests, "num_controls": num_controls})
-    with atomic_tensors(path) as partial:
-        save_file(tensors, partial, metadata=complete.to_metadata())
-    return complete
+    return tensors, complete
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -116,24 +129,34 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Nothing is executed. Raises `CheckpointError`.
     """
     path = Path(path)
+    tensors, manifest, digest = read_tensors(path)
+    return assembled(path, tensors, manifest, digest)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Manifest, str]:
+    """All tensors of a checkpoint file, verified, its manifest and digest; errors as `load_checkpoint`."""
     header = read_header(path)
     metadata = header.get("__metadata__") or {}
     manifest = parse_metadata(metadata, path)
-    tensors = _read_tensors(path, header)
-    _verify(tensors, manifest, path)
-    weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+    tensors = stored_tensors(path, header)
+    verify(tensors, manifest, path, tensor_digests(tensors))
+    return tensors, manifest, metadata["steval_sha256"]
+
+
+def assembled(path: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest, digest: str) -> Checkpoint:
+    """The checkpoint that verified `tensors` make."""
     return Checkpoint(
         path=path,
         manifest=manifest,
-        weights=weights,
+        weights={name: tensor for name, tensor in tensors.items() if "/" not in name},
         features=tensors[FEATURES],
         controls=_unpack_controls(tensors, manifest, path),
-        digest=metadata["steval_sha256"],
+        digest=digest,
         effects=_unpack_effects(tensors, manifest, path),
     )
 
 
-def _read_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def stored_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of a header that `read_header` has checked, each read straight into memory of its own.
 
     A mapped file would stay in memory beside them until the last is copied; and where the file puts a tensor (its alignment)
@@ -253,7 +276,8 @@ def _within(codes: np.ndarray, limit: int) -> bool:
     return not len(codes) or bool(codes.min() >= 0 and codes.max() < limit)
 
 
-def _verify(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path) -> None:
+def verify(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path, digests: Mapping[str, str]) -> None:
+    """Raise `CheckpointError` unless `tensors`, whose digests are `digests`, are those that the manifest means, in every way."""
     problems = _inconsistencies(manifest)
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith((CONTROLS, EFFECTS))}
     expected = _expected_shapes(manifest, len(found), path)
@@ -269,13 +293,12 @@ def _verify(tensors: Mapping[str, torch.Tensor], manifest: Manifest, path: Path)
         for name, tensor in sorted(found.items())
         if not tensor.is_floating_point()
     ]
-    digests = _digests(tensors)
     problems += [
         f"{name} does not match its digest" for name in sorted(tensors) if manifest.tensors.get(name) != digests[name]
     ]
     if problems:
         raise CheckpointError(f"{path} cannot be trusted", problems[:20])
-    _require_finite(tensors, path)
+    require_finite_tensors(tensors, path)
 
 
 def _expected_shapes(manifest: Manifest, num_tensors: int, path: Path) -> dict[str, tuple[int, ...]]:
@@ -322,7 +345,7 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
     return problems
 
 
-def _require_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def require_finite_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if broken:
         raise CheckpointError(f"{path}: NaN or infinite values in {', '.join(sorted(broken)[:5])}")
@@ -333,7 +356,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
 
 
-def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """sha256 of each tensor's bytes, by name, sorted."""
 
     def digest(name: str) -> str:

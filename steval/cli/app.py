@@ -20,7 +20,7 @@ LONGEST_NAME = 200
 """Characters of a file's name in a message about it."""
 COMMANDS = (
     "demo", "prepare", "init", "finetune", "predict", "score", "metrics", "pack", "serve", "batch", "compare", "doctor",
-    "calibrate", "inspect", "convert",
+    "calibrate", "inspect", "convert", "merge",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
 

@@ -111,6 +111,7 @@ OPTIONS: dict[str, Shown] = {
     "--by": Shown(SCORING, "cell_type|context"),
     "--bootstrap": Shown(SCORING, "N"),
     "--cache-dir": Shown(SCORING, "DIR"),
+    "--adapter": Shown(NETWORK, "PATH"),
     "--features": Shown(NETWORK, "FILE"),
     "--attention": Shown(NETWORK, "bidirectional|causal|causal-rope"),
     "--set-size": Shown(NETWORK, "N"),

@@ -66,6 +66,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 DeviceMemory = Annotated[
     float | None, typer.Option("--device-memory", min=0.1, help="GiB of a GPU that scoring may use.", show_default="8")
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", help="NAME.adapter.safetensors that was trained from the checkpoint, which is its base."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
 

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steval.model.lora_settings import LoraSettings, is_transposed
+from steval.model.lora_settings import A_SUFFIX, B_SUFFIX, LoraSettings, is_adapter, is_transposed
 from steval.model.network import StateTransition
 
-A_SUFFIX, B_SUFFIX = ".lora_a", ".lora_b"
-"""Names of an adapter's matrices: that of the module, and one of these."""
 WEIGHT_SUFFIX = ".weight"
 
 
@@ -52,14 +50,23 @@ def merged(weights: Mapping[str, Tensor], pairs: Mapping[str, LoraPair], scale: 
 
 def split_pairs(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, LoraPair]]:
     """The weights of a state dict and its adapters, by the name of the weight that each belongs to."""
-    weights = {name: tensor for name, tensor in state.items() if not name.endswith((A_SUFFIX, B_SUFFIX))}
+    weights = {name: tensor for name, tensor in state.items() if not is_adapter(name)}
+    modules = [name.removesuffix(A_SUFFIX) for name in state if name.endswith(A_SUFFIX)]
     pairs = {
-        f"{module}{WEIGHT_SUFFIX}": LoraPair(tensor, state[f"{module}{B_SUFFIX}"])
-        for name, tensor in state.items()
-        if name.endswith(A_SUFFIX)
-        for module in (name.removesuffix(A_SUFFIX),)
+        f"{module}{WEIGHT_SUFFIX}": LoraPair(state[module + A_SUFFIX], state[module + B_SUFFIX])
+        for module in modules
+        if module + B_SUFFIX in state
     }
     return weights, pairs
+
+
+def named(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+    """The matrices under the names that they have in a state dict; `split_pairs` is the way back."""
+    found = {}
+    for weight, pair in pairs.items():
+        module = weight.removesuffix(WEIGHT_SUFFIX)
+        found |= {module + A_SUFFIX: pair.a_RI, module + B_SUFFIX: pair.b_OR}
+    return found
 
 
 class _Adapter:
@@ -81,6 +88,19 @@ class Attached:
     network: StateTransition
     weights: tuple[str, ...]
     handles: tuple[RemovableHandle, ...]
+
+    def matrices(self) -> dict[str, Tensor]:
+        """The weights beside which they are."""
+        return {name: self.network.get_parameter(name).detach() for name in self.weights}
+
+    @torch.no_grad()
+    def merge(self, scale: float) -> None:
+        """Add them to the weights and take them off."""
+        weights, pairs = split_pairs(self.network.state_dict())
+        added = merged({name: weights[name] for name in pairs}, pairs, scale)
+        self.remove()
+        for name, tensor in added.items():
+            self.network.get_parameter(name).copy_(tensor)
 
     def remove(self) -> None:
         """Take them off, with their parameters; the weights beside them stay as they are."""
@@ -105,6 +125,11 @@ def attach(network: StateTransition, pairs: Mapping[str, LoraPair], scale: float
 def adapted_weights(network: StateTransition, settings: LoraSettings) -> list[str]:
     """Names of the weights that `settings` puts adapters beside, in network order."""
     return [name for name, tensor in network.named_parameters() if tensor.dim() == 2 and settings.adapts(name)]
+
+
+def num_adapted(network: StateTransition, settings: LoraSettings) -> int:
+    """Parameters of the adapters."""
+    return sum(settings.rank * sum(network.get_parameter(name).shape) for name in adapted_weights(network, settings))
 
 
 def fresh_pairs(network: StateTransition, settings: LoraSettings, generator: torch.Generator) -> dict[str, LoraPair]:

@@ -50,6 +50,15 @@ class LoraSettings(Settings):
         return any(_WHERE[target].fullmatch(weight) for target in self.targets)
 
 
+A_SUFFIX, B_SUFFIX = ".lora_a", ".lora_b"
+"""Names of an adapter's matrices: that of the module, and one of these."""
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is a matrix of an adapter."""
+    return name.endswith((A_SUFFIX, B_SUFFIX))
+
+
 def can_be_adapted(weight: str) -> bool:
     """Whether `weight` is a matrix that any target means."""
     return any(where.fullmatch(weight) for where in _WHERE.values())

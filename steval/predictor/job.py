@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from steval.checkpoints.location import locate_checkpoint
-from steval.checkpoints.store import Checkpoint, load_checkpoint
+from steval.checkpoints.adapters.given import load_given
+from steval.checkpoints.store import Checkpoint
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.writer import H5AD_SUFFIXES
 from steval.data.columns import resolve_columns, unique_labels
@@ -31,6 +31,8 @@ class PredictionJob(AskedPredictions):
     checkpoint: Path
     others: tuple[Path, ...] = ()
     """More checkpoints, whose effects are averaged with those of `checkpoint`."""
+    adapter: Path | None = None
+    """An adapter to the checkpoint, which is its base then."""
     out: Path
     controls: Path | None = None
     """Control cells. None: those of an h5ad request that has some, else the checkpoint's own."""
@@ -52,14 +54,19 @@ class PredictionJob(AskedPredictions):
     def inputs(self) -> dict[str, Path | None]:
         """The files that are read, by what they are."""
         return {
-            "the checkpoint": self.checkpoint, "--request": self.request, "--controls": self.controls,
-            "--features": self.features, **{f"checkpoint {row}": path for row, path in enumerate(self.others, 2)},
+            "the checkpoint": self.checkpoint, "--adapter": self.adapter, "--request": self.request,
+            "--controls": self.controls, "--features": self.features,
+            **{f"checkpoint {row}": path for row, path in enumerate(self.others, 2)},
         }  # fmt: skip
 
 
 def run_job(job: PredictionJob) -> WrittenPredictions:
     """Do the job; everything that can be wrong with it is found before the first cell is computed."""
     require_output(job.out, job.inputs, suffixes=H5AD_SUFFIXES)
+    if job.adapter is not None and job.others:
+        raise ConfigError(
+            "--adapter belongs to one base: to average several, merge each with steval merge and give the results"
+        )
     checkpoint = _checkpoint(job, job.checkpoint)
     with open_controls(job, checkpoint) as pool:
         manifest = checkpoint.manifest
@@ -75,7 +82,7 @@ def run_job(job: PredictionJob) -> WrittenPredictions:
 
 
 def _checkpoint(job: PredictionJob, path: Path) -> Checkpoint:
-    checkpoint = load_checkpoint(locate_checkpoint(path))
+    checkpoint = load_given(path, job.adapter)
     return checkpoint if job.features is None else with_features(checkpoint, job.features)
 
 

@@ -196,6 +196,14 @@ class FinetuneConfig(Settings):
         return cls.parse_with(with_recipe(read_yaml(path), str(path)), overrides, source=str(path))
 
     @model_validator(mode="after")
+    def _whole_matrices_beside_adapters(self) -> "FinetuneConfig":
+        if self.compute.strategy == "fsdp" and any(phase.lora for phase in self.phases):
+            raise ValueError(
+                "lora adapters train beside whole matrices: compute.strategy fsdp shares these out; take ddp"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _unique_phases(self) -> "FinetuneConfig":
         names = [phase.name for phase in self.phases]
         repeated = sorted({name for name in names if names.count(name) > 1})

@@ -10,6 +10,7 @@ import torch
 
 from steval.model.config import LlamaConfig, ModelConfig
 from steval.model.groups import block_index
+from steval.model.lora import num_adapted
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.feeding import AHEAD
@@ -83,6 +84,7 @@ class NetworkSize:
         total = sum(sizes.values())
         trainable = max(
             sum(size for name, size in sizes.items() if phase.trains_parameter(name, num_layers))
+            + (0 if phase.lora is None else num_adapted(skeleton(model), phase.lora))
             for phase in config.phases
         )
         return cls(total, trainable, max(blocks), total - sum(blocks))

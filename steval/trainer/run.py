@@ -162,6 +162,8 @@ def _fit(
     finally:
         stop.close()
         run.finish()
+    if leader:
+        run.keep_adapter()
     directory, progress = run.directory, run.progress
     return RunResult(
         directory.path, directory.best_path, progress.best, finished, progress.step, progress.seconds,

@@ -1,7 +1,8 @@
 """A run while it goes: everything opened and checked, then fitted phase by phase; all writing goes through its keeper."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from steval.data.training.cells import TrainingCells
 from steval.data.training.sets import CellSetSampler
 from steval.errors import ConfigError
 from steval.model.config import ModelConfig
+from steval.model.lora import LoraPair, merged, split_pairs
 from steval.model.network import StateTransition
+from steval.trainer.adapting import BaseTensors, keep_adapter, put_on
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import build_trainer, fit, is_first_process, make_ready, training_device
 from steval.trainer.fit.feeding import BatchMaker, Feed, open_feed
@@ -70,6 +73,8 @@ class Session:
     """What to take up; None at the start."""
     tell: Tell
     record: dict[str, Any]
+    base_tensors: BaseTensors = field(default_factory=BaseTensors)
+    """What the adapters of a `lora` phase are bound to."""
     keeper: Keeper | None = None
     waited: float = 0.0
     """Seconds that steps waited for their batch, in this process and attempt; of phases that have ended."""
@@ -107,8 +112,9 @@ class Session:
         }
         light = base.without_weights() if base else None
         opened = cls(
-            config, reading, inputs, directory, light, cells, samplers, model, {}, Progress(), None, tell, record
-        )
+            config, reading, inputs, directory, light, cells, samplers, model, {}, Progress(), None, tell, record,
+            base_tensors=BaseTensors.of(base, config),
+        )  # fmt: skip
         if start.record and directory.state_path.exists():
             state = load_state(directory.state_path)
             _require_same_run(state, config, directory)
@@ -129,6 +135,7 @@ class Session:
         progress, directory = self.progress, self.directory
         inputs = self.inputs or RunInputs.of(self.cells, self.reading.data)
         directory.create()
+        directory.adapter_path.unlink(missing_ok=True)
         directory.write_config(self.config.to_yaml())
         fresh = {**self.record, "phases": {}} if self.state is None else {}
         directory.update_record(
@@ -169,22 +176,30 @@ class Session:
         """Run the phases that remain; whether all were finished."""
         with torch.device("meta"):  # neither drawn at random first nor held twice
             network = StateTransition(self.model)
-        network.load_state_dict(self.weights, assign=True)
-        self.weights = {}
+        first, pairs = self._take_weights(network)
         make_ready(network, self.config.compute, device)
-        first = self.progress.phase
-        if self.state is not None and self.progress.phase_step == self.config.phases[first].steps:
-            first, self.state = first + 1, None
         for number in range(first, len(self.config.phases)):
             if self.state is None:
                 self._enter_phase(number, network)
-            network = self._fit_phase(number, network, device, stop, quick_eval, on_step)
-            self.state = None
+            network = self._fit_phase(number, network, device, stop, quick_eval, on_step, pairs)
+            self.state, pairs = None, {}
             if self.progress.phase_step < self.config.phases[number].steps:
                 return False
             if number + 1 < len(self.config.phases) and stop.agreed():  # at its last step, after it was asked
                 return False
         return True
+
+    def _take_weights(self, network: StateTransition) -> tuple[int, dict[str, LoraPair]]:
+        """Give the network its weights; the number of the phase to go on with, and the adapters of one that was interrupted."""
+        first = self.progress.phase
+        weights, pairs = split_pairs(self.weights)
+        if self.state is not None and self.progress.phase_step == self.config.phases[first].steps:
+            lora = self.config.phases[first].lora
+            weights, pairs = (weights if lora is None else merged(weights, pairs, lora.scale)), {}
+            first, self.state = first + 1, None
+        network.load_state_dict(weights, assign=True)
+        self.weights = {}
+        return first, pairs
 
     def rehearse(self, device: str) -> None:
         """Tell each phase as it will train, and what the run will take; a few steps are computed and thrown away."""
@@ -193,9 +208,12 @@ class Session:
         make_ready(network, self.config.compute, device)
         config, count = self.config, len(self.config.phases)
         for number, phase in enumerate(config.phases):
+            attached = put_on(network, phase, config.seed, number, {})
             freeze(network, phase, idle_parameters(config.loss, self.model))
             sets = parameter_sets(network, phase, config.optimiser.weight_decay)
             self.tell(phase_notice(phase, number, count, network, sets))
+            if attached is not None and number + 1 < count:
+                attached.remove()
         objective = Objective(config.loss, self.model)
         maker = BatchMaker(self.samplers["train"], torch.from_numpy(self.cells.features))
         where = training_device(config.compute, device)
@@ -220,6 +238,10 @@ class Session:
             }
         )
 
+    def keep_adapter(self) -> None:
+        """Write the best weights as adapters beside the base, where a `lora` phase found them; the first process alone."""
+        keep_adapter(self.directory, self.progress, self.config, self.base_tensors)
+
     def _enter_phase(self, number: int, network: StateTransition) -> None:
         """Weights that the phase starts from: the best so far, or those there are."""
         progress, directory = self.progress, self.directory
@@ -230,10 +252,11 @@ class Session:
 
     def _fit_phase(
         self, number: int, network: StateTransition, device: str, stop: StopSignal, quick_eval: QuickEval | None,
-        on_step: OnStep | None,
+        on_step: OnStep | None, pairs: Mapping[str, LoraPair],
     ) -> StateTransition:  # fmt: skip
         """Fit a phase; the network on the CPU after it."""
         config, phase = self.config, self.config.phases[number]
+        attached = put_on(network, phase, config.seed, number, pairs)
         freeze(network, phase, idle_parameters(config.loss, self.model))
         sets = parameter_sets(network, phase, config.optimiser.weight_decay)
         notice = phase_notice(phase, number, len(config.phases), network, sets)
@@ -262,6 +285,7 @@ class Session:
             recorder=open_recorder(config, device_in_use, world),
             quick_eval=quick_eval,
             on_step=on_step,
+            apart=frozenset() if attached is None else self.base_tensors.unchanged(attached.matrices()),
         )
         bar = PhaseBar(phase.name, phase.steps, self.progress.phase_step, on_step) if self.keeper is not None else None
         if bar is not None:
@@ -281,6 +305,8 @@ class Session:
         if config.compute.strategy == "fsdp":
             network = self._whole_network(module.final_weights, device)
         network.to("cpu")
+        if attached is not None and phase.lora is not None:
+            attached.merge(phase.lora.scale)
         if dist.is_available() and dist.is_initialized():
             dist.barrier()
         self.waited += feed.waited

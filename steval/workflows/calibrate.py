@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from steval.checkpoints.location import locate_checkpoint
+from steval.checkpoints.location import ADAPTER_NAME, BEST_NAME, locate_checkpoint
 from steval.checkpoints.manifest import Manifest
 from steval.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
 from steval.data.cells.cellfile import CellFile
@@ -107,6 +107,11 @@ def write_calibrated(checkpoint: Checkpoint, found: Calibrated, path: Path) -> N
         controls=checkpoint.controls,
         effects=found.effects,
     )
+    adapter = Path(path).with_name(ADAPTER_NAME)
+    if Path(path).name == BEST_NAME and adapter.exists():
+        from steval.checkpoints.adapters.adapter_file import rewrite_adapter
+
+        rewrite_adapter(adapter, dataclasses.replace(new, manifest=manifest))
 
 
 def can_be_carried(manifest: Manifest) -> bool:

@@ -22,9 +22,11 @@ def convert(
     *,
     probe: Path | None = None,
     controls: Path | None = None,
+    adapter: Path | None = None,
     cells: CellOptions | None = None,
 ) -> tuple[ConversionReport, ProbeReport | None]:
-    """Convert an arc-state model; `probe` (h5ad) decides the attention regime, `controls` (h5ad) gives default controls.
+    """Convert an arc-state model; `probe` (h5ad) decides the attention regime, `controls` (h5ad) gives default controls;
+    `adapter`: where LoRA adapters go, which are added to the weights otherwise.
 
     Raises `CheckpointError`, `ConfigError`, `DataError`; nothing is written then.
     """
@@ -42,9 +44,11 @@ def convert(
     if probe is not None:
         probed = probe_regimes(conversion.as_checkpoint(), probe, cells)
         conversion = _decide(conversion, probed, probe)
-    if controls is None:
-        return conversion.write(out), probed
-    conversion, control_set = default_controls(conversion, controls, cells)
+    control_set = None
+    if controls is not None:
+        conversion, control_set = default_controls(conversion, controls, cells)
+    if adapter is not None:
+        return conversion.write_apart(out, adapter, control_set), probed
     return conversion.write(out, control_set), probed
 
 

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from steval.checkpoints.store import load_checkpoint
+from steval.checkpoints.adapters.given import load_given
 from steval.data.cells.cellfile import CellFile
 from steval.data.columns import ColumnOptions, Columns
 from steval.predictor.controls import cell_controls
@@ -18,13 +18,20 @@ logger = logging.getLogger(__name__)
 
 
 def predict_as_in(
-    checkpoint_path: Path, real: CellFile, columns: Columns, out: Path, *, seed: int = 0, device: str = "auto"
+    checkpoint_path: Path,
+    real: CellFile,
+    columns: Columns,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    adapter: Path | None = None,
 ) -> WrittenPredictions:
     """Predict every perturbation of `real` with as many cells of each cell type as there, from its control cells.
 
     Writes `out` atomically. Raises `UnknownPerturbationError` for perturbations that the checkpoint has no features for.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = load_given(checkpoint_path, adapter)
     items = tuple(items_of(real, columns))
     require_known([item.perturbation for item in items], checkpoint.manifest.perturbation_names, columns.control)
     predictor = Predictor(checkpoint, device=device)

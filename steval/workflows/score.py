@@ -38,6 +38,8 @@ class ScoreRequest:
 
     preds: Path
     checkpoint: Path | None = None
+    adapter: Path | None = None
+    """An adapter to `checkpoint`, which is its base then."""
     real: Path | None = None
     train: Path | None = None
     out: Path | None = None
@@ -85,11 +87,18 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         _require_predictions(request.preds)
     if request.checkpoint is not None:
         request = replace(request, checkpoint=locate_checkpoint(request.checkpoint))
-    inputs = {"the checkpoint": request.checkpoint, "--real": request.real, "--train": request.train}
+    if request.adapter is not None and request.checkpoint is None:
+        raise ConfigError("--adapter needs its base: steval score BASE PREDS --adapter ADAPTER")
+    inputs = {
+        "the checkpoint": request.checkpoint,
+        "--adapter": request.adapter,
+        "--real": request.real,
+        "--train": request.train,
+    }
     require_output_directory(request.out_dir, {**inputs, "the predictions": request.preds})
     if request.predict:
         require_output(request.preds, inputs)
-    manifest = read_manifest(request.checkpoint) if request.checkpoint else None
+    manifest = _manifest(request)
     with ExitStack() as stack:
         real = stack.enter_context(_open_real(request, manifest))
         columns = resolve_columns(
@@ -109,7 +118,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
             pred, real, columns=columns, train=train, settings=request.settings,
             threads=request.threads, engine=_engine(request), cache_dir=request.cache_dir,
             scale=request.scale, de_real=request.de_real, de_pred=request.de_pred,
-            features=_features(request.checkpoint, manifest), model_record=_model_record(request.checkpoint, manifest),
+            features=_features(request, manifest), model_record=_model_record(request, manifest),
         )  # fmt: skip
     if left_out:
         warnings = [*left_out, *report.record["warnings"]]
@@ -208,26 +217,46 @@ def _predict(request: ScoreRequest, manifest: Manifest | None, real: CellFile, c
 
     if request.checkpoint is None or manifest is None:
         raise ConfigError("--predict needs the checkpoint that is to predict: steval score CKPT PREDS --predict")
-    predict_as_in(request.checkpoint, real, columns, request.preds, seed=request.settings.seed, device=request.device)
+    predict_as_in(
+        request.checkpoint, real, columns, request.preds,
+        seed=request.settings.seed, device=request.device, adapter=request.adapter,
+    )  # fmt: skip
 
 
-def _features(path: Path | None, manifest: Manifest | None) -> dict[str, np.ndarray] | None:
-    """Perturbation → feature vector, for the ridge baseline; None where the features are one-hot and say nothing."""
-    if path is None or manifest is None:
+def _manifest(request: ScoreRequest) -> Manifest | None:
+    """Of the checkpoint, or of what it makes with the adapter."""
+    if request.checkpoint is None:
         return None
-    with safe_open(path, framework="numpy") as handle:
-        rows = handle.get_tensor(FEATURES)
+    if request.adapter is None:
+        return read_manifest(request.checkpoint)
+    from steval.checkpoints.adapters.adapter_file import require_its_base
+
+    return require_its_base(request.adapter, request.checkpoint)
+
+
+def _features(request: ScoreRequest, manifest: Manifest | None) -> dict[str, np.ndarray] | None:
+    """Perturbation → feature vector, for the ridge baseline; None where the features are one-hot and say nothing."""
+    if request.checkpoint is None or manifest is None:
+        return None
+    rows = None
+    for path in (request.adapter, request.checkpoint):  # an adapter has its own where they are not the base's
+        if path is None or rows is not None:
+            continue
+        with safe_open(path, framework="numpy") as handle:
+            rows = handle.get_tensor(FEATURES) if FEATURES in handle.keys() else None  # noqa: SIM118 - no mapping
+    assert rows is not None
     if (np.count_nonzero(rows, axis=1) <= 1).all():
         return None
     return dict(zip(manifest.perturbation_names, rows, strict=True))
 
 
-def _model_record(path: Path | None, manifest: Manifest | None) -> dict[str, Any] | None:
-    if path is None or manifest is None:
+def _model_record(request: ScoreRequest, manifest: Manifest | None) -> dict[str, Any] | None:
+    if request.checkpoint is None or manifest is None:
         return None
     training = manifest.training
     return {
-        "checkpoint": str(real_path(path)),
+        "checkpoint": str(real_path(request.checkpoint)),
+        **({} if request.adapter is None else {"adapter": str(real_path(request.adapter))}),
         "made_by": manifest.made_by,
         "created": manifest.created,
         "attention": manifest.model.attention,

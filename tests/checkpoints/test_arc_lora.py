@@ -9,8 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from steval.checkpoints.adapters.adapter_file import load_adapted
 from steval.checkpoints.arc import read_arc
 from steval.checkpoints.safe_load import load_foreign
+from steval.checkpoints.store import load_checkpoint
 from steval.cli.app import app
 from steval.errors import CheckpointError
 from steval.model.lora import LoraPair, attach, merged, split_pairs
@@ -102,6 +104,19 @@ def test_convert_and_inspect_take_them(tmp_path):
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "lora.ckpt"), "--json"])
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["adapters"] == {"rank": 3, "alpha": 5.0, "matrices": 4}
+    model = read_arc(tmp_path / "lora.ckpt")
+    names = ["non-targeting", *(f"P{number}" for number in range(1, model.config.pert_dim))]
+    torch.save(dict(zip(names, torch.eye(len(names)), strict=True)), tmp_path / "map.pt")
+    (tmp_path / "genes.txt").write_text("\n".join(f"G{i}" for i in range(model.config.input_dim)))
+    named = ["--perturbation-map", tmp_path / "map.pt", "--genes", tmp_path / "genes.txt"]
+    together, apart, adapter = (tmp_path / f"{name}.safetensors" for name in ("together", "apart", "a.adapter"))
+    for out, more in ((together, []), (apart, ["--adapter", adapter])):
+        arguments = ["convert", tmp_path / "lora.ckpt", "-o", out, *named, *more]
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.stderr
+    found = load_adapted(apart, adapter)
+    assert all(torch.equal(found.weights[name], tensor) for name, tensor in load_checkpoint(together).weights.items())
+    assert all(torch.equal(load_checkpoint(apart).weights[name], tensor) for name, tensor in model.base.items())
 
 
 def changed(content, what):

@@ -133,7 +133,8 @@ def test_an_arc_configuration_is_translated(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         pytest.param({"transformer_backbone_key": "GPT2"}, "GPT-2 checkpoint can be fine-tuned", id="gpt2"),
-        pytest.param({"lora": {"enable": True}}, "trains whole weights", id="lora"),
+        pytest.param({"lora": {"enable": True, "bias": "all"}}, r"lora\.bias is 'all'", id="lora biases"),
+        pytest.param({"lora": {"enable": True, "target": "q_proj"}}, r"lora\.target is 'q_proj'", id="lora targets"),
         pytest.param({"finetune_vci_decoder": True}, "does not train", id="foreign decoder"),
         pytest.param({"loss": "huber"}, "steval has energy", id="unknown loss"),
     ],
@@ -142,6 +143,14 @@ def test_what_cannot_be_translated_is_named(changes: dict, message: str, tmp_pat
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(arc_config(**changes)))
     with pytest.raises(ConfigError, match=message):
         translate(tmp_path / "config.yaml")
+
+
+def test_arc_states_lora_becomes_a_lora_phase(tmp_path: Path) -> None:
+    lora = {"enable": True, "r": 4, "alpha": 12, "dropout": 0.05, "bias": "none", "target": "auto", "adapt_mlp": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(arc_config(lora=lora)))
+    (phase,) = FinetuneConfig.parse(translate(tmp_path / "config.yaml").values).phases
+    assert (phase.trains, phase.lora.targets) == (("encoders", "outputs"), ("attention", "mlp"))
+    assert (phase.lora.rank, phase.lora.alpha, phase.lora.dropout, phase.rates.adapters) == (4, 12, 0.05, 1e-4)
 
 
 def test_a_configuration_of_ours_is_no_arc_configuration() -> None:

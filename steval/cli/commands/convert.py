@@ -45,6 +45,14 @@ def convert(
         Path | None,
         typer.Option("--controls", help="h5ad whose control cells become the checkpoint's default controls."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            help="Keep LoRA adapters apart: NAME.adapter.safetensors to write.",
+            show_default="added to the weights",
+        ),
+    ] = None,
     target_sum: Annotated[
         float | None, typer.Option("--target-sum", help="Total per cell before log1p of the training data.")
     ] = None,
@@ -86,6 +94,7 @@ def convert(
         ),
         probe=probe,
         controls=controls,
+        adapter=adapter,
         cells=CellOptions(
             options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled), scale, seed
         ),

@@ -30,6 +30,9 @@ def inspect(
     if json:
         print_json(found)
         return
+    if found["format"] == "steval adapter":
+        print_facts(str(path), _adapter_rows(found))
+        return
     print_facts(str(path), _rows(found))
     if "evidence" in found:
         say_wrapped(found["evidence"])
@@ -41,6 +44,19 @@ def inspect(
     )
     for note in found["notes"]:
         say(f"Note: {note}")
+
+
+def _adapter_rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    lora, own = found["lora"], found["own_tensors"]
+    return [
+        ("format", "adapter (verified): give it to --adapter beside its base"),
+        ("base", found["base"]),
+        ("size", f"{found['size_bytes'] / 1e6:.1f} MB"),
+        ("adapters", f"rank {lora['rank']}, alpha {lora['alpha']:g}, beside {len(found['matrices'])} matrices"),
+        ("own tensors", f"{len(own)}: {', '.join(own[:SHOWN_NAMES])}" + (" …" if len(own) > SHOWN_NAMES else "")),
+        ("perturbations", found["perturbations"]),
+        ("decoding", found["decoding"]["kind"]),
+    ]
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:

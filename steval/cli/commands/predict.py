@@ -120,6 +120,7 @@ def predict(
     set_size: Annotated[
         int | None, typer.Option("--set-size", min=1, help="Cells seen together.", show_default="as in training")
     ] = None,
+    adapter: options.Adapter = None,
     batch_cells: Annotated[
         int | None, typer.Option("--batch-cells", min=1, help="Cells computed together.", show_default="1024")
     ] = None,
@@ -177,6 +178,7 @@ def predict(
     values = {
         "checkpoint": checkpoints[0],
         "others": tuple(checkpoints[1:]),
+        "adapter": adapter,
         **asked,
         "by_batch": by_batch,
         "controls": controls,

@@ -44,6 +44,7 @@ def score(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Score directory.", show_default="PREDS.score beside PREDS")
     ] = None,
+    adapter: options.Adapter = None,
     predict: Annotated[
         bool,
         typer.Option(
@@ -105,6 +106,7 @@ def score(
             real=real,
             train=train,
             out=out,
+            adapter=adapter,
             predict=predict,
             only_common=only_common,
             columns=options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled),

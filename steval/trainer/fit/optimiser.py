@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from steval.errors import ConfigError
 from steval.model.groups import block_index, parameter_group
+from steval.model.lora_settings import is_adapter
 from steval.model.network import StateTransition
 from steval.trainer.config import OptimiserSettings
 from steval.trainer.fit.schedules import rate_factor
@@ -21,7 +22,7 @@ class ParameterSet:
     """Parameters that share a part, a peak rate and a decay."""
 
     label: str
-    """`encoders`, `outputs`, `final_norm` or `block_07`; parameters without decay share their part's label."""
+    """`encoders`, `outputs`, `adapters`, `final_norm` or `block_07`; parameters without decay share their part's label."""
     rate: float
     weight_decay: float
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ def parameter_sets(network: StateTransition, phase: PhaseSettings, weight_decay:
         group = parameter_group(name, num_layers, phase.top_blocks)
         block = block_index(name)
         label = group if group in ("encoders", "outputs") else "final_norm" if block is None else f"block_{block:02d}"
+        label = "adapters" if is_adapter(name) else label
         decay = weight_decay if _is_matrix(name, parameter) and id(parameter) not in embeddings else 0.0
         grouped.setdefault((label, phase.rates.of(name, group, num_layers), decay), []).append((name, parameter))
     if not grouped:

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from steval.model.lora import merged, named, split_pairs
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.averaging import WeightAverage
@@ -58,6 +59,8 @@ class Stage:
     quick_eval: QuickEval | None = None
     on_step: Callable[[Progress], None] | None = None
     on_row: Callable[[Progress, Mapping[str, float]], None] | None = None
+    apart: frozenset[str] = frozenset()
+    """Weights that are the base's, whose LoRA adapters a file beside it can hold."""
 
 
 class PhaseFit(L.LightningModule):
@@ -257,6 +260,17 @@ class PhaseFit(L.LightningModule):
         """Whole tensors, on the first process; all must ask for them where they are sharded."""
         return whole({name: tensor.detach() for name, tensor in self.network.state_dict().items()})
 
+    def _kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of `state` as a checkpoint has them: LoRA adapters added."""
+        weights, pairs = split_pairs(state)
+        return weights if self.phase.lora is None else merged(weights, pairs, self.phase.lora.scale)
+
+    def _adapter(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """LoRA matrices of `state` that a file beside the base can hold, copied."""
+        pairs = split_pairs(state)[1]
+        apart = {name: pair for name, pair in pairs.items() if name in self.stage.apart}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in named(apart).items()}
+
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.in_place()
 
@@ -287,7 +301,9 @@ class PhaseFit(L.LightningModule):
         values: dict[str, float] = {}
         weights = self._weights()
         if self.stage.keeper is not None:
-            scores = self.stage.quick_eval(self.stage.keeper.checkpoint(weights, self.stage.progress, validation))
+            scores = self.stage.quick_eval(
+                self.stage.keeper.checkpoint(self._kept(weights), self.stage.progress, validation)
+            )
             values = {f"eval/{name}": float(value) for name, value in scores.items()}
         return self.trainer.strategy.broadcast(values)
 
@@ -303,7 +319,8 @@ class PhaseFit(L.LightningModule):
         weights = self._weights()
         if self.stage.keeper is not None:
             keeper = self.stage.keeper
-            keeper.write_best(keeper.checkpoint(weights, progress, values), progress)
+            progress.best_adapter = self._adapter(weights)
+            keeper.write_best(keeper.checkpoint(self._kept(weights), progress, values), progress)
 
     def _keep_step(self) -> None:
         keeper, progress = self.stage.keeper, self.stage.progress
@@ -312,7 +329,7 @@ class PhaseFit(L.LightningModule):
             weights = self._weights()
             if keeper is None:
                 return
-            checkpoint = keeper.checkpoint(weights, progress, progress.phases[-1]["validation"])
+            checkpoint = keeper.checkpoint(self._kept(weights), progress, progress.phases[-1]["validation"])
             keeper.write(keeper.directory.step_path(progress.step), checkpoint)
 
     def _save_state(self) -> None:
@@ -336,6 +353,7 @@ class PhaseFit(L.LightningModule):
                 window=self._window.rows(),
                 best=progress.best,
                 best_digest=progress.best_digest,
+                best_adapter=progress.best_adapter,
                 phases=progress.phases,
                 seconds=progress.seconds,
             ),

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from steval.checkpoints.location import ADAPTER_NAME
 from steval.checkpoints.manifest import EFFECTS, read_manifest
 from steval.data.files import atomic_path, require_directory
 from steval.data.locks import LOCK_NAME
@@ -55,6 +56,11 @@ class RunDirectory:
     def best_path(self) -> Path:
         """The checkpoint to use: lowest validation loss (or what `select_best` says)."""
         return self.checkpoints_dir / "best-val.safetensors"
+
+    @property
+    def adapter_path(self) -> Path:
+        """The same weights as LoRA adapters beside the base, where a `lora` phase found them."""
+        return self.checkpoints_dir / ADAPTER_NAME
 
     @property
     def saved_best_path(self) -> Path:

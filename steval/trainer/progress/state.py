@@ -13,8 +13,11 @@ from steval.checkpoints.manifest import PhaseRecord
 from steval.data.files import atomic_path
 from steval.errors import CheckpointError, DataError
 
-STATE_FORMAT = "steval-trainer-state-2"
-_EARLIER: dict[str, dict[str, Any]] = {"steval-trainer-state-1": {"best_digest": None}}
+STATE_FORMAT = "steval-trainer-state-3"
+_EARLIER: dict[str, dict[str, Any]] = {
+    "steval-trainer-state-1": {"best_digest": None, "best_adapter": {}},
+    "steval-trainer-state-2": {"best_adapter": {}},
+}
 """Earlier formats that are read too, with what they lacked."""
 
 
@@ -34,6 +37,8 @@ class Progress:
     """`metric`, `value`, `step`, `phase` of the best checkpoint; empty before the first."""
     best_digest: str | None = None
     """Digest of its weights (`weights_digest`), where this process wrote it."""
+    best_adapter: dict[str, Tensor] = field(default_factory=dict)
+    """The best weights' LoRA matrices by name (those beside matrices of the base); empty where they have none."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     """`name`, `steps`, `best_step`, `validation` (the latest) of each phase begun."""
 
@@ -90,6 +95,8 @@ class TrainerState(TypedDict):
     """`metric`, `value`, `step`, `phase` of the best checkpoint; empty before the first."""
     best_digest: str | None
     """Digest of its weights: the file is on disk, under a name that may have moved on since."""
+    best_adapter: dict[str, Tensor]
+    """LoRA matrices of the best weights."""
     phases: list[dict[str, Any]]
     """Records of the phases begun so far."""
     seconds: float

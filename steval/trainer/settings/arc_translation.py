@@ -145,10 +145,13 @@ def _refuse(path: Path, name: Any, model: Mapping[str, Any]) -> None:
         for flag in ("finetune_vci_decoder",)
         if model.get(flag)
     ]
-    if isinstance(model.get("lora"), Mapping) and model["lora"].get("enable"):
+    lora = _lora(model)
+    if lora.get("target", "auto") != "auto":
         problems.append(
-            "model.kwargs.lora.enable is on; steval trains whole weights: see the phases of docs/finetuning.md"
+            f"model.kwargs.lora.target is {lora['target']!r}; steval has phases.N.lora.targets: attention, mlp, encoders"
         )
+    if lora.get("bias", "none") != "none":
+        problems.append(f"model.kwargs.lora.bias is {lora['bias']!r}; biases beside steval's adapters stay frozen")
     if model.get("transformer_backbone_key", "llama").lower() != "llama":
         problems.append(
             f"a fresh backbone of kind {model['transformer_backbone_key']!r}; steval makes Llama blocks. A GPT-2 checkpoint "
@@ -192,6 +195,20 @@ def _loss(model: Mapping[str, Any]) -> dict[str, Any]:
 def _phase(model: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     rate = training.get("lr", 1e-4)
     frozen = bool(model.get("freeze_pert_backbone"))
+    lora = _lora(model)
+    if lora:
+        return {
+            "name": "lora",
+            "trains": ["encoders", "outputs"],
+            "lora": {
+                **_named(lora, {"r": "rank", "alpha": "alpha", "dropout": "dropout"}),
+                "targets": ["attention", "mlp"] if lora.get("adapt_mlp") else ["attention"],
+            },
+            "steps": training.get("max_steps", 40_000),
+            "rates": {"encoders": rate, "outputs": rate, "adapters": rate},
+            "schedule": "constant",
+            "warmup_fraction": 0.0,
+        }
     return {
         "name": "frozen" if frozen else "all",
         "trains": ["encoders", "outputs"] if frozen else "all",
@@ -200,6 +217,12 @@ def _phase(model: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, A
         "schedule": "constant",
         "warmup_fraction": 0.0,
     }
+
+
+def _lora(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """arc-state's `lora`, where it is on; else empty."""
+    lora = model.get("lora")
+    return lora if isinstance(lora, Mapping) and lora.get("enable") else {}
 
 
 def _sets(model: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:

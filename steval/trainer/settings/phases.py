@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from steval.model.groups import PARAMETER_GROUPS, ParameterGroup, block_index, parameter_group
+from steval.model.lora_settings import LoraSettings, is_adapter
 from steval.settings import Settings
 
 Schedule = Literal["cosine", "one-cycle", "constant"]
@@ -32,6 +33,8 @@ class RateSettings(Settings):
     """project_out, final_down_then_up, gene_decoder and the other heads."""
     backbone: PositiveFloat = 1e-4
     """The last block and the final norm; block l of L has `backbone · layer_decay^(L-1-l)`."""
+    adapters: PositiveFloat = 2e-4
+    """The matrices of LoRA adapters (`lora`)."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor from one backbone block to the one below it; 1: all alike."""
     floor: NonNegativeFloat = 0.0
@@ -45,6 +48,8 @@ class RateSettings(Settings):
 
     def of(self, name: str, group: ParameterGroup, num_layers: int) -> float:
         """Peak rate of the parameter `name`, which belongs to `group`, in a backbone of `num_layers` blocks."""
+        if is_adapter(name):
+            return self.adapters
         if group == "encoders":
             return self.encoders
         if group == "outputs":
@@ -61,7 +66,10 @@ class PhaseSettings(Settings):
     name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
     """Shown in tables, logs and the checkpoint's training record."""
     trains: Annotated[tuple[ParameterGroup, ...], BeforeValidator(_every_group)] = PARAMETER_GROUPS
-    """Parameter groups that train: encoders, outputs, top, middle, lower; or `all`. The others do not change by a bit."""
+    """Parameter groups that train: encoders, outputs, top, middle, lower; or `all`. The others do not change by a bit. With `lora`
+    it may be empty: adapters alone."""
+    lora: LoraSettings | None = None
+    """Adapters of low rank beside frozen matrices, which train in this phase and are added to them at its end."""
     top_blocks: NonNegativeInt = 3
     """How many of the last backbone blocks the group `top` holds."""
     steps: PositiveInt
@@ -81,8 +89,16 @@ class PhaseSettings(Settings):
 
     @model_validator(mode="after")
     def _trains_something(self) -> "PhaseSettings":
-        if not self.trains:
+        if not self.trains and self.lora is None:
             raise ValueError(f"phase {self.name!r} trains nothing: name at least one of {', '.join(PARAMETER_GROUPS)}")
+        if self.lora is not None:
+            beside = {"attention": BACKBONE_GROUPS, "mlp": BACKBONE_GROUPS, "encoders": ("encoders",)}
+            both = {group for target in self.lora.targets for group in beside[target]} & set(self.trains)
+            if both:
+                raise ValueError(
+                    f"phase {self.name!r} trains {', '.join(sorted(both))} whole and has lora adapters beside the same matrices "
+                    f"(targets {', '.join(self.lora.targets)}); leave one of them out"
+                )
         return self
 
     @property
@@ -92,4 +108,6 @@ class PhaseSettings(Settings):
 
     def trains_parameter(self, name: str, num_layers: int) -> bool:
         """Whether the parameter `name` trains in this phase."""
+        if is_adapter(name):
+            return self.lora is not None
         return parameter_group(name, num_layers, self.top_blocks) in self.trains
