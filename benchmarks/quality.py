@@ -12,6 +12,7 @@ Parts, chosen with --parts:
              calibrated on each screen's own training and validation pairs; ten draws of control cells
     kang     the same on held-out cell types, one draw
     unseen   ten perturbations of each screen measured in no cell type: told from features against the mean effect
+    expected how wrong predictions are expected to be, beside how wrong they were: rank correlation, coverage of 90 % intervals
     network  `steval finetune quick-cpu` as shipped on the first --network-screens screens, with each of --seeds: what the
              network puts out, its effect carried, the default, the default with the network at 0 and at a quarter, and the
              seeds together; minutes for each
@@ -43,6 +44,7 @@ from steval.data.columns import ColumnOptions, Columns
 from steval.data.effects.anchors import SIMPLE_MODELS, Anchors, AnchorSettings
 from steval.data.effects.carry import carry, mean_of_cells
 from steval.data.effects.decoding import DecodingSettings
+from steval.data.effects.expected import effect_sizes, rank_correlation, training_cells
 from steval.data.effects.measure import measure_file
 from steval.data.effects.record import TrainingEffects
 from steval.evaluator.heldout import MEMBERS, HeldOut, HeldOutScores, leaderboard_parts
@@ -51,8 +53,8 @@ from steval.predictor.cells.predicted import PredictedSet
 from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
-from steval.workflows.calibrate import mean_profile, pairs_of
-from steval.workflows.calibration import HeldOutPairs, choose_anchor
+from steval.workflows.calibrate import error_model, mean_profile, pairs_of
+from steval.workflows.calibration import HeldOutPairs, choose_anchor, simple_effects
 
 CONTROL = "non-targeting"
 TARGET_SUM = 1e4
@@ -186,16 +188,20 @@ def simple_rows(task: Task, draws: int) -> list[Row]:
 
 def calibrated(task: Task, record: TrainingEffects, baseline: np.ndarray) -> DecodingSettings:
     """What a run's calibration chooses with the network at 0: on training pairs and on those that validate."""
+    return choose_anchor(record, None, calibration_pairs(task, baseline), DEFAULT).decoding
+
+
+def calibration_pairs(task: Task, baseline: np.ndarray) -> list[HeldOutPairs]:
+    """Training pairs, each hidden from the training effects, and those that validate."""
     generator = np.random.default_rng(0)
     file = CellFile.wrap(task.training())
     training = [
         replace(one, hidden=one.names) for one in pairs_of(file, task.columns, task.target_sum, baseline, generator)
     ]
-    validation = []
-    if task.validation:
-        held = CellFile.wrap(task.part(task.validation))
-        validation = list(pairs_of(held, task.columns, task.target_sum, baseline, generator))
-    return choose_anchor(record, None, [*training, *validation], DEFAULT).decoding
+    if not task.validation:
+        return training
+    held = CellFile.wrap(task.part(task.validation))
+    return [*training, *pairs_of(held, task.columns, task.target_sum, baseline, generator)]
 
 
 def scored(task: Task, name: str, pairs: HeldOutPairs, make: Callable[..., sp.csr_matrix], draws: int) -> list[Row]:
@@ -227,6 +233,29 @@ def rows_of(task: Task, name: str, pairs: HeldOutPairs, found: Sequence[HeldOutS
             "significant": float(numbers[row]), "spread_over_draws": spread,
         }
         for row, perturbation in enumerate(pairs.names)
+    ]  # fmt: skip
+
+
+def expected_rows(task: Task) -> list[Row]:
+    """Expected errors of the test pairs, with the decoding that calibration chose, beside the errors they turned out to have."""
+    record, _ = measure_file(CellFile.wrap(task.training()), task.columns)
+    baseline = mean_profile(record)
+    decoding = calibrated(task, record, baseline)
+    assert decoding.anchor is not None
+    anchors = Anchors(record, decoding.anchor)
+    model = error_model(record, anchors, decoding, calibration_pairs(task, baseline), 0)
+    if model is None:
+        return []
+    pairs = task.pairs(task.test, baseline)
+    effects = simple_effects(anchors, pairs)
+    told = model.told(effect_sizes(effects), training_cells(record, pairs.names))
+    found = decoded(task, "default, network at 0", pairs, decoding, np.zeros_like(effects), effects)
+    errors = np.array([row["mae"] for row in found])
+    ranks = rank_correlation(told[:, 0], errors)
+    return [
+        {"task": task.name, "perturbation": row["perturbation"], "mae": error, "told": mae, "low": low, "high": high,
+         "rank_correlation": ranks}
+        for row, error, (mae, low, high) in zip(found, errors.tolist(), told.tolist(), strict=True)
     ]  # fmt: skip
 
 
@@ -447,7 +476,7 @@ def main() -> None:
     parser.add_argument("--kang", type=Path)
     parser.add_argument("--thp1", type=Path)
     parser.add_argument("--features", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["simple", "kang", "unseen", "network"])
+    parser.add_argument("--parts", nargs="+", default=["simple", "kang", "unseen", "expected", "network"])
     parser.add_argument("--network-screens", type=int, default=2, help="So many of the screens, with --parts network.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     o = parser.parse_args()
@@ -497,6 +526,21 @@ def main() -> None:
             gain(rows, "unseen: features", (f"unseen: mean effect {of}",), "pearson_delta")
             for of in ("of all training pairs", "in this cell type")
         ]
+    if "expected" in o.parts and o.screens:
+        rows = [
+            row
+            for number, path in enumerate(o.screens)
+            for row in kept(
+                o.work / f"expected-{path.stem}.json", lambda p=path, n=number: expected_rows(screen_task(p, n))
+            )
+        ]
+        frame = pd.DataFrame(rows)
+        covered = (frame["mae"] >= frame["low"]) & (frame["mae"] <= frame["high"])
+        ranks = frame.groupby("task")["rank_correlation"].first()
+        results["expected"] = [
+            {"rank_correlation": ranks.mean(), "least": ranks.min(), "most": ranks.max(), "covered": covered.mean(),
+             "mae": frame["mae"].mean(), "told": frame["told"].mean(), "pairs": len(frame), "tasks": len(ranks)}
+        ]  # fmt: skip
     if "network" in o.parts and o.screens:
         rows = []
         chosen = list(enumerate(o.screens))[: o.network_screens]

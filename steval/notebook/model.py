@@ -88,7 +88,7 @@ class Model:
             plan = self._predictor.plan(request, pool)
             options = OutputOptions(include_controls=include_controls)
             blocks = self._predictor.blocks(plan, sparse=takes_sparse_cells(plan, options))
-            return gather_predictions(plan, blocks, self._predictor.facts(request, "steval.load(…).predict"), options)
+            return gather_predictions(plan, blocks, self._predictor.facts_of(plan, "steval.load(…).predict"), options)
 
     @cached_property
     def _predictor(self) -> Predictor:

@@ -10,9 +10,9 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -127,6 +127,10 @@ class Predictor:
         decoding = self.decoder.chosen(request.decoding).settings.as_dict()
         return PredictionFacts(made_by, str(self.path), self.digest, {**self.settings(), "decoding": decoding})
 
+    def facts_of(self, plan: PredictionPlan, made_by: str = "steval predict") -> PredictionFacts:
+        """`facts` with how wrong the cells of a plan are expected to be."""
+        return replace(self.facts(plan.request, made_by), expected_error=self.expected_errors(plan))
+
     def plan(self, request: PredictionRequest, pool: ControlPool) -> PredictionPlan:
         """`plan.make_plan` for this checkpoint and set size."""
         return make_plan(request, pool, self.manifest, self.set_size)
@@ -149,6 +153,10 @@ class Predictor:
     def effects(self, plan: PredictionPlan, items: Sequence[PlannedItem]) -> list[np.ndarray]:
         """What this checkpoint's cells of `items` of a plan would carry, `[G]` float64 each."""
         return self.decoder.chosen(plan.request.decoding).effects(plan, items, self._network_of(plan, None))
+
+    def expected_errors(self, plan: PredictionPlan) -> list[dict[str, Any]] | None:
+        """How wrong the cells of a plan are expected to be; see `Decoder.expected_errors`."""
+        return self.decoder.chosen(plan.request.decoding).expected_errors(plan)
 
     def _network_of(self, plan: PredictionPlan, pool: "EncodedControls | ControlPool | None") -> Network:
         def network(inner: PredictionPlan, csr: bool) -> Iterator[PredictedBlock]:

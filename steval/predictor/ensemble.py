@@ -1,6 +1,7 @@
 """Several checkpoints as one: cells that carry the mean of their effects, from the same control cells."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,13 +70,28 @@ class Ensemble:
         first = self.members[0].decoder.chosen(plan.request.decoding)
         return carried_blocks(plan, first.settings, effects, sparse=sparse)
 
-    def facts(self, request: PredictionRequest, made_by: str = "steval predict") -> PredictionFacts:
-        """The first member's, with path, digest and decoding of every member."""
-        each = [member.facts(request, made_by) for member in self.members]
+    def expected_errors(self, plan: PredictionPlan) -> list[dict[str, Any]] | None:
+        """Means of what the members expect; None unless all of them say it."""
+        each = [member.expected_errors(member.plan(plan.request, plan.pool)) for member in self.members]
+        told = [one for one in each if one is not None]
+        if len(told) < len(each):
+            return None
+        return [
+            {**same[0], **{key: float(np.mean([one[key] for one in same])) for key in ("mae", "low", "high")}}
+            for same in zip(*told, strict=True)
+        ]
+
+    def facts_of(self, plan: PredictionPlan, made_by: str = "steval predict") -> PredictionFacts:
+        """The first member's, with path, digest and decoding of every member, and what they expect."""
+        each = [member.facts(plan.request, made_by) for member in self.members]
         members = [
             {"checkpoint": one.checkpoint, "digest": one.checkpoint_digest, "decoding": one.engine["decoding"]}
             for one in each
         ]
         return PredictionFacts(
-            made_by, each[0].checkpoint, each[0].checkpoint_digest, {**each[0].engine, "ensemble": members}
+            made_by,
+            each[0].checkpoint,
+            each[0].checkpoint_digest,
+            {**each[0].engine, "ensemble": members},
+            self.expected_errors(plan),
         )

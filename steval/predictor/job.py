@@ -109,7 +109,7 @@ def predict_into(
     """Predict `request` from `pool` into the h5ad `path`, see `output.write_predictions`."""
     plan, options = predictor.plan(request, pool), options or OutputOptions()
     blocks = predictor.blocks(plan, sparse=takes_sparse_cells(plan, options))
-    return write_predictions(path, plan, blocks, predictor.facts(request, made_by), options)
+    return write_predictions(path, plan, blocks, predictor.facts_of(plan, made_by), options)
 
 
 def open_controls(job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:

@@ -304,6 +304,8 @@ def _record(
         "controls": plan.pool.notes,
         "output": {**options.as_dict(), "include_controls": include_controls, "kind": request.output},
     }
+    if facts.expected_error is not None:
+        details["expected_error"] = [dict(one) for one in facts.expected_error]
     return steval_record(
         made_by=facts.made_by,
         scale=scale,

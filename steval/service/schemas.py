@@ -109,6 +109,16 @@ class PredictionsBody(PredictBody):
         return self if self.perturbations else self.model_copy(update={"perturbations": every})
 
 
+class ExpectedError(Settings):
+    """How wrong a predicted mean is expected to be, from held-out pairs; lognorm."""
+
+    mae: float
+    """Mean absolute error over genes."""
+    low: float
+    """Lower end of its 90 % interval."""
+    high: float
+
+
 class PredictedProfile(Settings):
     """One predicted perturbation."""
 
@@ -119,6 +129,8 @@ class PredictedProfile(Settings):
     num_cells: int
     mean: list[float]
     """Mean over the predicted cells, float32, in the order of `genes`, on `scale`."""
+    expected_error: ExpectedError | None
+    """None where the checkpoint was not calibrated for it, or another decoding was asked for."""
 
 
 class ControlProfile(Settings):

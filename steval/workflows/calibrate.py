@@ -27,6 +27,7 @@ from steval.data.cells.scale import as_lognorm
 from steval.data.columns import Columns
 from steval.data.effects.anchors import Anchors, AnchorSettings
 from steval.data.effects.decoding import DecodingSettings
+from steval.data.effects.expected import ExpectedErrorModel, effect_sizes, fit_expected_error, training_cells
 from steval.data.effects.measure import measure_file
 from steval.data.effects.record import TrainingEffects
 from steval.data.labels import labels_of, labels_or
@@ -39,7 +40,15 @@ from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.progress.notices import Notice
-from steval.workflows.calibration import Choice, HeldOutPairs, choose_anchor, choose_weight, parts_of, simple_effects
+from steval.workflows.calibration import (
+    DRAWS,
+    Choice,
+    HeldOutPairs,
+    choose_anchor,
+    choose_weight,
+    parts_of,
+    simple_effects,
+)
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +173,31 @@ def calibrated(
         record["expected"] = _expected(
             checkpoint, effects, validation or training, decoding, held, bool(validation), seed
         )
+        if effects is not None and decoding.anchor is not None:
+            anchors = Anchors(effects, decoding.anchor, vectors(checkpoint))
+            error = error_model(effects, anchors, decoding, [*training, *validation], seed)
+            record |= {} if error is None else {"expected_error": error.as_dict()}
     return Calibrated(decoding, effects, record)
+
+
+def error_model(
+    effects: TrainingEffects, anchors: Anchors, decoding: DecodingSettings, pairs: Sequence[HeldOutPairs], seed: int
+) -> ExpectedErrorModel | None:
+    """How wrong predictions are, told from held-out `pairs` with the simple model's part; None for too few of them."""
+    simple = decoding.model_copy(update={"network_weight": 0.0})
+    sizes, seen, errors, measured = [], [], [], []
+    for one in pairs:
+        told = simple_effects(anchors, one)
+        sizes.append(effect_sizes(told))
+        seen.append(training_cells(effects, one.names, [(name, one.context) for name in one.hidden]))
+        drawn = [
+            one.score(simple.effect_scale * told, simple, seed + 2000 + draw).members[:, 0] for draw in range(DRAWS)
+        ]
+        errors.append(np.mean(drawn, axis=0))
+        measured += [one.real.num_cells[name] for name in one.names]
+    if not errors:
+        return None
+    return fit_expected_error(*map(np.concatenate, (sizes, seen, errors)), measured_cells=int(np.median(measured)))
 
 
 def calibration_notice(found: Calibrated) -> Notice:

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from steval.checkpoints.inspection import inspect_checkpoint
 from steval.checkpoints.store import load_checkpoint, save_checkpoint
 from steval.cli.app import app
-from steval.data.cells.record import KEY, steval_record
+from steval.data.cells.record import KEY, read_record, steval_record
 from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.data.effects.decoding import DecodingSettings
+from steval.data.effects.expected import ExpectedErrorModel
 from steval.data.synthetic import generate
 from steval.errors import ConfigError
 from steval.workflows.calibrate import calibrate, calibrated
@@ -59,6 +60,38 @@ def test_a_finished_run_carries_effects_and_the_choice_with_its_evidence(finishe
     found = inspect_checkpoint(result.best, verify=True)
     assert found["calibration"] == checkpoint.manifest.calibration
     assert found["parameters"]["total"] == sum(tensor.numel() for tensor in checkpoint.weights.values())
+
+
+def test_predictions_say_how_wrong_they_are_expected_to_be(finished, tmp_path):
+    """In `uns`, for each perturbation but the control; as the checkpoint's own decoding, or not at all."""
+    result, _, names = finished
+    model = ExpectedErrorModel.parse(load_checkpoint(result.best).manifest.calibration["expected_error"], "it")
+    assert model.pairs == 3 + 10 + 4
+    assert model.measured_cells == 16
+    for decoding, expected in (("checkpoint", sorted(names[:2])), ("network", None)):
+        out = tmp_path / f"{decoding}.h5ad"
+        names_given = ",".join(names[:2])
+        found = CliRunner().invoke(
+            app,
+            [
+                "predict",
+                str(result.best),
+                "-o",
+                str(out),
+                "-p",
+                names_given,
+                "--cell-type",
+                "Y",
+                "--decoding",
+                decoding,
+            ],
+        )
+        assert found.exit_code == 0, found.output
+        told = read_record(ad.read_h5ad(out).uns)["details"].get("expected_error")
+        assert expected == (None if told is None else [one["perturbation"] for one in told])
+        for one in told or ():
+            assert one["cell_type"] == "Y"
+            assert 0 < one["low"] <= one["mae"] <= one["high"] < 1
 
 
 def test_the_command_writes_a_new_file_and_leaves_its_input(finished, tmp_path):

@@ -6,6 +6,7 @@ the item's names and the seed alone, so that batch size, neighbours and order ch
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,6 +15,7 @@ from steval.checkpoints.store import Checkpoint
 from steval.data.effects.anchors import Anchors
 from steval.data.effects.carry import CARRIED_AT_ONCE
 from steval.data.effects.decoding import DecodingChoice, DecodingSettings
+from steval.data.effects.expected import ExpectedErrorModel, effect_sizes, training_cells
 from steval.errors import ConfigError
 from steval.predictor.cells.predicted import PredictedBlock
 from steval.predictor.controls import ControlPool
@@ -42,6 +44,9 @@ class Decoder:
             assert checkpoint.effects is not None
             assert self.settings.anchor is not None
             self._anchors = Anchors(checkpoint.effects, self.settings.anchor, vectors(checkpoint))
+        fitted = (checkpoint.manifest.calibration or {}).get("expected_error")
+        is_own = self.settings == checkpoint.manifest.decoding
+        self._error_model = ExpectedErrorModel.parse(fitted, str(checkpoint.path)) if fitted and is_own else None
 
     def chosen(self, choice: DecodingChoice) -> "Decoder":
         """This decoder, or the one for the kind that a request asks for; raises `ConfigError` where the checkpoint cannot."""
@@ -62,6 +67,24 @@ class Decoder:
             return iter(network(plan, sparse))
         return carried_blocks(plan, self.settings, lambda items: self.effects(plan, items, network), sparse=sparse)
 
+    def expected_errors(self, plan: PredictionPlan) -> list[dict[str, Any]] | None:
+        """For each item of `plan` but the control: perturbation, cell_type, batch, and `mae` (lognorm, see `data.effects.expected`)
+        with the ends `low` and `high` of its 90 % interval. None where the checkpoint was not calibrated for it."""
+        if self._error_model is None or self._anchors is None:
+            return None
+        found = []
+        for places, items in _by_place(plan).items():
+            names = [item.perturbation for item in items]
+            told = self._anchors.effects(names, places[0], plan.control_mean(items[0]))
+            cells = training_cells(self._anchors.record, names)
+            for item, values in zip(items, self._error_model.told(effect_sizes(told), cells).tolist(), strict=True):
+                mae, low, high = values
+                found.append((item.position, {
+                    "perturbation": item.perturbation, "cell_type": item.cell_type, "batch": item.batch, "mae": mae,
+                    "low": low, "high": high,
+                }))  # fmt: skip
+        return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
     def effects(self, plan: PredictionPlan, items: Sequence[PlannedItem], network: Network) -> list[np.ndarray]:
         """The effect `[G]` that cells of each of `items` carry, float64; none for the control label."""
         told = network_effects(plan, self.settings, network, items) if self.settings.asks_network else {}
@@ -75,6 +98,15 @@ class Decoder:
         if self._anchors is not None:
             simple = self._anchors.effects([item.perturbation], item.cell_type, mean)[0]
         return self.settings.combined(network, simple)
+
+
+def _by_place(plan: PredictionPlan) -> dict[tuple[str, str | None], list[PlannedItem]]:
+    """Items but the control by cell type and batch."""
+    places: dict[tuple[str, str | None], list[PlannedItem]] = {}
+    for item in plan.items:
+        if item.perturbation != plan.manifest.control:
+            places.setdefault((item.cell_type, item.batch), []).append(item)
+    return places
 
 
 def carried_blocks(

@@ -1,6 +1,6 @@
 """Predicted cells as they pass from an engine, a queue or files to a writer; without torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class PredictionFacts:
     checkpoint_digest: str
     engine: Mapping[str, object]
     """Device, number format and every other setting of the engine that computed the cells."""
+    expected_error: Sequence[Mapping[str, Any]] | None = None
+    """See `Decoder.expected_errors`."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _predict(directory: Path, request: dict[str, Any]) -> None:
     if body.form == "h5ad":
         sparse = takes_sparse_cells(plan, OutputOptions())
         blocks = _counted(predictor.blocks(plan, sparse=sparse), directory)
-        write_predictions(path, plan, blocks, predictor.facts(plan.request, "steval serve"))
+        write_predictions(path, plan, blocks, predictor.facts_of(plan, "steval serve"))
     else:
         sets = (one for block in _counted(predictor.blocks(plan), directory) for one in block.split())
         with atomic_path(path) as partial, partial.open("wb") as handle:

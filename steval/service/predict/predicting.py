@@ -238,7 +238,7 @@ def _sets(blocks: Iterator[PredictedBlock]) -> Iterator[PredictedSet]:
 def _write(path: Path, queued: QueuedCells, body: PredictBody, model: Model) -> None:
     """The file of `steval predict`; none where the client has left meanwhile."""
     plan = model.predictor.plan(body.to_request(), model.pool)
-    write_predictions(path, plan, _decoded(model, plan, queued), model.predictor.facts(plan.request, "steval serve"))
+    write_predictions(path, plan, _decoded(model, plan, queued), model.predictor.facts_of(plan, "steval serve"))
     if queued.closed:
         path.unlink(missing_ok=True)
 
@@ -248,6 +248,10 @@ def _summary(model: Model, queued: QueuedCells, body: PredictBody) -> bytes:
     plan = model.predictor.plan(body.to_request(), model.pool)
     profiles = list(predicted_means(plan, _sets(_decoded(model, plan, queued))))
     cell_types = {profile.cell_type for profile in profiles}
+    expected = {
+        (one["perturbation"], one["cell_type"], one["batch"]): {key: one[key] for key in ("mae", "low", "high")}
+        for one in model.predictor.expected_errors(plan) or ()
+    }
     predictions = [
         json_object(
             {
@@ -255,6 +259,7 @@ def _summary(model: Model, queued: QueuedCells, body: PredictBody) -> bytes:
                 "cell_type": profile.cell_type,
                 "batch": profile.batch,
                 "num_cells": profile.num_cells,
+                "expected_error": expected.get((profile.item.perturbation, profile.cell_type, profile.batch)),
             },
             {"mean": json_numbers(profile.mean)},
         )
