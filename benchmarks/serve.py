@@ -87,14 +87,14 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_checkpoint(path: Path, options: argparse.Namespace) -> None:
+def write_checkpoint(path: Path, options: argparse.Namespace, seed: int = 0) -> None:
     hidden, genes = options.hidden, options.genes
     backbone = {"kind": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_layers": 4}
     backbone |= {"num_heads": 8, "num_key_value_heads": 8, "head_dim": hidden // 8}
     sizes = {"input_dim": genes, "output_dim": genes, "pert_dim": NUM_PERTURBATIONS + 1, "hidden_dim": hidden}
     config = ModelConfig.parse({**sizes, "backbone": backbone, "cell_set_size": 64})
     network = StateTransition(config)
-    network.reset(torch.Generator().manual_seed(0))
+    network.reset(torch.Generator().manual_seed(seed))
     rng = np.random.default_rng(0)
     names = tuple(f"GENE{number}" for number in range(genes))
     cells = sp.random_array((NUM_CONTROLS, genes), density=0.2, rng=rng, dtype=np.float32, format="csr")
@@ -140,17 +140,18 @@ class Service:
         raise SystemExit("the service did not become ready")
 
     @property
-    def _worker(self) -> str:
+    def worker(self) -> str:
+        """Process id of the first worker."""
         return Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0]
 
     def cpu_seconds(self) -> float:
         """CPU time that the worker has used."""
-        fields = Path(f"/proc/{self._worker}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = Path(f"/proc/{self.worker}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> float:
         """Resident memory of the worker in MB."""
-        status = Path(f"/proc/{self._worker}/status").read_text()
+        status = Path(f"/proc/{self.worker}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
     def stop(self) -> None:

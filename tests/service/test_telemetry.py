@@ -1,8 +1,14 @@
-"""Metrics over several workers: what a killed worker left does not count as alive."""
+"""Metrics over several workers: what a killed worker left does not count as alive; log lines and traces."""
 
+import json
+import logging
 import os
 import subprocess
 import sys
+
+import pytest
+
+from steval.service.http.journal import ACCESS, JsonFormatter
 
 WORKER = """
 import os, sys
@@ -26,3 +32,28 @@ def test_the_gauges_of_a_killed_worker_are_forgotten_and_its_counters_kept(tmp_p
     assert "steval_queued_cells 2400.0" in texts[0]
     assert "steval_queued_cells 7.0" in texts[1]
     assert "steval_predicted_cells_total 32.0" in texts[1]
+
+
+@pytest.mark.parametrize(
+    ("parent", "trace"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "4bf92f3577b34da6a3ce929d0e0e4736"),
+        ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what.comes", "4bf92f3577b34da6a3ce929d0e0e4736"),
+        ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", None),
+        ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", None),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", None),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", None),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736", None),
+        ("", None),
+    ],
+)
+def test_log_lines_carry_the_trace_that_a_request_belongs_to(http, caplog, parent, trace):
+    logger = logging.getLogger(ACCESS)
+    logger.addHandler(caplog.handler)
+    try:
+        http.get("/models", headers={"traceparent": parent})
+    finally:
+        logger.removeHandler(caplog.handler)
+    (record,) = [one for one in caplog.records if one.name == ACCESS and one.route == "/models"]
+    assert record.trace == trace
+    assert ("trace" in json.loads(JsonFormatter().format(record))) == (trace is not None)

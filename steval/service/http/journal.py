@@ -8,7 +8,19 @@ from typing import Any
 
 ACCESS = "steval.service.http.access"
 _FIELDS = (
-    *("request_id", "method", "route", "status", "code", "milliseconds", "client", "key", "bytes_in", "bytes_out"),
+    *(
+        "request_id",
+        "trace",
+        "method",
+        "route",
+        "status",
+        "code",
+        "milliseconds",
+        "client",
+        "key",
+        "bytes_in",
+        "bytes_out",
+    ),
     *("job", "model", "cells"),
 )
 

@@ -26,6 +26,8 @@ MOST_ERROR_BYTES = 2**20
 CLIENT_LEFT = 499
 """Logged where a client went away before its answer began."""
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+"""W3C's traceparent."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -82,6 +84,7 @@ class _Exchange:
         self.quiet = route is not None and route.quiet
         given = Headers(scope=scope).get(REQUEST_ID, "")
         self.request_id = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
+        self.trace = _trace_of(Headers(scope=scope).get("traceparent", ""))
         self.code: str | None = None
         scope["steval.request_id"] = self.request_id
         scope[AUDIT] = {}
@@ -142,6 +145,12 @@ class _Exchange:
             headers.setdefault(name, value)
 
 
+def _trace_of(parent: str) -> str | None:
+    """The id of the trace that a request belongs to; None where there is none, or no valid one."""
+    match = _TRACE.fullmatch(parent)
+    return None if match is None else match["trace"]
+
+
 def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
     client = scope.get("client") or ("", 0)
     quiet = exchange.quiet and (exchange.status or 0) < 400
@@ -151,6 +160,7 @@ def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
         *(scope["method"], exchange.label if exchange.label != OTHER else scope["path"][:200]),
         extra={
             "request_id": exchange.request_id,
+            "trace": exchange.trace,
             "method": scope["method"],
             "route": exchange.label,
             "status": exchange.status or CLIENT_LEFT,
