@@ -28,6 +28,11 @@ SCHEMA: dict[str, Any] = {
     "unclipped": pl.Float64,
     "unclipped_low": pl.Float64,
     "unclipped_high": pl.Float64,
+    "simple_model": pl.String,
+    "simple_leaderboard": pl.Float64,
+    "above_simple": pl.Float64,
+    "above_simple_low": pl.Float64,
+    "above_simple_high": pl.Float64,
     "integrity_fail": pl.Int64,
     "integrity_warn": pl.Int64,
     "flags": pl.String,
@@ -85,9 +90,14 @@ def render(frame: pl.DataFrame) -> str:
     """The leaderboard as one HTML page with nothing to fetch."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    from steval.evaluator.metrics.catalog import with_arrow
+    from steval.evaluator.report.html import TEMPLATES
+
+    loader = jinja2.FileSystemLoader([TEMPLATE.parent, TEMPLATES])
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    environment.filters["arrow"] = with_arrow
+    template = environment.get_template(TEMPLATE.name)
     metrics = [name for name in frame.columns if name not in SCHEMA and not name.endswith(("_low", "_high"))]
     data = frame["data"].unique(maintain_order=True).sort().to_list()
     requests = frame["request"].unique().sort().to_list()
@@ -138,12 +148,14 @@ def _row(plan: BatchPlan, job: Job, read_score_dir: Any) -> dict[str, Any]:
     score = score_of(plan.layout, job)
     if score is None:
         return row | {"state": "predicted"}
+    from steval.evaluator.report.standing import standing
+
     report = read_score_dir(score)
     summary = read_json(score / "score.json") or {}
     low, high = summary["interval"]
     headline = report.overall.filter(pl.col("predictor") == "prediction").head(1).to_dicts()
     bounds = headline[0] if headline else {}
-    findings = report.findings
+    findings, stands = report.findings, standing(report)
     row |= {
         "state": "scored",
         "overall": summary["overall"],
@@ -153,6 +165,11 @@ def _row(plan: BatchPlan, job: Job, read_score_dir: Any) -> dict[str, Any]:
         "unclipped": summary["unclipped"],
         "unclipped_low": bounds.get("unclipped_low"),
         "unclipped_high": bounds.get("unclipped_high"),
+        "simple_model": stands.simple_model,
+        "simple_leaderboard": stands.simple_score,
+        "above_simple": stands.difference,
+        "above_simple_low": stands.low,
+        "above_simple_high": stands.high,
         "integrity_fail": summary["integrity"]["fail"],
         "integrity_warn": summary["integrity"]["warn"],
         "flags": "; ".join(

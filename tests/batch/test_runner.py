@@ -77,6 +77,12 @@ def test_the_leaderboard_is_ordered_and_has_intervals_and_flags(ran: Path):
     assert pl.read_parquet(root / "leaderboard.parquet").equals(frame)
     assert pl.read_csv(root / "leaderboard.csv").columns == frame.columns
     page = (root / "leaderboard.html").read_text(encoding="utf-8")
+    assert 'class="sortable"' in page and "aria-sort" in page
+    scored = frame.filter(pl.col("state") == "scored")
+    assert scored["simple_model"].is_not_null().all()
+    differences = (scored["leaderboard"] - scored["simple_leaderboard"]).to_list()
+    assert scored["above_simple"].to_list() == pytest.approx(differences)
+    assert all(f"{one['above_simple']:.1f} <small>{one['simple_model']}" in page for one in scored.to_dicts())
     for row in frame.iter_rows(named=True):
         assert f'href="{row["directory"]}/score/report.html"' in page
         assert (root / row["directory"] / "score" / "report.html").is_file()
