@@ -67,10 +67,10 @@ def run_demo(
         raise ConfigError(f"{directory} is a file; name a directory with --out DIR")
     if directory.exists() and any(directory.iterdir()) and not overwrite:
         raise ConfigError(f"{directory} is there already; use --overwrite, or another place with --out DIR")
+    config = _write_config(directory, (*(SYNTHETIC_OVERRIDES if synthetic else ()), *overrides))
     announce("1/4 prepare: counts -> lognorm, hold cells out for the evaluation")
     effects = _write_data(directory / "data", synthetic)
     announce("2/4 fine-tune: backbone frozen, then all unfrozen")
-    config = _write_config(directory, (*(SYNTHETIC_OVERRIDES if synthetic else ()), *overrides))
     run = finetune_with_evaluation(config, directory / "run", overwrite=overwrite, device=device)
     announce("3/4 predict: the held-out cells' perturbations")
     preds = directory / "preds.h5ad"

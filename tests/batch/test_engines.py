@@ -198,6 +198,13 @@ def test_ray_retries_a_killed_worker_and_gives_up_on_a_poisoned_task(case: Path)
         engine.submit(lost)
         (outcome,) = finish(engine)
         assert "was there when the batch was planned" in (outcome.error or "")
+        late = replace(task, output=task.output.with_name("late.h5ad"), seconds=0.001)
+        engine.submit(late)
+        (outcome,) = finish(engine)
+        assert (outcome.error_kind, late.output.exists()) == ("WorkerDied", False), "its time was over"
+        engine.submit(replace(late, seconds=600.0))
+        (outcome,) = finish(engine)
+        assert outcome.error is None, outcome
     finally:
         engine.close()
 
