@@ -1,6 +1,6 @@
 """A service under a mixture of attacks goes on answering others with the same numbers, grows no further, and ends when told.
 
-    STEVAL_TEST_ATTACK_SECONDS=600 pytest --timeout 1800 tests/service/test_attack.py      # ten minutes, not twelve seconds
+STEVAL_TEST_ATTACK_SECONDS=600 pytest --timeout 1800 tests/service/test_attack.py      # ten minutes, not twelve seconds
 """
 
 import os
