@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import typer
 
+from steval.cli.surroundings import NARROWEST
 from steval.errors import OutputError
 from steval.wording import printable, whole_number
 
@@ -18,7 +19,6 @@ FILE_WIDTH = 160
 """Columns of text when stdout is not a terminal and COLUMNS is not set."""
 LONGEST_LINE = 100
 """Of running text."""
-NARROWEST = 40
 LONGEST_KEY, MOST_KEYS = 6, 2
 """Words of a key, and columns of keys."""
 _PLAIN = str.maketrans(

@@ -7,7 +7,10 @@ from collections.abc import Mapping, MutableMapping
 
 from steval.errors import ConfigError
 from steval.machine import MAX_THREADS, THREAD_VARIABLES, thread_environment
+from steval.wording import whole_number
 
+NARROWEST, WIDEST = 40, 100_000
+"""Columns of text at least and at most, whatever the environment says."""
 _STREAMS = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
 
 
@@ -29,9 +32,11 @@ def settle_environment(environment: MutableMapping[str, str]) -> None:
     """Add what libraries are to find when they are loaded, and take away what some of them would stumble over."""
     environment.update(thread_environment(environment))
     environment["MPLBACKEND"] = "agg"  # no command shows a window; a notebook's choice, inherited, need not exist here
-    for name in ("COLUMNS", "LINES"):
-        if not re.fullmatch("[0-9]{1,6}", environment.get(name, "0")):
-            del environment[name]
+    for name, least in (("COLUMNS", NARROWEST), ("LINES", 1)):
+        if name in environment:
+            number = whole_number(environment.pop(name))
+            if number:
+                environment[name] = str(max(least, min(number, WIDEST)))
 
 
 def require_environment(environment: Mapping[str, str]) -> None:

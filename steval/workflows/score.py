@@ -75,6 +75,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
     `request.train`, else the checkpoint's training cells, else there are none. Raises `ConfigError`, `CheckpointError`
     or `DataError`.
     """
+    from steval.evaluator.metrics.profiles import resolve
     from steval.evaluator.scoring import score
     from steval.evaluator.tables import write_score_dir
 
@@ -83,6 +84,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
             "without a checkpoint there is no record of evaluation data: give the real cells with --real REAL.h5ad, "
             "or the checkpoint before the predictions: steval score CKPT PREDS"
         )
+    resolve(request.settings.chosen)  # unknown names are to be said before anything is predicted
     if not request.predict:
         _require_predictions(request.preds)
     if request.checkpoint is not None:

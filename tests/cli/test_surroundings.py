@@ -10,7 +10,7 @@ from steval.errors import ConfigError
 from steval.machine import MAX_THREADS, THREAD_VARIABLES
 
 
-@pytest.mark.parametrize("width", ["²", "-5", "abc", "1e3", "", "9" * 5000, "１２"])
+@pytest.mark.parametrize("width", ["²", "-5", "abc", "1e3", "", "9" * 5000, "１２", "0"])
 def test_a_width_that_is_no_number_is_none(width):
     environment = {"COLUMNS": width, "LINES": "40"}
     settle_environment(environment)
@@ -56,3 +56,9 @@ def test_files_and_memory_are_no_bugs(error, said):
     assert result.exit_code == 4
     assert result.stderr.startswith(said)
     assert "bug" not in result.stderr
+
+
+def test_a_width_too_small_to_say_anything_is_made_larger():
+    environment = {"COLUMNS": "1", "LINES": "9" * 17}
+    settle_environment(environment)
+    assert (environment["COLUMNS"], environment["LINES"]) == ("40", "100000")

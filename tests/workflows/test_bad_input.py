@@ -144,3 +144,12 @@ def test_evaluation_data_that_moved_is_found_and_that_changed_is_refused(
         assert_refused(run(*arguments), 4, "its content has changed")
     finally:
         (mounted / "evaluation.h5ad").replace(recorded)
+
+
+@pytest.mark.parametrize("option", [("--profile", "no such"), ("--metrics", "mae,no such")])
+def test_unknown_metrics_are_said_before_anything_is_predicted(
+    demo: DemoResult, tmp_path: Path, option: tuple[str, str]
+):
+    result = run("score", demo.checkpoint, tmp_path / "p.h5ad", "--predict", "-o", tmp_path / "out", *option)
+    assert_refused(result, 2, "no such")
+    assert list(tmp_path.iterdir()) == []
