@@ -6,6 +6,7 @@
     python benchmarks/score.py --controls 20000 --de-only          # the challenge's shape, DE alone, against pdex
     python benchmarks/score.py --growth --plot growth.png          # time and memory against perturbations, cells, controls
     python benchmarks/score.py --size medium --profiles vcc2026    # on counts, against cell-eval2
+    python benchmarks/score.py --challenge                         # steval alone, a whole context of the challenge of 2026
 
 `cell-eval` and, for vcc2026, `cell-eval2` are taken from PATH, or from --cell-eval and --cell-eval2 (which wants pdex beside it:
 else its differential expression is scanpy's). Both sides are given the same files and the same number of threads.
@@ -45,6 +46,7 @@ GROWTH = (
     (10, 100, 8000),
 )
 TINY = (4, 20, 60, 200)
+CHALLENGE = (300, 400, 18_000, 18_533)
 COLUMNS = ("target_gene", "non-targeting")
 
 
@@ -57,6 +59,8 @@ def main() -> None:
             outcome = growth(work, options)
         elif options.de_only:
             outcome = de_only(*pair_of(work, options), options)
+        elif options.challenge:
+            outcome = challenge(work, options)
         elif options.profiles == ["vcc2026"]:
             outcome = on_counts(*pair_of(work, options), work, options)
         else:
@@ -79,6 +83,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cell-eval2", default=shutil.which("cell-eval2"))
     parser.add_argument(
         "--scale", action="store_true", help="vcc2026: also both ends of its scale, which takes the peer long"
+    )
+    parser.add_argument(
+        "--challenge", action="store_true", help="steval alone, on a pair of the size of a context of 2026"
     )
     parser.add_argument("--alone", action="store_true", help="vcc2026: steval alone")
     parser.add_argument(
@@ -164,6 +171,71 @@ def on_counts(pred: Path, real: Path, work: Path, options: argparse.Namespace) -
         outcome["scale"] = scale
         show("both ends of the scale (cell-eval2: baseline, and run --anchor less run)", scale, "cell-eval2")
     return outcome
+
+
+def challenge(work: Path, options: argparse.Namespace) -> dict:
+    """A context of the challenge of 2026, generated: 300 perturbations × 400 cells, 18,000 controls, 18,533 genes."""
+    perts, cells, controls, genes = CHALLENGE
+    pred, real = work / "challenge_pred.h5ad", work / "challenge_real.h5ad"
+    if not real.exists():
+        apart(make_challenge, pred, real, perts, cells, controls, genes)
+    tiny = apart(make_pair, fresh(work / "tiny"), *TINY, True)
+    measure(steval_command(*tiny, work, "vcc2026"), {}, options)
+    command = steval_command(
+        pred, real, work, "vcc2026", "--threads", options.threads, "--cache-dir", fresh(work / "cache")
+    )
+    rows = {"metrics, scale, checks, report": [measure(command, {}, options)]}
+    rows["the same, real side cached"] = [measure(command, {}, options)]
+    rows["metrics alone, real side cached"] = [measure([*command, "--metrics-only"], {}, options)]
+    outcome = {name: median(runs) for name, runs in rows.items()}
+    show(
+        f"a context of the challenge: {perts} x {cells} + {controls} cells x {genes} genes",
+        outcome,
+        next(iter(outcome)),
+    )
+    return outcome
+
+
+def make_challenge(pred: Path, real: Path, perts: int, cells: int, controls: int, genes: int) -> None:
+    """Cells of about 12,000 counts each, a perturbation after the other; the prediction has half the effect and no controls."""
+    from numba import njit
+
+    from steval.data.cells.record import steval_record
+    from steval.data.cells.writer import CellWriter
+    from steval.data.columns import Columns
+
+    draw = njit(cache=True)(draw_cells)
+    rng = np.random.default_rng(0)
+    weights = rng.lognormal(0, 1.5, genes)
+    names = [f"GENE{i:05d}" for i in range(genes)]
+    columns = Columns(cell_type=None, batch=None)
+    record = steval_record(made_by="benchmark", scale="counts", target_sum=None, columns=columns)
+    effects = [np.where(rng.random(genes) < 0.01, rng.normal(0, 0.7, genes), 0.0) for _ in range(perts)]
+    for path, strength in ((pred, 0.5), (real, 1.0)):
+        with CellWriter(path, names, record, compression="none") as writer:
+            groups = [(names[place], strength * effect, cells) for place, effect in enumerate(effects)]
+            for name, effect, number in groups if path == pred else [*groups, (COLUMNS[1], 0.0, controls)]:
+                shares = np.cumsum(weights * np.exp(effect))
+                for start in range(0, number, 500):
+                    size = min(500, number - start)
+                    depths = rng.lognormal(np.log(12_000), 0.3, size).astype(np.int64)
+                    block = draw(shares / shares[-1], depths, rng)
+                    writer.append(block, {COLUMNS[0]: np.full(size, name)})
+
+
+def draw_cells(shares, depths, rng):  # type: ignore[no-untyped-def]
+    """Counts `[n, G]` of cells of `depths` molecules, each of a gene by the cumulated `shares`."""
+    buckets = 1 << 16
+    first = np.searchsorted(shares, np.arange(buckets) / buckets)
+    counts = np.zeros((len(depths), len(shares)), dtype=np.float32)
+    for row in range(len(depths)):
+        for _ in range(depths[row]):
+            at = rng.random()
+            gene = first[int(at * buckets)]
+            while shares[gene] <= at:
+                gene += 1
+            counts[row, gene] += 1
+    return counts
 
 
 ENDS = """
