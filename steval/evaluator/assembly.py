@@ -151,7 +151,9 @@ def _note(row: Mapping[str, Any], missing: int, evaluation: Evaluation) -> str |
     if row["metric"] in evaluation.failed:
         return "; ".join(["could not be computed, so it is no member of the score", *reasons])
     if missing:
-        effect = "left out of the mean" if defined else "so the mean is undefined and counts as 0"
+        on_counts = evaluation.counts is not None
+        counts = "as the worst there is" if on_counts else "as 0"
+        effect = "left out of the mean" if defined else f"so the mean is undefined and counts {counts}"
         parts = [f"{missing} perturbations have no value, {effect}", *reasons[:2]]
     if defined and unclipped is not None and not np.isfinite(unclipped):
         parts.append("the baseline's mean is undefined or already the best value, so the member counts as 0")

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from steval.errors import EvaluationError
+from steval.evaluator.metrics.catalog import BY_COLUMN
 from steval.evaluator.metrics.metric import Best
 from steval.evaluator.reference.baselines import REFERENCE
 from steval.evaluator.reference.bootstrap import (
@@ -20,8 +21,17 @@ from steval.evaluator.reference.bootstrap import (
     held_means,
     interval,
     metric_rows,
+    ratio_means,
+    recorded_scale,
 )
-from steval.evaluator.reference.members import metric_means, overall_scores, unclipped_members
+from steval.evaluator.reference.members import (
+    limited_members,
+    metric_means,
+    overall_scores,
+    replicate_members,
+    replicate_overall,
+    unclipped_members,
+)
 from steval.evaluator.report.report import ScoreReport, finite_or_none, of_type
 from steval.evaluator.tables import read_score_dir
 
@@ -89,6 +99,7 @@ def _compare_type(
     results = [of_type(report.results, cell_type) for report in reports]
     names = [name for name in results[0]["perturbation"] if name in set(results[1]["perturbation"])]
     weights = draw_weights(len(names), draws, seed) if len(names) >= FEWEST_PERTURBATIONS else None
+    on_counts = reports[0].on_counts
     samples, points = _means(results, names, metrics, weights)
     usable = [metric_rows(aligned(frame, names), metrics).resampled for frame in results]
     testable = usable[0] & usable[1]
@@ -96,6 +107,8 @@ def _compare_type(
         _row(cell_type, "value", metric, points[:, i], _pick(samples, i) if testable[i] else None, best[i])
         for i, metric in enumerate(metrics)
     ]
+    if on_counts:
+        return [*rows, *_on_replicate_scale(reports[0], cell_type, metrics, samples, points, testable)]
     baselines = [
         of_type(report.baseline_results, cell_type).filter(pl.col("baseline") == REFERENCE) for report in reports
     ]
@@ -124,7 +137,34 @@ def _means(
     points = np.array([[np.nan if mean[m] is None else mean[m] for m in metrics] for mean in means], dtype=np.float64)
     if weights is None:
         return None, points
+    entries = [BY_COLUMN[metric] for metric in metrics if metric in BY_COLUMN]
+    if len(entries) == len(metrics) and entries[0].scale == "counts":
+        return np.stack([ratio_means(part, entries, weights)[0] for part in parts]), points
     return np.stack([held_means(part, metrics, weights) for part in parts]), points
+
+
+def _on_replicate_scale(
+    report: ScoreReport,
+    cell_type: str | None,
+    metrics: Sequence[str],
+    samples: np.ndarray | None,
+    points: np.ndarray,
+    testable: np.ndarray,
+) -> list[dict[str, object]]:
+    """Rows of members and overall scores on counts; both reports have the same real cells and so the same scale."""
+    scale, entries = recorded_scale(of_type(report.breakdown, cell_type).filter(pl.col("metric").is_in(list(metrics))))
+    members = replicate_members(points, scale, entries)
+    drawn = None if samples is None else replicate_members(samples, scale, entries)
+    rows = []
+    for i, metric in enumerate(entries):
+        if metric.best != "none":
+            picked = _pick(drawn, i) if testable[i] or metric.ratio else None
+            rows.append(_row(cell_type, "unclipped", metric.name, members[:, i], picked, "high"))
+    for quantity, keep in (("normalised", limited_members), ("unclipped", lambda values, _: values)):
+        point = replicate_overall(keep(members, entries), entries)
+        draw = None if drawn is None else replicate_overall(keep(drawn, entries), entries)
+        rows.append(_row(cell_type, quantity, "overall", point, draw, "high"))
+    return rows
 
 
 def _pick(samples: np.ndarray | None, index: int) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.errors import ConfigError, DataError, EvaluationError
 from steval.evaluator.cells.pair import Pair
+from steval.evaluator.comparison import compare_scores
 from steval.evaluator.measure.count_scan import rank_controls, scan_counts, scan_halves
 from steval.evaluator.measure.jackknife import Correction, log1p_small
 from steval.evaluator.metrics.evaluation import evaluate
@@ -16,7 +17,9 @@ from steval.evaluator.metrics.profiles import resolve
 from steval.evaluator.reference.baselines import multiplied
 from steval.evaluator.reference.members import limited_members, replicate_members, replicate_overall
 from steval.evaluator.reference.replicates import ReplicateScale, replicate_scale, split_cells, split_seeds
+from steval.evaluator.report.html import render_report
 from steval.evaluator.report.report import of_type
+from steval.evaluator.report.standing import standing
 from steval.evaluator.scoring import score
 from support.count_screens import CONTROL, CountScreen, pairs, without_controls
 
@@ -260,6 +263,9 @@ def test_simple_models_start_from_the_measured_controls():
     assert abs(scores["mean"]) < 0.25
     assert scores["control"] < scores["mean"]
     assert not report.record["warnings"]
+    stands = standing(report)
+    assert stands.simple_model == "additive"
+    assert stands.difference == pytest.approx(100 * (scores["prediction"] - scores["additive"]))
     values = report.baseline_results.filter(pl.col("baseline") == "additive")
     assert values.height == 6
     again = on_counts(without_controls(sides[1]), sides[0], train=sides[2])
@@ -285,3 +291,32 @@ def test_counts_are_multiplied_as_sampling_leaves_them():
     assert (made[:, 1] == 6).all()
     np.testing.assert_allclose(made.mean(axis=0), [1.5, 6, 18], rtol=0.03)
     np.testing.assert_allclose(made.var(axis=0), [6 * 0.25 * 0.75, 0, 12], rtol=0.1)
+
+
+def test_two_scores_on_counts_are_compared_in_pairs():
+    """On one scale, with ratios drawn by their parts; the standing beside a simple model is drawn the same way."""
+    law = CountScreen(num_perturbations=6, num_genes=100, affected=40, depth=4000.0, seed=2)
+    real, train = law.cells(0), law.cells(2)
+    good, bad = (
+        score(
+            law.cells(1, factor=factor),
+            real,
+            profile="vcc2026",
+            train=train,
+            threads=1,
+            bootstrap=200,
+            integrity="none",
+        )
+        for factor in (1.0, 0.1)
+    )
+    rows = {(row["quantity"], row["metric"]): row for row in compare_scores(good, bad, draws=200).iter_rows(named=True)}
+    overall = rows["normalised", "overall"]
+    assert overall["a"] == pytest.approx(good.score)
+    assert overall["b"] == pytest.approx(bad.score)
+    assert overall["high"] < 0
+    assert rows["unclipped", "expr_mse_unbiased_capped_norm"]["exceeds_noise"]
+    assert standing(bad).outcome == "worse"
+    assert standing(good).low < standing(good).difference < standing(good).high
+    page = render_report(good)
+    assert '<th class="n">generic response</th>' in page
+    assert "preset vcc2026" in page

@@ -132,13 +132,7 @@ def replicate_intervals(
     num = len(rows.perturbations)
     if draws < 1 or num < FEWEST_PERTURBATIONS:
         return _interval_frame([], num)
-    weights = draw_weights(num, draws, seed)
-    samples, usable = held_means(results, names, weights), rows.resampled.copy()
-    for index, metric in enumerate(metrics):
-        if metric.ratio is not None and set(metric.ratio) <= set(results.columns):
-            over, under = (resampled_means(metric_rows(results, [part]).values, weights)[:, 0] for part in metric.ratio)
-            samples[:, index] = np.divide(over, under, out=np.full(draws, np.nan), where=under > 0)
-            usable[index] = True
+    samples, usable = ratio_means(results, metrics, draw_weights(num, draws, seed))
     found = [("value", name, *_of(samples[:, i], usable[i])) for i, name in enumerate(names)]
     if scale is None:
         return _interval_frame(found, num)
@@ -151,6 +145,33 @@ def replicate_intervals(
     found.append(("normalised", "overall", *interval(replicate_overall(limited, metrics))))
     found.append(("unclipped", "overall", *interval(replicate_overall(unclipped, metrics))))
     return _interval_frame(found, num)
+
+
+def ratio_means(results: pl.DataFrame, metrics: Sequence[Metric], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Resampled means `[B, M]` as `held_means`, ratios of sums by their parts; and which were resampled `[M]`."""
+    names = [metric.name for metric in metrics]
+    samples, resampled = held_means(results, names, weights), metric_rows(results, names).resampled.copy()
+    for index, metric in enumerate(metrics):
+        if metric.ratio is not None and set(metric.ratio) <= set(results.columns):
+            over, under = (resampled_means(metric_rows(results, [part]).values, weights)[:, 0] for part in metric.ratio)
+            samples[:, index] = np.divide(over, under, out=np.full(len(weights), np.nan), where=under > 0)
+            resampled[index] = True
+    return samples, resampled
+
+
+def drawn_scores(
+    results: pl.DataFrame, scale: ReplicateScale, metrics: Sequence[Metric], weights: np.ndarray
+) -> np.ndarray:
+    """Resampled overall scores `[B]` on the replicate scale."""
+    members = replicate_members(ratio_means(results, metrics, weights)[0], scale, metrics)
+    return replicate_overall(limited_members(members, metrics), metrics)
+
+
+def recorded_scale(breakdown: pl.DataFrame) -> tuple[ReplicateScale, list[Metric]]:
+    """The scale and the metrics of a report's breakdown on counts (of one cell type)."""
+    rows = list(breakdown.select("metric", "baseline", "replicate").iter_rows())
+    scale = ReplicateScale({name: low for name, low, _ in rows}, {name: high for name, _, high in rows})
+    return scale, [BY_COLUMN[name] for name, _, _ in rows]
 
 
 def held_means(results: pl.DataFrame, metrics: Sequence[str], weights: np.ndarray) -> np.ndarray:

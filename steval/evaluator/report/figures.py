@@ -37,7 +37,8 @@ def draw_members(report: ScoreReport, cell_type: str | None) -> "Figure | None":
         return None
     longest = max(len(metric) for metric in rows["metric"])
     figure, (axes,) = new_figure(0.9 + 0.34 * rows.height, left=0.25 + 0.062 * longest, top=0.32)
-    others = of_type(report.baselines, cell_type).filter(pl.col("baseline") != REFERENCE)
+    others = of_type(report.baselines, cell_type)
+    others = others if report.on_counts else others.filter(pl.col("baseline") != REFERENCE)
     axes.axvline(0, color=colour(REFERENCE), lw=1.4, zorder=1)
     axes.axvline(1, color=colour("ink"), lw=0.8, zorder=1)
     for height, row in enumerate(rows.iter_rows(named=True)):
@@ -49,10 +50,10 @@ def draw_members(report: ScoreReport, cell_type: str | None) -> "Figure | None":
     axes.set_yticks(range(rows.height), [plain(metric) for metric in rows["metric"]])
     axes.set_ylim(rows.height - 0.5, -0.5)
     axes.set_xlim(LEFT_LIMIT - 0.05, 1.12)
-    axes.set_xlabel("normalised: 0 = mean baseline, 1 = best possible value")
-    _legend(
-        axes, [PREDICTION, REFERENCE, *others["baseline"].unique(maintain_order=True).to_list()], _has_ceiling(rows)
-    )
+    axes.set_xlabel("normalised: 0 = {}, 1 = {}".format(*report.ends))
+    named = others["baseline"].unique(maintain_order=True).to_list()
+    predictors = [PREDICTION, *named] if report.on_counts else [PREDICTION, REFERENCE, *named]
+    _legend(axes, predictors, _has_ceiling(rows) and not report.on_counts)
     return figure
 
 
@@ -170,7 +171,7 @@ def _draw_member(axes: "Axes", height: int, row: Mapping[str, Any]) -> None:
         axes.annotate(f"{value:.3g}", (LEFT_LIMIT, height), (7, 0), textcoords="offset points", va="center", fontsize=7,
                       color=colour("ink"))  # fmt: skip
     for field, marker in (("ceiling", "D"), ("replicate", "d")):
-        if row[field] is not None and row["baseline"] is not None:
+        if row[field] is not None and row["baseline"] is not None and BY_COLUMN[row["metric"]].scale != "counts":
             spot = unclipped_members(np.array([row[field]]), np.array([row["baseline"]]), [row["best"]])[0]
             if np.isfinite(spot) and spot >= LEFT_LIMIT:
                 axes.plot(spot, height, marker=marker, ms=5.5, mfc="none", mew=1.2, color=colour("ceiling"), zorder=3)

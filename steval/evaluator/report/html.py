@@ -96,6 +96,8 @@ def _page(report: ScoreReport, notes: list[str]) -> str:
         advice=ADVICE,
         advice_page=ADVICE_PAGE,
         glossary=_glossary(report),
+        ends=report.ends,
+        on_counts=report.on_counts,
         counts={s: report.integrity["status"].to_list().count(s) for s in get_args(Status)},
         most_rows=MOST_ROWS,
     )
@@ -153,8 +155,8 @@ FIGURES: Mapping[str, tuple[Callable[[ScoreReport, str | None], "Figure | None"]
     {
         "members": (
             draw_members,
-            "Members of the score between the mean baseline (0) and the best possible value (1), unclipped. Bars: 95\u00a0% "
-            "bootstrap interval over perturbations. Ticks: the baselines.",
+            "Members of the score, unclipped; the axis says what 0 and 1 are. Bars: 95\u00a0% bootstrap interval over "
+            "perturbations. Ticks: the simple models.",
         ),
         "distributions": (draw_distributions, "Values by perturbation; bar and tick: quartiles and median."),
         "overlap": (

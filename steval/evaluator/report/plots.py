@@ -20,7 +20,7 @@ class ScorePlots:
     report: ScoreReport
 
     def members(self, cell_type: str | None = None) -> Plot:
-        """Every metric between the mean baseline (0) and its best value (1), with intervals and the simple models."""
+        """Every metric between the ends of its scale (`ScoreReport.ends`), with intervals and the simple models."""
         return self._plot(
             draw_members, cell_type, "without simple models there are no members to draw: score with train="
         )

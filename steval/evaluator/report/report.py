@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from steval.evaluator.integrity.verdict import FLAGS, REMARKS
+from steval.evaluator.metrics.catalog import BY_COLUMN
 
 if TYPE_CHECKING:
     from steval.evaluator.report.plots import ScorePlots
@@ -129,6 +130,17 @@ class ScoreReport:
     """Numbers of significant genes (`DE_COUNTS_SCHEMA`); empty where no metric needs DE."""
     record: dict[str, Any]
     """Versions, digests, options, seed, timings, warnings, notes: plain JSON types."""
+
+    @property
+    def on_counts(self) -> bool:
+        """Whether the metrics are on counts, whose members lie on the replicate scale."""
+        found = [BY_COLUMN[name] for name in self.breakdown["metric"] if name in BY_COLUMN]
+        return bool(found) and found[0].scale == "counts"
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """For readers: what stands at 0 and at 1 of a normalised member."""
+        return ("generic response", "replicates") if self.on_counts else ("mean baseline", "best possible value")
 
     @property
     def members(self) -> pl.DataFrame:

@@ -13,7 +13,15 @@ import numpy as np
 import polars as pl
 
 from steval.evaluator.reference.baselines import REFERENCE
-from steval.evaluator.reference.bootstrap import FEWEST_PERTURBATIONS, aligned, draw_weights, held_means, interval
+from steval.evaluator.reference.bootstrap import (
+    FEWEST_PERTURBATIONS,
+    aligned,
+    draw_weights,
+    drawn_scores,
+    held_means,
+    interval,
+    recorded_scale,
+)
 from steval.evaluator.reference.members import LEADERBOARD_FACTOR, overall_scores, unclipped_members
 from steval.evaluator.report.report import PREDICTION, ScoreReport, of_type
 from steval.wording import counted
@@ -155,6 +163,12 @@ def _drawn_difference(
     names = results["perturbation"].cast(pl.String).to_list()
     if len(names) < FEWEST_PERTURBATIONS:
         return None
+    if report.on_counts:
+        scale, entries = recorded_scale(of_type(report.breakdown, cell_type))
+        weights = draw_weights(len(names), draws, seed)
+        made = of_type(report.baseline_results, cell_type).filter(pl.col("baseline") == kind)
+        own, simple = (drawn_scores(frame, scale, entries, weights) for frame in (results, aligned(made, names)))
+        return own - simple
     members = of_type(report.breakdown, cell_type).select("metric", "best")
     metrics, best = members["metric"].to_list(), members["best"].to_list()
     weights = draw_weights(len(names), draws, seed)
