@@ -57,17 +57,21 @@ class Correction:
         self._first, self._second = np.zeros(len(sums)), np.zeros(len(sums))
         self._in_series = terms > 0
         if self._in_series:
-            sum_series(self._sums, self._total, target_sum, self._mean, moments, terms, self._first, self._second)
+            whole = self._total + target_sum * self._sums
+            self._units, self._slopes = self._total / whole, target_sum / whole
+            self._ratios = self._units * (1.0 - self._mean) / (1.0 - self._mean * self._units)
+            sum_series(self._ratios, moments, terms, self._first, self._second)
 
     def add(self, piece: sp.csr_matrix, rows: np.ndarray, cells: np.ndarray) -> None:
         """Add the `rows` of `piece`, which are the group's `cells` by number."""
         if self._is_empty:
             return
-        add_cells = add_expressed if self._in_series else add_whole
-        add_cells(
-            piece.indptr, piece.indices, piece.data, rows, self._totals[cells], self._shifted[cells], self._sums,
-            self._total, self._target, self._mean, self._first, self._second,
-        )  # fmt: skip
+        stored = (piece.indptr, piece.indices, piece.data, rows, self._totals[cells] / self._total)
+        if self._in_series:
+            of_genes = (self._units, self._slopes, self._ratios)
+            add_expressed(*stored, self._shifted[cells], *of_genes, self._first, self._second)
+        else:
+            add_whole(*stored, self._sums, self._total, self._target, self._first, self._second)
 
     def value(self) -> float:
         """The correction; 0 for a group of fewer than two cells, or without counts."""
@@ -78,15 +82,13 @@ class Correction:
 
 
 @compiled
-def sum_series(sums, total, target, mean, moments, terms, first, second):  # type: ignore[no-untyped-def]
-    """Σ and Σ² over all cells of v where no cell has a count, by the moments of u."""
+def sum_series(ratios, moments, terms, first, second):  # type: ignore[no-untyped-def]
+    """Σ and Σ² over all cells of v where no cell has a count, by ρ of each gene and the moments of u."""
     weights = np.empty(terms + 1)
-    for gene in range(sums.shape[0]):
-        unit = 1.0 / (1.0 + target * sums[gene] / total)
-        ratio = unit * (1.0 - mean) / (1.0 - mean * unit)
+    for gene in range(ratios.shape[0]):
         power = 1.0
         for k in range(1, terms + 1):
-            power *= ratio
+            power *= ratios[gene]
             weights[k] = (1.0 - power) / k
             first[gene] += weights[k] * moments[k]
         for k in range(1, terms + 1):
@@ -96,39 +98,35 @@ def sum_series(sums, total, target, mean, moments, terms, first, second):  # typ
 
 @compiled
 def add_expressed(  # type: ignore[no-untyped-def]
-    indptr, indices, data, rows, totals, shifted, sums, total, target, mean, first, second
+    indptr, indices, data, rows, shares, shifts, units, slopes, ratios, first, second
 ):
-    """What the counts of cells add to Σ and Σ² of v."""
+    """What the counts of cells add to Σ and Σ² of v; of genes: t, T / (S + T P) and ρ."""
     for position in range(rows.shape[0]):
         row = rows[position]
-        share = totals[position] / total
-        shift = shifted[position]
+        share, shift = shares[position], shifts[position]
         without = log1p_small(-shift)
         for k in range(indptr[row], indptr[row + 1]):
             count = np.float64(data[k])
             if count == 0.0:
                 continue
             gene = indices[k]
-            all_counts = target * sums[gene]
-            unit = total / (total + all_counts)
-            ratio = unit * (1.0 - mean) / (1.0 - mean * unit)
-            base = log1p_small(-shift * ratio) - without
-            step = log1p_small(-(target * count) / (total + all_counts) / (1.0 - share * unit))
+            base = log1p_small(-shift * ratios[gene]) - without
+            step = log1p_small(-count * slopes[gene] / (1.0 - share * units[gene]))
             first[gene] += step
             second[gene] += step * (2.0 * base + step)
 
 
 @compiled
 def add_whole(  # type: ignore[no-untyped-def]
-    indptr, indices, data, rows, totals, shifted, sums, total, target, mean, first, second
+    indptr, indices, data, rows, shares, sums, total, target, first, second
 ):
     """Σ and Σ² of v − b of all genes, cell by cell; a cell that holds all counts of its group leaves the profile 0."""
     counts = np.zeros(sums.shape[0])
     for position in range(rows.shape[0]):
         row = rows[position]
-        rest = total - totals[position]
         for k in range(indptr[row], indptr[row + 1]):
             counts[indices[k]] += data[k]
+        rest = total - counts.sum() if shares[position] < 1.0 else 0.0
         for gene in range(sums.shape[0]):
             value = -math.log1p(target * sums[gene] / total)
             if rest > 0.0:
