@@ -44,6 +44,9 @@ def test_scores_side_by_side_with_a_paired_test(demo: DemoResult, tmp_path: Path
     assert len(tables["Metrics"]) == 3
     tests = tables["Paired tests (over perturbations)"]
     assert tests and all(row["difference"] == 0 for row in tests)
+    shown = CliRunner().invoke(app, ["compare", str(demo.score_dir), str(other)], env={"COLUMNS": "160"}).stdout
+    assert f"a = {demo.score_dir.name}, b = other.score" in shown
+    assert "0.0000 to 0.0000" in shown and "mae ↓" in shown  # the interval is one column, the better direction is said
     result = CliRunner().invoke(app, ["compare", str(demo.score_dir), str(other), "-o", str(tmp_path / "s.html")])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "s.html").read_text()

@@ -42,13 +42,22 @@ def compare(
         return
     for title, frame in tables.items():
         if frame.height:
-            columns = _told(frame)
-            print_table(title, columns, frame.select(columns).rows())
+            _print_comparison(title, frame)
     if written:
         say(f"-> {written}")
 
 
-def _told(frame: "pl.DataFrame") -> list[str]:
-    """The columns that say something: not those that are empty, or name the only comparison that there is."""
-    is_one = "comparison" in frame.columns and frame["comparison"].n_unique() == 1
-    return [name for name in frame.columns if not (is_one and name == "comparison") and not frame[name].is_null().all()]
+def _print_comparison(title: str, frame: "pl.DataFrame") -> None:
+    """Without what is empty; the ends of an interval in one column, and the only comparison that there is in the title."""
+    from steval.evaluator.metrics.catalog import with_arrow
+
+    frame = frame.rename({"low": "difference_low", "high": "difference_high"}, strict=False)
+    if "comparison" in frame.columns and frame["comparison"].n_unique() == 1:
+        second, _, first = frame["comparison"][0].partition(" − ")
+        title, frame = f"{title}: a = {first}, b = {second}, difference b − a", frame.drop("comparison")
+    columns = [name for name in frame.columns if not frame[name].is_null().all()]
+    rows = [
+        [with_arrow(value) if name == "metric" else value for name, value in zip(columns, row, strict=True)]
+        for row in frame.select(columns).iter_rows()
+    ]
+    print_table(title, columns, rows)
