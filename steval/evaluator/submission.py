@@ -13,12 +13,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from steval.data.cells.cellfile import CellFile
-from steval.data.cells.genes import require_unique
+from steval.data.cells.genes import read_genes, require_unique
 from steval.data.cells.scale import Scale, lognorm, resolve_scale
 from steval.data.cells.stream import StreamedCells
 from steval.data.cells.writer import require_finite
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
-from steval.data.files import read_text
 from steval.data.labels import labels_of
 from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError, EvaluationError
@@ -125,7 +124,7 @@ def _gene_order(present: list[str], genes: Sequence[str] | Path | None, name: st
     require_unique(present, name)
     if genes is None:
         return np.arange(len(present)), False
-    expected = _gene_list(genes) if isinstance(genes, Path) else [str(gene) for gene in genes]
+    expected = read_genes(genes) if isinstance(genes, Path) else [str(gene) for gene in genes]
     require_unique(expected, "the gene list")
     missing, extra = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
     if missing or extra:
@@ -140,11 +139,6 @@ def _gene_order(present: list[str], genes: Sequence[str] | Path | None, name: st
     position = {gene: index for index, gene in enumerate(present)}
     order = np.array([position[gene] for gene in expected])
     return order, bool((np.diff(order) < 0).any())
-
-
-def _gene_list(path: Path) -> list[str]:
-    lines = read_text(path, "gene list").splitlines()
-    return [line.split(",")[0].strip().strip('"') for line in lines if line.strip()]
 
 
 def _cell_types(obs: pd.DataFrame, named: Columns, name: str) -> pd.Categorical:

@@ -1,10 +1,13 @@
 """A prediction as one description: checkpoint, request, controls, options. Behind `steval predict` and batch jobs."""
 
 import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from steval.checkpoints.adapters.given import load_given
 from steval.checkpoints.store import Checkpoint
@@ -15,11 +18,13 @@ from steval.data.outputs import require_output
 from steval.errors import ConfigError
 from steval.model.config import Attention
 from steval.predictor.asked import AskedPredictions, build_request
+from steval.predictor.cells.predicted import PredictionFacts
+from steval.predictor.contexts import context_files
 from steval.predictor.controls import ControlPool, checkpoint_controls, file_controls
 from steval.predictor.engine import DEFAULT_BATCH_CELLS, Dtype, Predictor
 from steval.predictor.ensemble import Ensemble
 from steval.predictor.features import with_features
-from steval.predictor.output import OutputOptions, WrittenPredictions, takes_sparse_cells, write_predictions
+from steval.predictor.output import ContextCells, OutputOptions, WrittenPredictions, takes_sparse_cells, write_contexts
 from steval.predictor.requests import PredictionRequest, PredictionVocabulary
 
 log = logging.getLogger(__name__)
@@ -36,6 +41,8 @@ class PredictionJob(AskedPredictions):
     out: Path
     controls: Path | None = None
     """Control cells. None: those of an h5ad request that has some, else the checkpoint's own."""
+    contexts: tuple[str, ...] = ()
+    """Several contexts, each with its control file: `NAME=FILE`, or the directory of a prepared control bundle."""
     controls_scale: Literal["counts", "lognorm"] | None = None
     """Settles the scale of a controls file that does not declare it."""
     fill_missing: Literal["error", "zero"] = "error"
@@ -57,7 +64,14 @@ class PredictionJob(AskedPredictions):
             "the checkpoint": self.checkpoint, "--adapter": self.adapter, "--request": self.request,
             "--controls": self.controls, "--features": self.features,
             **{f"checkpoint {row}": path for row, path in enumerate(self.others, 2)},
+            **{f"--contexts {name}": path for name, path in context_files(self.contexts).items()},
         }  # fmt: skip
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PredictionJob":
+        if self.contexts and self.controls is not None:
+            raise ValueError("--contexts names the control cells of each context; leave out --controls")
+        return self
 
 
 def run_job(job: PredictionJob) -> WrittenPredictions:
@@ -68,17 +82,46 @@ def run_job(job: PredictionJob) -> WrittenPredictions:
             "--adapter belongs to one base: to average several, merge each with steval merge and give the results"
         )
     checkpoint = _checkpoint(job, job.checkpoint)
-    with open_controls(job, checkpoint) as pool:
-        manifest = checkpoint.manifest
-        vocabulary = PredictionVocabulary(
-            manifest.perturbation_names, manifest.control, pool.cell_type_names, manifest.columns
-        )
-        request = build_request(job, vocabulary)
+    with ExitStack() as stack:
+        pools = _open_pools(job, checkpoint, stack)
+        requests = {name: build_request(job, _vocabulary(checkpoint, pool)) for name, pool in pools.items()}
         predictor: Predictor | Ensemble = _predictor(job, checkpoint)
         del checkpoint  # in bf16 its float32 weights are not needed any more
         if job.others:
             predictor = Ensemble([predictor, *(_predictor(job, _checkpoint(job, path)) for path in job.others)])
-        return predict_into(job.out, predictor, request, pool, job.written)
+        contexts = [_context_cells(predictor, requests[name], pool, job.written, name) for name, pool in pools.items()]
+        return write_contexts(job.out, contexts, _facts(predictor, contexts), job.written)
+
+
+def _facts(predictor: Predictor | Ensemble, contexts: Sequence[ContextCells]) -> PredictionFacts:
+    """Where the cells come from, with what is expected of each context's."""
+    each = [predictor.facts_of(one.plan, "steval predict") for one in contexts]
+    expected = [line for one in each for line in one.expected_error or ()]
+    return replace(each[0], expected_error=expected) if expected else each[0]
+
+
+def _open_pools(job: PredictionJob, checkpoint: Checkpoint, stack: ExitStack) -> dict[str | None, ControlPool]:
+    """The control cells of each context; under None where there is one without a name."""
+    if not job.contexts:
+        return {None: stack.enter_context(open_controls(job, checkpoint))}
+    files = context_files(job.contexts)
+    return {name: stack.enter_context(_of_file(path, job, checkpoint)) for name, path in files.items()}
+
+
+def _vocabulary(checkpoint: Checkpoint, pool: ControlPool) -> PredictionVocabulary:
+    manifest = checkpoint.manifest
+    return PredictionVocabulary(manifest.perturbation_names, manifest.control, pool.cell_type_names, manifest.columns)
+
+
+def _context_cells(
+    predictor: Predictor | Ensemble,
+    request: PredictionRequest,
+    pool: ControlPool,
+    options: OutputOptions,
+    context: str | None,
+) -> ContextCells:
+    plan = predictor.plan(request, pool)
+    return ContextCells(plan, predictor.blocks(plan, sparse=takes_sparse_cells(plan, options)), context)
 
 
 def _checkpoint(job: PredictionJob, path: Path) -> Checkpoint:
@@ -107,9 +150,9 @@ def predict_into(
     made_by: str = "steval predict",
 ) -> WrittenPredictions:
     """Predict `request` from `pool` into the h5ad `path`, see `output.write_predictions`."""
-    plan, options = predictor.plan(request, pool), options or OutputOptions()
-    blocks = predictor.blocks(plan, sparse=takes_sparse_cells(plan, options))
-    return write_predictions(path, plan, blocks, predictor.facts_of(plan, made_by), options)
+    options = options or OutputOptions()
+    cells = _context_cells(predictor, request, pool, options, None)
+    return write_contexts(path, [cells], predictor.facts_of(cells.plan, made_by), options)
 
 
 def open_controls(job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:
@@ -124,16 +167,20 @@ def open_controls(job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:
             )
         pool = checkpoint_controls(checkpoint)
     else:
-        pool = file_controls(
-            path,
-            checkpoint.manifest,
-            columns=job.columns,
-            scale=job.controls_scale,
-            fill_missing=job.fill_missing,
-            trust_order=job.trust_order,
-        )
+        pool = _of_file(path, job, checkpoint)
     log.info("predictions start from %s (%d cells)", pool.name, len(pool))
     return pool
+
+
+def _of_file(path: Path, job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:
+    return file_controls(
+        path,
+        checkpoint.manifest,
+        columns=job.columns,
+        scale=job.controls_scale,
+        fill_missing=job.fill_missing,
+        trust_order=job.trust_order,
+    )
 
 
 def _has_controls(job: PredictionJob, checkpoint: Checkpoint) -> bool:

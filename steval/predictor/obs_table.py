@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steval.data.challenge.panel import CONTEXT
 from steval.predictor.cells.predicted import PredictedBlock
 from steval.predictor.controls import ControlPool
 from steval.predictor.means import PredictedMean
@@ -16,9 +17,11 @@ ANY = "any"
 class ObsTable:
     """Makes the `obs` of each block that is written; predicted cells are numbered through the file."""
 
-    def __init__(self, pool: ControlPool):
+    def __init__(self, pool: ControlPool, context: str | None = None, num_predicted: int = 0):
         self._pool = pool
-        self._num_predicted = 0
+        self._context = context
+        self.num_predicted = num_predicted
+        """Cells so far, those of the contexts before included."""
 
     def controls(self, rows: np.ndarray) -> pd.DataFrame:
         """Measured cells under their own names."""
@@ -31,9 +34,9 @@ class ObsTable:
         """Predicted cells; cell type and batch are those of the control cell."""
         pool = self._pool
         rows = np.concatenate([one.control_indices for one in block.sets])
-        first = self._num_predicted
-        self._num_predicted += len(rows)
-        index = np.array([f"predicted_{number}" for number in range(first, self._num_predicted)], dtype=object)
+        first = self.num_predicted
+        self.num_predicted += len(rows)
+        index = np.array([f"predicted_{number}" for number in range(first, self.num_predicted)], dtype=object)
         names = np.array([one.perturbation for one in block.sets], dtype=object)
         labels = np.repeat(names, [one.num_cells for one in block.sets])
         more = {"control_cell": pool.names[rows], "predicted": np.ones(len(rows), dtype=bool)}
@@ -58,4 +61,6 @@ class ObsTable:
             frame[columns.cell_type] = cell_types
         if columns.batch:
             frame[columns.batch] = batches
+        if self._context is not None:
+            frame[CONTEXT] = self._context
         return pd.DataFrame(more | frame if set(more) & set(frame) else frame | more, index=pd.Index(index))

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from steval.data.cells.writer import CellWriter, Compression, OutputLayout, requ
 from steval.data.rows.csr import csr_of
 from steval.errors import CheckpointError, ConfigError, NotFiniteError
 from steval.logs import progress_bar
-from steval.predictor.cells.counts import DepthTable, draw_counts, restore_counts
+from steval.predictor.cells.counts import CountSampling, DepthTable, draw_counts, restore_counts, round_counts
 from steval.predictor.cells.predicted import PredictedBlock, PredictionFacts
 from steval.predictor.controls import control_mean
 from steval.predictor.means import predicted_means
@@ -43,6 +43,8 @@ class OutputOptions(Settings):
     """`counts`: integers drawn from lognorm predictions at the controls' depth. None: the checkpoint's scale."""
     median_depth: PositiveFloat | None = None
     """Median total of the drawn counts. None: that of the controls, or the request's `median_umi`."""
+    count_sampling: CountSampling = "rounded"
+    """How counts come from a predicted cell, see `cells.counts`."""
     include_controls: bool | None = None
     """Measured control cells beside the predicted ones. None: where their expression is known."""
     layout: OutputLayout = "csr"
@@ -62,9 +64,21 @@ class OutputOptions(Settings):
 
 
 def takes_sparse_cells(plan: PredictionPlan, options: OutputOptions) -> bool:
-    """Whether the cells of `plan` go into the file as they are, by their values that are not zero."""
+    """Whether values of the cells of `plan` that are zero are asked for by nothing between network and file."""
     is_clipped = options.clip_low is not None or options.clip_high is not None
-    return options.layout == "csr" and options.scale is None and not is_clipped and plan.request.output != "mean"
+    is_as_predicted = options.scale is None or (options.scale == "counts" and options.count_sampling == "rounded")
+    return options.layout == "csr" and is_as_predicted and not is_clipped and plan.request.output != "mean"
+
+
+@dataclass(frozen=True)
+class ContextCells:
+    """What is predicted from one set of control cells: all, or one context of several."""
+
+    plan: PredictionPlan
+    blocks: Iterable[PredictedBlock]
+    """The plan's sets in their order; not touched before everything is checked."""
+    context: str | None = None
+    """Its name in the obs column `context`; None: there is no such column."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +118,22 @@ def write_predictions(
     there is a row for each item and one for the controls of each cell type, with `num_cells`. Nothing is under `path` until
     all is written. Raises `ConfigError` or `DataError` before anything is computed.
     """
+    return write_contexts(path, [ContextCells(plan, blocks)], facts, options)
+
+
+def write_contexts(
+    path: Path, contexts: Sequence[ContextCells], facts: PredictionFacts, options: OutputOptions | None = None
+) -> WrittenPredictions:
+    """As `write_predictions`, the cells of several contexts of one checkpoint, one after the other."""
     options = options or OutputOptions()
     writer = CellWriter(
         path,
-        output_names(plan.manifest),
-        _checked_record(plan, facts, options),
+        output_names(contexts[0].plan.manifest),
+        _checked_record(contexts, facts, options),
         layout=options.layout,
         compression=options.compression,
     )
-    return _write_into(writer, Path(path), plan, blocks, facts, options)
+    return _write_into(writer, Path(path), contexts, facts, options)
 
 
 def gather_predictions(
@@ -122,42 +143,50 @@ def gather_predictions(
     options: OutputOptions | None = None,
 ) -> ad.AnnData:
     """The cells that `write_predictions` would write, in memory as float32 CSR; same errors."""
-    options = options or OutputOptions()
-    gathered = GatheredCells(output_names(plan.manifest), _checked_record(plan, facts, options))
-    _write_into(gathered, None, plan, blocks, facts, options)
+    options, contexts = options or OutputOptions(), [ContextCells(plan, blocks)]
+    gathered = GatheredCells(output_names(plan.manifest), _checked_record(contexts, facts, options))
+    _write_into(gathered, None, contexts, facts, options)
     return gathered.adata
 
 
-def _checked_record(plan: PredictionPlan, facts: PredictionFacts, options: OutputOptions) -> dict[str, Any]:
-    include = _includes_controls(plan, options)
-    _require_possible(options, plan, include)
-    return _record(plan, facts, options, include)
+def _checked_record(contexts: Sequence[ContextCells], facts: PredictionFacts, options: OutputOptions) -> dict[str, Any]:
+    for one in contexts:
+        _require_possible(options, one)
+    return _record(contexts, facts, options)
 
 
-def _includes_controls(plan: PredictionPlan, options: OutputOptions) -> bool:
-    return plan.pool.has_measured if options.include_controls is None else options.include_controls
+def _includes_controls(one: ContextCells, options: OutputOptions) -> bool:
+    if options.include_controls is None:
+        return one.plan.pool.has_measured and one.context is None
+    return options.include_controls
+
+
+def _written_controls(one: ContextCells, options: OutputOptions) -> np.ndarray:
+    """Rows of the controls that are written: all of the cell types that are predicted, in file order."""
+    if not _includes_controls(one, options):
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(np.isin(one.plan.pool.cell_types, one.plan.cell_types))
 
 
 def _write_into(
     sink: CellSink,
     path: Path | None,
-    plan: PredictionPlan,
-    blocks: Iterable[PredictedBlock],
+    contexts: Sequence[ContextCells],
     facts: PredictionFacts,
     options: OutputOptions,
 ) -> WrittenPredictions:
     started = time.perf_counter()
-    rows = _control_rows(plan) if _includes_controls(plan, options) else np.empty(0, dtype=np.int64)
-    written = _means(plan, blocks, rows) if plan.request.output == "mean" else _cells(plan, blocks, rows, options)
+    plans = [one.plan for one in contexts]
+    num_cells = sum(plan.num_cells for plan in plans)
     with (
         _of_checkpoint(facts),
         sink,
-        progress_bar(plan.num_cells, "predicting", "cell") as bar,
+        progress_bar(num_cells, "predicting", "cell") as bar,
         ThreadPoolExecutor(1, "writing") as beside,
     ):
         # a block is written while the next one is computed; one at a time keeps memory flat
         writing: Future[None] | None = None
-        for matrix, obs, num_predicted in written:
+        for matrix, obs, num_predicted in _all_cells(contexts, options):
             cells = clip(matrix, options) if num_predicted else matrix
             if writing is not None:
                 writing.result()
@@ -167,10 +196,10 @@ def _write_into(
             writing.result()
     done = WrittenPredictions(
         path=path,
-        num_cells=plan.num_cells,
+        num_cells=num_cells,
         num_rows=sink.num_cells,
-        num_controls=len(rows),
-        num_perturbations=len({item.perturbation for item in plan.items}),
+        num_controls=sum(len(_written_controls(one, options)) for one in contexts),
+        num_perturbations=len({item.perturbation for plan in plans for item in plan.items}),
         seconds=time.perf_counter() - started,
     )
     log.info(
@@ -215,18 +244,27 @@ _Written = Iterator[tuple[np.ndarray | sp.csr_matrix, pd.DataFrame, int]]
 """Matrix, its `obs`, and how many predicted cells it stands for (0: measured)."""
 
 
-def _cells(
-    plan: PredictionPlan, blocks: Iterable[PredictedBlock], rows: np.ndarray, options: OutputOptions
-) -> _Written:
-    pool = plan.pool
-    table = ObsTable(pool)
-    as_counts = options.scale == "counts" and plan.manifest.scale != "counts"
+def _all_cells(contexts: Sequence[ContextCells], options: OutputOptions) -> _Written:
+    num_predicted = 0
+    for one in contexts:
+        rows = _written_controls(one, options)
+        if one.plan.request.output == "mean":
+            yield from _means(one.plan, one.blocks, rows)
+            continue
+        yield from _cells(one, rows, num_predicted, options)
+        num_predicted += one.plan.num_cells
+
+
+def _cells(one: ContextCells, rows: np.ndarray, num_predicted: int, options: OutputOptions) -> _Written:
+    pool = one.plan.pool
+    table = ObsTable(pool, one.context, num_predicted)
+    as_counts = options.scale == "counts" and one.plan.manifest.scale != "counts"
     depths = DepthTable(pool, options.median_depth)
     for start in range(0, len(rows), CONTROL_ROWS):
         part = rows[start : start + CONTROL_ROWS]
         measured = pool.measured(part)
         yield restore_counts(measured, pool.name) if as_counts else measured, table.controls(part), 0
-    for block in blocks:
+    for block in one.blocks:
         matrix = _counts(block, depths, options) if as_counts else block.cells
         yield matrix, table.predicted(block), block.cells.shape[0]
 
@@ -235,6 +273,10 @@ def _counts(block: PredictedBlock, depths: DepthTable, options: OutputOptions) -
     """Counts of each set, drawn by the set's own generator."""
     require_finite(block.cells, "predicted cells before their counts are drawn")
     limits = options.model_copy(update={"scale": None})
+    if options.count_sampling == "rounded":
+        starts = [planned.generator("counts").random(planned.num_cells) for planned in block.sets]
+        totals = [depths.depths(planned) for planned in block.sets]
+        return round_counts(csr_of(clip(block.cells, limits)), np.concatenate(totals), np.concatenate(starts))
     drawn = [
         sp.csr_matrix(draw_counts(clip(one.cells, limits), depths.depths(one.planned), one.planned.generator("counts")))
         for one in block.split()
@@ -254,15 +296,17 @@ def _means(plan: PredictionPlan, blocks: Iterable[PredictedBlock], rows: np.ndar
         yield mean.mean[None], table.mean(mean), mean.num_cells
 
 
-def _require_possible(options: OutputOptions, plan: PredictionPlan, include_controls: bool) -> None:
-    manifest, pool, request = plan.manifest, plan.pool, plan.request
+def _require_possible(options: OutputOptions, one: ContextCells) -> None:
+    manifest, pool, request = one.plan.manifest, one.plan.pool, one.plan.request
     problems = []
+    if one.context is not None and request.output == "mean":
+        problems.append("mean profiles are of one context; leave out --contexts, or ask for --output cells")
     if options.include_controls and not pool.has_measured:
         problems.append(
             f"{pool.name} hold the network's input alone, so there is no measured expression to write beside the "
             "predictions; give a file with --controls, or leave controls out with --no-include-controls"
         )
-    if include_controls and any(item.perturbation == manifest.control for item in request.items):
+    if _includes_controls(one, options) and any(item.perturbation == manifest.control for item in request.items):
         problems.append(
             f"the request asks for the control {manifest.control!r} itself, whose measured cells are written beside the "
             "predictions; leave it out of the request, or write no measured cells with --no-include-controls"
@@ -281,16 +325,11 @@ def _require_possible(options: OutputOptions, plan: PredictionPlan, include_cont
         raise ConfigError("these predictions cannot be written", problems)
 
 
-def _control_rows(plan: PredictionPlan) -> np.ndarray:
-    """All controls of the cell types that are predicted, in file order."""
-    return np.flatnonzero(np.isin(plan.pool.cell_types, plan.cell_types))
-
-
-def _record(
-    plan: PredictionPlan, facts: PredictionFacts, options: OutputOptions, include_controls: bool
-) -> dict[str, Any]:
+def _record(contexts: Sequence[ContextCells], facts: PredictionFacts, options: OutputOptions) -> dict[str, Any]:
+    plan = contexts[0].plan
     manifest, request = plan.manifest, plan.request
-    asked = {item.perturbation for item in request.items}
+    asked = {item.perturbation for one in contexts for item in one.plan.items}
+    is_divided = contexts[0].context is not None
     scale = (options.scale or manifest.scale) if manifest.output_genes is not None else "embedding"
     details = {
         "checkpoint": facts.checkpoint,
@@ -301,8 +340,12 @@ def _record(
             entry.name for entry in manifest.perturbations if not entry.trained and entry.name in asked
         ),
         "predictor": dict(facts.engine),
-        "controls": plan.pool.notes,
-        "output": {**options.as_dict(), "include_controls": include_controls, "kind": request.output},
+        "controls": {str(one.context): one.plan.pool.notes for one in contexts} if is_divided else plan.pool.notes,
+        "output": {
+            **options.as_dict(),
+            "include_controls": _includes_controls(contexts[0], options),
+            "kind": request.output,
+        },
     }
     if facts.expected_error is not None:
         details["expected_error"] = [dict(one) for one in facts.expected_error]

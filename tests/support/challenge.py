@@ -1,6 +1,7 @@
 """A control bundle of the challenge of 2026 in small, predictions for it, and what can be wrong with them."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
+from steval.data.synthetic import generate
 
 CONTEXTS = ("A", "B", "C")
 PERTURBATIONS = tuple(f"GENE{number}" for number in range(8))
@@ -230,7 +233,7 @@ CASES = (
     Case("no matrix", True, "no X matrix", edit=_no_matrix),
     Case("row pointers that decrease", True, "damaged", edit=_backwards),
     Case("a column beyond the genes", True, "damaged", edit=_beyond),
-    Case("an empty gene list", True, "names no gene", _file("gene_names.csv", "gene_name\n")),
+    Case("an empty gene list", True, "holds no gene names", _file("gene_names.csv", "gene_name\n")),
     Case(
         "a gene list that names one twice",
         True,
@@ -280,3 +283,29 @@ CASES = (
     Case("a perturbation list with the control and blank lines", False, change=_file("pert_counts.csv", _WITH_CONTROL)),
     Case("a perturbation list without some numbers", False, change=_file("pert_counts.csv", _SOME_NUMBERS)),
 )
+
+
+def write_screen_and_bundle(directory: Path) -> None:
+    """`screen.h5ad`, counts of two measured contexts, and `controls.zip`, the control bundle of three others; 120 genes in all."""
+    screen = generate(
+        num_genes=120, num_perturbations=8, cells_per_perturbation=NUM_CELLS, num_controls=60,
+        cell_types=("K562", "RPE1", *CONTEXTS), affected_genes=(5, 30), counts_per_cell=2_000.0, seed=3,
+    ).cells  # fmt: skip
+    is_ours = screen.obs["cell_type"].isin(["K562", "RPE1"]).to_numpy()
+    screen[is_ours].copy().write_h5ad(directory / "screen.h5ad")
+    names = sorted(set(screen.obs["target_gene"].astype(str)) - {"non-targeting"})
+    with zipfile.ZipFile(directory / "controls.zip", "w") as archive:
+        archive.writestr("bundle/gene_names.csv", "\n".join(["gene_name", *screen.var_names]) + "\n")
+        archive.writestr(
+            "bundle/pert_counts.csv", "\n".join(["target_gene,n_cells", *(f"{n},{NUM_CELLS}" for n in names)])
+        )
+        archive.writestr("bundle/manifest.json", json.dumps({"contexts": list(CONTEXTS), "panel_id": "small"}))
+        for context in CONTEXTS:
+            chosen = (screen.obs["cell_type"] == context) & (screen.obs["target_gene"] == "non-targeting")
+            controls = screen[chosen.to_numpy()].copy()
+            controls.obs = pd.DataFrame({"target_gene": "non-targeting", "context": context}, index=controls.obs_names)
+            controls.uns = {}
+            path = directory / "controls.h5ad"
+            controls.write_h5ad(path)
+            archive.write(path, f"bundle/controls_{context}.h5ad")
+            path.unlink()

@@ -51,6 +51,14 @@ def predict(
             show_default="those of an h5ad request, else the checkpoint's own",
         ),
     ] = None,
+    contexts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--contexts",
+            help="Predict in several contexts, each from its own control cells: NAME=H5AD (repeated), or the directory that steval "
+            "prepare made of the challenge's control bundle. Their name goes into a column context.",
+        ),
+    ] = None,
     cell_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +74,7 @@ def predict(
         str | None,
         typer.Option(
             "--scale",
-            help="lognorm, or counts: integers drawn at the controls' depth.",
+            help="lognorm, or counts: integers at the controls' depth.",
             show_default="the checkpoint's",
         ),
     ] = None,
@@ -74,12 +82,20 @@ def predict(
         float | None,
         typer.Option("--depth", help="Median total of a cell for --scale counts.", show_default="as the controls"),
     ] = None,
+    count_sampling: Annotated[
+        str | None,
+        typer.Option(
+            "--count-sampling",
+            help="How --scale counts makes whole numbers: rounded up or down by chance, or drawn multinomially.",
+            show_default="rounded",
+        ),
+    ] = None,
     include_controls: Annotated[
         bool | None,
         typer.Option(
             "--include-controls/--no-include-controls",
             help="Write the measured control cells too.",
-            show_default="where their genes are known",
+            show_default="where their genes are known, without --contexts",
         ),
     ] = None,
     clip: Annotated[
@@ -182,20 +198,24 @@ def predict(
         **asked,
         "by_batch": by_batch,
         "controls": controls,
+        "contexts": contexts,
         "controls_scale": controls_scale,
         "fill_missing": fill_missing,
         "trust_order": trust_order,
         "features": features,
         "columns": options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled),
-        "written": {
-            "scale": scale,
-            "median_depth": depth,
-            "include_controls": include_controls,
-            "layout": layout,
-            "compression": compression,
-            "clip_low": low,
-            "clip_high": high,
-        },
+        "written": _given(
+            {
+                "scale": scale,
+                "median_depth": depth,
+                "count_sampling": count_sampling,
+                "include_controls": include_controls,
+                "layout": layout,
+                "compression": compression,
+                "clip_low": low,
+                "clip_high": high,
+            }
+        ),
         "device": device,
         "dtype": dtype,
         "batch_cells": batch_cells,

@@ -1,7 +1,7 @@
 """`steval prepare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,12 +9,19 @@ from steval.cli import options
 from steval.cli.output import print_facts, print_json, print_table, say, say_wrapped
 from steval.wording import counted
 
+if TYPE_CHECKING:
+    from steval.data.cells.prepare import PrepareReport
+
 
 def prepare(
     source: Annotated[
-        Path, typer.Argument(metavar="IN.h5ad", help="Raw counts (or lognorm) with a perturbation column.")
+        Path,
+        typer.Argument(
+            metavar="IN.h5ad",
+            help="Raw counts (or lognorm) with a perturbation column; or the challenge's control bundle, a zip.",
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The lognorm h5ad to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The lognorm h5ad to write; for a bundle, a directory.")],
     target_sum: Annotated[
         float | None, typer.Option("--target-sum", min=1, help="Total per cell before log1p.", show_default="10000")
     ] = None,
@@ -55,6 +62,7 @@ def prepare(
     from steval.data.cells.genes import read_genes
     from steval.data.cells.prepare import PrepareSettings
     from steval.data.cells.prepare import prepare as run
+    from steval.data.challenge.bundle import is_bundle, prepare_bundle
     from steval.data.outputs import require_output
 
     values = {
@@ -69,14 +77,22 @@ def prepare(
     }
     if target_sum is not None:
         values["target_sum"] = target_sum
+    settings = PrepareSettings.parse(values, source="the options")
+    columns = options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled)
+    if is_bundle(source):
+        if genes is not None:
+            raise typer.BadParameter("a control bundle has its own gene list", param_hint="--genes")
+        reports = prepare_bundle(source, out, options=columns, scale=options.scale_option(scale), settings=settings)
+        _say_contexts(reports, out, json)
+        return
     require_output(out, {"--genes": genes})
     report = run(
         source,
         out,
-        options=options.column_options(pert_col, control, cell_type_col, batch_col, drop_unlabelled),
+        options=columns,
         scale=options.scale_option(scale),
         genes=read_genes(genes) if genes else None,
-        settings=PrepareSettings.parse(values, source="the options"),
+        settings=settings,
     )
     if json:
         print_json(
@@ -101,3 +117,14 @@ def prepare(
     sizes = list(report.perturbations.items())
     print_table(f"Cells per perturbation ({counted(len(sizes), 'label')})", ("label", "cells"), sizes[:20])
     say(f"{counted(report.num_cells, 'cell')} × {counted(report.num_genes, 'gene')} (lognorm) -> {report.path}")
+
+
+def _say_contexts(reports: "dict[str, PrepareReport]", out: Path, json: bool) -> None:
+    if json:
+        print_json(
+            {name: {"path": out / one.path.name, "cells": one.num_cells} for name, one in reports.items() if one.path}
+        )
+        return
+    rows = [(name, one.num_cells, one.num_genes, one.path.name) for name, one in reports.items() if one.path]
+    print_table("Control cells (lognorm)", ("context", "cells", "genes", "file"), rows)
+    say(f"{counted(len(rows), 'context')} and the challenge's lists -> {out}")

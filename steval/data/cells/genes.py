@@ -15,6 +15,8 @@ from steval.errors import DataError
 from steval.wording import listed
 
 FillMissing = Literal["error", "zero"]
+_HEADERS = frozenset({"gene", "genes", "gene_name", "gene_names", "gene_symbol"})
+"""First lines of a gene list that name no gene."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,17 @@ def require_named(genes: Sequence[str], what: str = "the data") -> None:
 
 
 def read_genes(path: Path) -> list[str]:
-    """Gene names from an h5ad's `var` index, or from a text file with a name per line (first column of CSV or TSV)."""
+    """Gene names from an h5ad's `var` index, or from a text file with a name per line (first column of CSV or TSV).
+
+    A header such as `gene_name` is left out, quotes are taken off; an empty list or a repeated name is a `DataError`.
+    """
     if path.suffix in (".h5ad", ".h5"):
         with CellFile.open(path) as cells:
             return cells.genes
     lines = read_text(path, "gene list").splitlines()
-    genes = [line.replace("\t", ",").split(",")[0].strip() for line in lines if line.strip()]
+    genes = [line.replace("\t", ",").split(",")[0].strip().strip('"') for line in lines if line.strip()]
+    if genes and genes[0].casefold() in _HEADERS:
+        genes = genes[1:]
     require_unique(genes, str(path))
     if not genes:
         raise DataError(f"{path} holds no gene names")

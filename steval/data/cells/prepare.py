@@ -95,9 +95,25 @@ def prepare(
     """
     require_output(out, {"the input": source}, suffixes=H5AD_SUFFIXES)
     with CellFile.open(source) as cells:
-        plan = _plan(cells, str(real_path(source)), options, scale, genes, settings or PrepareSettings())
-        with CellWriter(out, plan.genes, plan.record) as writer:
-            plan.write(writer)
+        return prepare_cells(
+            cells, str(real_path(source)), out, options=options, scale=scale, genes=genes, settings=settings
+        )
+
+
+def prepare_cells(
+    cells: CellFile,
+    source: str,
+    out: Path,
+    *,
+    options: ColumnOptions | None = None,
+    scale: Scale | None = None,
+    genes: list[str] | None = None,
+    settings: PrepareSettings | None = None,
+) -> PrepareReport:
+    """As `prepare`, on open cells that the record calls `source`."""
+    plan = _plan(cells, source, options, scale, genes, settings or PrepareSettings())
+    with CellWriter(out, plan.genes, plan.record) as writer:
+        plan.write(writer)
     return plan.report(Path(out))
 
 

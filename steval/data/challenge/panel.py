@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steval.data.cells.genes import read_genes
 from steval.data.files import read_text
 from steval.errors import ConfigError, DataError
 from steval.wording import listed
@@ -22,7 +23,6 @@ PERTURBATION, CONTROL, CONTEXT, NUM_CELLS = "target_gene", "non-targeting", "con
 GENES_FILE, PERTURBATIONS_FILE, MANIFEST_FILE = "gene_names.csv", "pert_counts.csv", "manifest.json"
 CELLS_EACH = 400
 """Cells of each perturbation where the list has no numbers of its own."""
-GENE_HEADERS = frozenset({"gene", "genes", "gene_name", "gene_names", "gene_symbol"})
 LARGEST_MANIFEST = 1 << 18
 
 
@@ -55,7 +55,7 @@ def read_panel(genes: Path, perturbations: Path, contexts: Sequence[str] | None 
 
     Raises `DataError` for a list that cannot be read or is empty, `ConfigError` where no contexts are named.
     """
-    names = read_gene_list(genes)
+    names = read_genes(genes)
     cells = _read_perturbations(perturbations)
     manifest = find_manifest(perturbations, genes)
     if contexts is None:
@@ -95,19 +95,6 @@ def read_manifest(path: Path) -> Manifest | None:
     return Manifest(tuple(c.strip() for c in contexts), panel if isinstance(panel, str) and panel else None, path)
 
 
-def read_gene_list(path: Path) -> list[str]:
-    """Gene names in order: the first column, a header left out; an empty list or a repeated name is a `DataError`."""
-    names = [row[0].strip() for row in _rows(path, "gene list") if row and row[0].strip()]
-    if names and names[0].casefold() in GENE_HEADERS:
-        names = names[1:]
-    if not names:
-        raise DataError(f"the gene list {path} names no gene")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
-        raise DataError(f"the gene list {path} names {len(repeated)} genes more than once: {listed(repeated)}")
-    return names
-
-
 def _read_perturbations(path: Path) -> dict[str | None, dict[str, int | None]]:
     """Cells of each perturbation by context; under None where the list has no contexts."""
     header, rows = _table(path)
@@ -139,17 +126,13 @@ def _number(text: str) -> int | None:
 
 
 def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    header, *rows = [*_rows(path, "perturbation list")] or [[]]
+    text = read_text(path, "perturbation list")
+    try:
+        header, *rows = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+    except csv.Error as error:
+        raise DataError(f"the perturbation list {path} is no table: {error}") from error
     if PERTURBATION not in header:
         raise DataError(
             f"the perturbation list {path} has no column {PERTURBATION}; its columns are: {listed(header, 30)}"
         )
     return header, [dict(zip(header, row, strict=False)) for row in rows]
-
-
-def _rows(path: Path, what: str) -> list[list[str]]:
-    text = read_text(path, what)
-    try:
-        return [row for row in csv.reader(text.splitlines()) if row]
-    except csv.Error as error:
-        raise DataError(f"the {what} {path} is no table: {error}") from error

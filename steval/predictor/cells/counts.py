@@ -1,20 +1,32 @@
 """Integer counts from predicted expression, for competitions that score counts.
 
-A predicted lognorm cell x says which share of its molecules each gene has: p = expm1(x) / Σ expm1(x). Its counts are drawn
-multinomially from p with the total of the measured control cell that it started from. That total is read off the control's
-own lognorm values: its smallest positive value stands for one molecule (or a few), and all others are then whole numbers.
+A predicted lognorm cell x says which share of its molecules each gene has: p = expm1(x) / Σ expm1(x). Its counts have the total
+N of the measured control cell that it started from, which is read off the control's own lognorm values: its smallest positive
+value stands for one molecule (or a few), and all others are then whole numbers. By `CountSampling` they are
+
+- `rounded`: N p, each gene rounded up or down with the probability of the rest, the total kept (systematic sampling). A cell that
+  carries an effect keeps the counts that were measured where the effect says nothing: no noise is added to what a cell has;
+- `multinomial`: N molecules drawn from p. The right choice for a p that is an expectation; a measured cell gets its noise twice.
+
+docs/decisions/007 has what each scores.
 """
+
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
 
+from steval.data.compiled import compiled
 from steval.errors import DataError
 from steval.predictor.controls import ControlPool
 from steval.predictor.sets import PlannedSet
 
+CountSampling = Literal["rounded", "multinomial"]
 WHOLE = 0.02
 """Largest distance from a whole number, plus the same share of a thousandth of the number (float32 rounding)."""
 MOST_MOLECULES = 20
+_ROUNDING = 1e-3
+"""Error of float32 lognorm values, in molecules, up to some thousand: what is whole but for it stays whole."""
 DEPTH_ROWS = 4096
 
 
@@ -87,3 +99,39 @@ def draw_counts(cells: np.ndarray, depths: np.ndarray, rng: np.random.Generator)
     counts = np.zeros(cells.shape, dtype=np.float32)
     counts[filled] = rng.multinomial(depths[filled].astype(np.int64), linear[filled] / totals[filled])
     return counts
+
+
+def round_counts(cells: sp.csr_matrix, depths: np.ndarray, starts: np.ndarray) -> sp.csr_matrix:
+    """Counts (float32 whole numbers, no zero stored) of lognorm `cells [n, G]`, each row with the total `depths [n]`.
+
+    `starts [n]`, drawn from [0, 1), decide which genes are rounded up. A cell without any expression gets no counts.
+    """
+    counts = np.empty(cells.nnz, dtype=np.float32)
+    _round(cells.indptr, cells.data, depths.astype(np.float64), starts, counts)
+    rounded = sp.csr_matrix((counts, cells.indices, cells.indptr), shape=cells.shape, copy=True)
+    rounded.eliminate_zeros()
+    return rounded
+
+
+@compiled
+def _round(indptr, values, depths, starts, counts):  # type: ignore[no-untyped-def]
+    """Walk along each cell's molecules; where the sum passes a whole number, the gene there gets one more."""
+    linear = np.empty(np.max(np.diff(indptr)) if len(indptr) > 1 else 0, dtype=np.float64)
+    for row in range(len(depths)):
+        begin, size = indptr[row], indptr[row + 1] - indptr[row]
+        total = 0.0
+        for k in range(size):
+            linear[k] = np.expm1(max(np.float64(values[begin + k]), 0.0))
+            total += linear[k]
+        if total <= 0:
+            counts[begin : begin + size] = 0
+            continue
+        factor = depths[row] / total
+        passed, given = starts[row], 0.0
+        for k in range(size):
+            count = linear[k] * factor
+            nearest = np.rint(count)
+            passed += nearest if abs(count - nearest) < _ROUNDING else count
+            reached = min(np.floor(passed), depths[row]) if k < size - 1 else depths[row]
+            counts[begin + k] = reached - given
+            given = reached
