@@ -3,10 +3,10 @@
 
     python benchmarks/quality_training.py thp1_rep1_rep2.h5ad --work quality -o quality.json
 
-The file holds the raw counts of a THP-1 knock-out screen in two replicates (docs/quality.md says where it comes from and what the
+The file holds the raw counts of a THP-1 knock-out screen in two replicates (decision 003 says where it comes from and what the
 task is). Parts, chosen with --parts:
 
-    task       recipe quick-cpu from nothing; 3,000 steps of it, last weights, as the prototype of docs/quality.md trained;
+    task       recipe quick-cpu from nothing; 3,000 steps of it, last weights, as the prototype of docs/decisions/003 trained;
                held-out perturbations of rep_2; baselines beside it
     transfer   pre-trained on rep_1, fine-tuned on rep_2: frozen, staged, full, and from nothing, at equal steps
     space      embedding input (50 principal components, gene decoder) against expression, from nothing, at equal steps
