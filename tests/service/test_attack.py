@@ -71,7 +71,7 @@ def test_a_mixture_of_attacks_hurts_nobody_else(
         "STEVAL_JOB_TIMEOUT": "20", "STEVAL_MAX_JOBS": "4", "STEVAL_JOB_DIR": str(tmp_path / "jobs"), "STEVAL_THREADS": "1",
     }  # fmt: skip
     with served_process(str(tiny_checkpoint), "--api-key-file", str(keys), **limits) as (url, process):
-        wait_until_ready(url)
+        wait_until_ready(url, 300)
         port = int(url.rpartition(":")[2])
         expected = means(ask(url, polite, "POST", "/predict", REQUEST))
         statuses: Counter[int] = Counter()
