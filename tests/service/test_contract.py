@@ -31,7 +31,17 @@ def test_no_generated_request_breaks_the_service_or_the_document(service_url, tm
         "run",
         f"{service_url}/openapi.json",
     ]
-    options = ["--url", service_url, "--checks", "all", "--max-examples", str(EXAMPLES), "--no-color"]
+    options = [
+        "--url",
+        service_url,
+        "--checks",
+        "all",
+        "--exclude-checks",
+        "use_after_free",
+        "--max-examples",
+        str(EXAMPLES),
+        "--no-color",
+    ]
     repeatable = ["--seed", "1", "--generation-deterministic", "--no-shrink"]
     done = subprocess.run(
         [*command, *options, *repeatable],
