@@ -52,5 +52,6 @@ def test_no_generated_request_breaks_the_service_or_the_document(service_url, tm
     assert counted, done.stdout[-2000:]
     generated, passed = map(int, counted.groups())
     assert generated == passed > 500
-    documented = sum(len(route.operations) for route in ROUTES if route.documented)
+    # schemathesis leaves out the address that it has the description from
+    documented = sum(len(route.operations) for route in ROUTES if route.documented and route.path != "/openapi.json")
     assert f"Tested: {documented}" in done.stdout
