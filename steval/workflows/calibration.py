@@ -2,7 +2,8 @@
 
 Every candidate predicts the same pairs from the same drawn control cells, and each pair's part in the leaderboard score is
 kept. A setting is left only for one that is better by more than one standard error of the paired difference, and by more than
-half a point: settings that the evidence cannot tell apart stay at their defaults, which docs/decisions/006 supports.
+half a point (the network has a share only for two standard errors and a whole point): settings that the evidence cannot tell
+apart stay at their defaults, which docs/decisions/006 supports.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,8 @@ LEAST_GAIN = 0.5
 """Points of 100 for which a default is left at least: below, a choice among some twenty candidates mostly chases noise."""
 LEAST_NETWORK_GAIN = 1.0
 """The same for the network's share: it is chosen on validation pairs alone, few as a rule, and costs the network's time."""
+NETWORK_ERRORS = 2.0
+"""Standard errors of the paired difference by which a share of the network must be better; one for everything else."""
 DRAWS = 2
 """Draws of control cells that each candidate is scored with."""
 
@@ -142,7 +145,7 @@ def choose_anchor(
 def choose_weight(
     pairs: Sequence[HeldOutPairs], decoding: DecodingSettings, simple: Effects, network: Effects, seed: int = 0
 ) -> Choice:
-    """The network's share in the effect: none, unless a share is better by more than a standard error."""
+    """The network's share in the effect: none, unless a share is better by more than two standard errors."""
     told = {id(one): (network(one), simple(one)) for one in pairs}
     best = parts_of(pairs, decoding, lambda one: told[id(one)][1], seed)
     candidates = [decoding.model_copy(update={"network_weight": weight}) for weight in WEIGHTS]
@@ -150,7 +153,7 @@ def choose_weight(
         parts_of(pairs, candidate, lambda one, c=candidate: c.combined(*told[id(one)]), seed)
         for candidate in candidates
     ]
-    winner = _clearly_better(best, found, LEAST_NETWORK_GAIN)
+    winner = _clearly_better(best, found, LEAST_NETWORK_GAIN, NETWORK_ERRORS)
     trials = tuple(
         _trial({"network_weight": weight}, one, best, number == winner)
         for number, (weight, one) in enumerate(zip(WEIGHTS, found, strict=True))
@@ -175,14 +178,16 @@ def simple_effects(anchors: Anchors, pairs: HeldOutPairs) -> np.ndarray:
     return anchors.effects(pairs.names, pairs.context, pairs.control_mean, pairs.hidden)
 
 
-def _clearly_better(best: np.ndarray, found: Sequence[np.ndarray], least_gain: float) -> int | None:
-    """Number of the candidate with the highest mean, if above `best` by a standard error and by `least_gain`; else None."""
+def _clearly_better(
+    best: np.ndarray, found: Sequence[np.ndarray], least_gain: float, errors: float = 1.0
+) -> int | None:
+    """Number of the candidate with the highest mean, if above `best` by `errors` standard errors and by `least_gain`; else None."""
     means = [one.mean() for one in found]
     if not means or len(best) < 2:
         return None
     winner = int(np.argmax(means))
     difference = found[winner] - best
-    least = max(difference.std(ddof=1) / np.sqrt(len(best)), least_gain)
+    least = max(errors * difference.std(ddof=1) / np.sqrt(len(best)), least_gain)
     return winner if difference.mean() > least else None
 
 
