@@ -95,7 +95,7 @@ def test_every_reader_sees_the_same_matrix(
         np.testing.assert_allclose(training.gather(everything), expected, rtol=1e-6)
 
     with Pair.build(path, path, scale="counts", takes="counts") as pair:
-        for name in ("A", "B", CONTROL):
-            group = whole_group(pair.side("pred"), name)
+        for name, side in (("A", "pred"), ("B", "pred"), (CONTROL, "real")):
+            group = whole_group(pair.side(side), name)
             assert group.has_canonical_format and group.nnz == np.count_nonzero(group.toarray())
             assert np.array_equal(group.toarray(), COUNTS[(CELLS.obs["target_gene"] == name).to_numpy()])
