@@ -38,8 +38,6 @@ class ScoreRequest:
 
     preds: Path
     checkpoint: Path | None = None
-    adapter: Path | None = None
-    """An adapter to `checkpoint`, which is its base then."""
     real: Path | None = None
     train: Path | None = None
     out: Path | None = None
@@ -58,6 +56,8 @@ class ScoreRequest:
     """Score these perturbations of the real cells alone; empty: all."""
     only_common: bool = False
     """Leave out perturbations that one side alone has, in place of refusing them."""
+    adapter: Path | None = None
+    """An adapter to `checkpoint`, which is its base then."""
     de_real: "pl.DataFrame | None" = None
     de_pred: "pl.DataFrame | None" = None
     """DE tables made elsewhere (pdex's columns), as batch jobs do."""

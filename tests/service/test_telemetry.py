@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 
@@ -48,15 +49,18 @@ def test_the_gauges_of_a_killed_worker_are_forgotten_and_its_counters_kept(tmp_p
     ],
 )
 def test_log_lines_carry_the_trace_that_a_request_belongs_to(http, parent, trace):
-    records: list[logging.LogRecord] = []
+    records: queue.Queue[logging.LogRecord] = queue.Queue()
     kept = logging.Handler()
-    kept.emit = records.append
+    kept.emit = records.put
     logger = logging.getLogger(ACCESS)
     logger.addHandler(kept)
     try:
-        http.get("/models", headers={"traceparent": parent})
+        asked = http.get("/models", headers={"traceparent": parent}).headers["x-request-id"]
+        while (
+            record := records.get(timeout=10)
+        ).request_id != asked:  # a line may be written after the answer was sent
+            pass
     finally:
         logger.removeHandler(kept)
-    (record,) = records
     assert record.trace == trace
     assert ("trace" in json.loads(JsonFormatter().format(record))) == (trace is not None)
