@@ -1,6 +1,7 @@
 """The front door: run a manifest, show its plan, or gather what shards have done."""
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from steval.batch.settings import BatchManifest, Running, out_dir
 from steval.batch.work.estimates import estimate_seconds
 from steval.batch.work.stages import job_stages
 from steval.data.files import atomic_path
-from steval.errors import ConfigError
+from steval.errors import ConfigError, StevalError
 from steval.machine import num_cores
 from steval.wording import whole_number
 
@@ -83,8 +84,14 @@ def run_batch(path: Path, manifest: BatchManifest, *, shard: Shard | None = None
     where the manifest cannot be run as it is.
     """
     root = out_dir(manifest, path)
+    is_new = not root.exists()
     with Ledger(ledger_path(root, shard)) as ledger:
-        plan = plan_batch(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
+        try:
+            plan = plan_batch(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
+        except StevalError:
+            if is_new:  # nothing was started, so nothing is left
+                shutil.rmtree(root)
+            raise
         jobs = _shard(plan.jobs, shard)
         name = "manifest" if shard is None else f"manifest-{shard[0]}-of-{shard[1]}"
         with atomic_path(root / f"{name}.yaml") as partial:
@@ -105,7 +112,8 @@ def run_batch(path: Path, manifest: BatchManifest, *, shard: Shard | None = None
 def collect(path: Path, manifest: BatchManifest) -> BatchResult:
     """The leaderboard of what is there, whoever made it; runs nothing."""
     root = out_dir(manifest, path)
-    with Ledger(ledger_path(root, None)) as ledger:
+    existing = ledger_path(root, None)
+    with Ledger(existing if existing.exists() else ":memory:") as ledger:
         plan = plan_batch(manifest, path, lambda place: ledger.stamp(place, root / "work" / "fetched"))
     return _result(plan, RunCounts(), NAME, clean=True)
 

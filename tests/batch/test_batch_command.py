@@ -104,3 +104,14 @@ def test_data_on_another_volume_is_found_and_a_changed_file_is_refused(shipped: 
     refused = invoke(manifest, "--dry-run", "--data-dir", volume)
     assert refused.exit_code == 2
     assert "its content has changed" in refused.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--collect"]])
+def test_a_batch_that_cannot_run_leaves_no_directory(tmp_path: Path, more: list[str]):
+    manifest = tmp_path / "night.yaml"
+    manifest.write_text("checkpoints: [absent.safetensors]\ndata: [absent.h5ad]\n")
+    arguments = ["batch", str(manifest), "-o", str(tmp_path / "night"), *more]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert "nothing was started" in result.stderr
+    assert not (tmp_path / "night").exists()

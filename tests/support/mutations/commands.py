@@ -76,6 +76,9 @@ LINES = (
         "convert <arc/checkpoints/final.ckpt -o >out.safetensors --genes <arc-genes.txt "
         "--perturbation-map <arc/pert_onehot_map.pt"
     ),
+    _line("merge <run/checkpoints/best-val.safetensors <adapter.safetensors -o >out.safetensors"),
+    _line("metrics", 0.2),
+    _line("metrics --json", 0.2),
     _line("calibrate <m.safetensors --real <cells.h5ad -o >out.safetensors"),
     _line("doctor <config.yaml"),
     _line("doctor <run"),
@@ -158,14 +161,23 @@ def write_valid_inputs(place: Path, server: CommandServer, environment: dict[str
     }  # fmt: skip
     for name, text in texts.items():
         (place / name).write_text(text, "utf-8")
+    adapters = {"rank": 2, "alpha": 6, "dropout": 0.0, "targets": ["attention", "mlp"]}
+    phases = [{"name": "lora", "trains": [], "lora": adapters, "steps": 2, "rates": {"adapters": 1e-2}}]
+    (place / "adapters.yaml").write_text(
+        yaml.safe_dump({**yaml.safe_load(texts["config.yaml"]), "phases": phases}, sort_keys=False), "utf-8"
+    )
+    best = "run/checkpoints/best-val.safetensors"
     for words in (
         ("score", "preds.h5ad", "--real", "cells.h5ad", "-o", "s1", "--metrics-only"),
         ("score", "cells.h5ad", "--real", "cells.h5ad", "-o", "s2", "--metrics-only"),
         ("finetune", "config.yaml", "--run", "run"),
         ("finetune", "config.yaml", "--run", "run2", "--set", "loss.kind=mse"),
+        ("finetune", "adapters.yaml", "--run", "adapted", "--init-from", best),
     ):
         ended = server.run(Started(words, str(place), environment))
         assert ended.code == 0, (words, ended)
+    shutil.move(place / "adapted" / "checkpoints" / "best-val.adapter.safetensors", place / "adapter.safetensors")
+    shutil.rmtree(place / "adapted")
 
 
 def draw_line(rng: random.Random) -> Line:
