@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from steval.evaluator.metrics.profiles import PROFILES
 from steval.service.jobs.files import KERNELS, TEMPORARY
 from steval.service.score import kernels
 from steval.service.score.kernels import JobKernels
@@ -62,3 +63,12 @@ def test_a_profile_is_compiled_into_the_place_that_jobs_are_given(tmp_path):
     given = {path.name for path in (tmp_path / "job" / TEMPORARY / KERNELS).rglob("*.nbc")}
     assert given
     assert given == {path.name for path in (tmp_path / "shared").rglob("*.nbc")}
+
+
+@pytest.mark.parametrize("profile", ["minimal", "vcc2026"])
+def test_profiles_of_every_scale_can_be_compiled(profile):
+    kernels.compile_for(profile)
+
+
+def test_every_scale_is_among_them():
+    assert {PROFILES[name].scale for name in ("minimal", "vcc2026")} == {profile.scale for profile in PROFILES.values()}

@@ -58,16 +58,18 @@ def compile_for(profile: str) -> None:
     from steval.data.cells.cellfile import write_anndata
     from steval.data.cells.scale import lognorm
     from steval.data.example import example
+    from steval.evaluator.metrics.profiles import PROFILES
     from steval.evaluator.settings import ScoreSettings
     from steval.workflows.score import ScoreRequest, score_predictions
 
     with ScratchDirectory("steval-kernels") as folder:
-        cells = example()
-        cells.X = lognorm(sp.csr_matrix(cells.X), 1e4)
+        cells, scale = example(), PROFILES[profile].scale
+        if scale == "lognorm":
+            cells.X = lognorm(sp.csr_matrix(cells.X), 1e4)
         path = folder / "cells.h5ad"
         write_anndata(cells, path)
         settings = ScoreSettings.model_validate({"profile": profile})
-        score_predictions(ScoreRequest(preds=path, real=path, out=folder / "score", scale="lognorm", settings=settings))
+        score_predictions(ScoreRequest(preds=path, real=path, out=folder / "score", scale=scale, settings=settings))
 
 
 if __name__ == "__main__":
