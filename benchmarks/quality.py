@@ -52,8 +52,8 @@ from steval.predictor.cells.predicted import PredictedSet
 from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
-from steval.workflows.calibrate import error_model, mean_profile, pairs_of
-from steval.workflows.calibration import HeldOutPairs, choose_anchor, simple_effects
+from steval.workflows.checkpoints.calibrate import error_model, mean_profile, pairs_of
+from steval.workflows.checkpoints.calibration import HeldOutPairs, choose_anchor, simple_effects
 
 DRAWS = 10
 NETWORK_DRAWS = 3

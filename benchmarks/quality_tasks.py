@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.evaluator.heldout import HeldOut
-from steval.workflows.calibration import HeldOutPairs
+from steval.workflows.checkpoints.calibration import HeldOutPairs
 
 CONTROL = "non-targeting"
 TARGET_SUM = 1e4

@@ -23,6 +23,8 @@ COMMANDS = (
     "calibrate", "inspect", "convert", "merge",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
+ON_CHECKPOINTS = frozenset({"calibrate", "inspect", "convert", "merge"})
+"""Those whose modules lie in the room `checkpoints`."""
 
 EXTRAS = {"lightning": "train", "tensorboard": "train", "bentoml": "serve", "httpx": "serve", "ray": "ray"}
 """Packages that come with one of steval's extras alone."""
@@ -116,7 +118,8 @@ def _configure(
 
 def _register() -> None:
     for name in COMMANDS:
-        app.command(name, cls=Command)(getattr(import_module(f"steval.cli.commands.{name}"), name))
+        room = "steval.cli.commands.checkpoints" if name in ON_CHECKPOINTS else "steval.cli.commands"
+        app.command(name, cls=Command)(getattr(import_module(f"{room}.{name}"), name))
 
 
 _register()

@@ -22,7 +22,7 @@ from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.notices import Tell
 from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.run import RunResult, finetune, rehearse
-from steval.workflows.calibrate import calibration_notice
+from steval.workflows.checkpoints.calibrate import calibration_notice
 
 WARMUP_CELLS = 8
 WARMUP_GENES = 64
@@ -76,7 +76,7 @@ def _is_to_be_calibrated(result: RunResult) -> bool:
 
 def calibrate_run(result: RunResult, report: Tell | None = None) -> None:
     """Choose the decoding of a finished run's best checkpoint; what was chosen goes into the file and into `run.json`."""
-    from steval.workflows.calibrate import calibrated, can_be_carried, write_calibrated
+    from steval.workflows.checkpoints.calibrate import calibrated, can_be_carried, write_calibrated
 
     checkpoint = load_checkpoint(result.best)
     if not can_be_carried(checkpoint.manifest):

@@ -17,7 +17,7 @@ from steval.data.effects.decoding import DecodingSettings
 from steval.data.effects.expected import ExpectedErrorModel
 from steval.data.synthetic import generate
 from steval.errors import ConfigError
-from steval.workflows.calibrate import calibrate, calibrated
+from steval.workflows.checkpoints.calibrate import calibrate, calibrated
 from steval.workflows.finetune import finetune_with_evaluation
 from support.tiny_runs import tiny_config
 

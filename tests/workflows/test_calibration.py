@@ -11,8 +11,8 @@ from steval.data.effects.decoding import DecodingSettings
 from steval.data.effects.measure import measure_file
 from steval.data.synthetic import generate
 from steval.evaluator.reference.training import read_training
-from steval.workflows.calibrate import mean_profile, pairs_of
-from steval.workflows.calibration import FEW_UNITS, choose_anchor, choose_weight
+from steval.workflows.checkpoints.calibrate import mean_profile, pairs_of
+from steval.workflows.checkpoints.calibration import FEW_UNITS, choose_anchor, choose_weight
 
 START = DecodingSettings(kind="carried", network_weight=0.0, anchor=AnchorSettings())
 

@@ -20,8 +20,8 @@ from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.example import example
 from steval.errors import ConfigError, DataError
 from steval.model.network import StateTransition
-from steval.workflows.convert import convert
-from steval.workflows.probe import ProbeReport
+from steval.workflows.checkpoints.convert import convert
+from steval.workflows.checkpoints.probe import ProbeReport
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 KEYLESS = GOLDEN / "regimes" / "keyless.ckpt"

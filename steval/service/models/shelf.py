@@ -18,6 +18,7 @@ from steval.errors import ServiceError, StevalError, nearest_names
 from steval.service.http.telemetry import ServiceMetrics
 from steval.service.models.below import Found, Signature, checkpoints_below, look_at, name_of, signature_of
 from steval.service.models.loaded import Model
+from steval.service.models.memory import Held, ModelMemory
 from steval.service.schemas import ModelItem
 
 log = logging.getLogger(__name__)
@@ -27,17 +28,6 @@ SHORTEST_DIGEST = 12
 """Letters of a digest that name a model."""
 RETRY_SECONDS = 30.0
 """After which a file that could not be loaded is tried again, where it is asked for."""
-
-
-@dataclass(eq=False)
-class Held:
-    """A model in memory."""
-
-    model: Model
-    num_bytes: int
-    users: int = 0
-    retired: bool = False
-    """Another has taken its place: it goes when its last request is answered."""
 
 
 @dataclass(eq=False)
@@ -88,13 +78,10 @@ class Shelf:
         self._metrics = metrics
         self._default = default
         self._directory = directory
-        self._max_bytes = max_bytes
-        self._patience = patience
         self._changed = threading.Condition()
         """Guards all below."""
+        self._memory = ModelMemory(self._changed, metrics, max_bytes, patience)
         self._slots: dict[str, _Slot] = {}
-        self._num_bytes = 0
-        """Of all models in memory, the retired and the one that is being loaded among them."""
         self._seen: dict[str, Signature | None] = {}
         """Signatures of changed files at the last look: what is still being written differs at the next."""
         self._stopping = threading.Event()
@@ -138,9 +125,7 @@ class Shelf:
     def give_back(self, held: Held) -> None:
         """See `Lease.close`."""
         with self._changed:
-            held.users -= 1
-            self._let_go_if_done(held)
-            self._changed.notify_all()
+            self._memory.give_back(held)
 
     def items(self) -> list[ModelItem]:
         """Every model, by name."""
@@ -178,8 +163,7 @@ class Shelf:
     def close(self) -> None:
         """Load nothing more, finish what was accepted, let everything go."""
         self._stopping.set()
-        with self._changed:
-            self._changed.notify_all()
+        self._memory.wait_no_more()
         self._loader.shutdown(cancel_futures=True)
         with self._changed:
             models = [slot.held.model for slot in self._slots.values() if slot.held is not None]
@@ -286,7 +270,7 @@ class Shelf:
     def _bring(self, slot: _Slot, found: Found) -> None:
         """Load a file and let it answer under its name; in the loader's thread."""
         try:
-            self._make_room(found)
+            self._memory.reserve(found, self._drop_oldest)
         except ServiceError as error:
             with self._changed:
                 slot.loading = None
@@ -301,7 +285,7 @@ class Shelf:
                 log.exception("the model %r could not be loaded", found.name)
             problem = str(error) if isinstance(error, StevalError) else f"internal error: {type(error).__name__}"
             with self._changed:
-                self._count(-found.num_bytes)
+                self._memory.free(found.num_bytes)
                 slot.loading = None
                 slot.found = dataclasses.replace(slot.found, signature=found.signature)
                 self._failed(slot, problem)
@@ -311,9 +295,9 @@ class Shelf:
             slot.found = dataclasses.replace(found, digest=model.predictor.digest, manifest=model.manifest)
             slot.problem, slot.loading = None, None
             if self._slots.get(found.name) is not slot:  # the file was removed meanwhile
-                self._retire(slot.held)
+                self._memory.retire(slot.held)
             if old is not None:
-                self._retire(old)
+                self._memory.retire(old)
             self._metrics.model_loaded("ok")
             self._changed.notify_all()
         log.info("the model %r is loaded: %s", found.name, model.predictor.digest)
@@ -322,32 +306,6 @@ class Shelf:
         slot.problem, slot.failed_at = problem, time.monotonic()
         self._metrics.model_loaded("failed")
         log.error("the model %r is not loaded: %s", slot.found.name, problem)
-
-    def _make_room(self, found: Found) -> None:
-        """Reserve the memory of a model; models that nobody uses go, those in use are waited for."""
-        limit, needed = self._max_bytes, found.num_bytes
-        deadline = time.monotonic() + self._patience
-        with self._changed:
-            while limit is not None and self._num_bytes + needed > limit:
-                if needed > limit:
-                    raise ServiceError(
-                        f"the model {found.name!r} needs {needed} bytes, more than the {limit} that this service has for models "
-                        "(STEVAL_MAX_MODEL_BYTES)",
-                        status=503,
-                        code="model_too_large",
-                    )
-                if self._drop_oldest():
-                    continue
-                left = deadline - time.monotonic()
-                if left <= 0 or self._stopping.is_set():
-                    raise ServiceError(
-                        "the models in use leave no memory for another one; come back later",
-                        status=503,
-                        code="busy",
-                        retry_after=self._patience / 2,
-                    )
-                self._changed.wait(left)
-            self._count(needed)
 
     def _drop_oldest(self) -> bool:
         """Let the least recently used model go that nobody uses and that can be loaded again; False where there is none."""
@@ -364,7 +322,7 @@ class Shelf:
             return False
         slot = min(idle, key=lambda one: one.used_at)
         assert slot.held is not None
-        self._retire(slot.held)
+        self._memory.retire(slot.held)
         slot.held = None
         log.info("the model %r leaves the memory", slot.found.name)
         return True
@@ -373,22 +331,8 @@ class Shelf:
         self._seen.pop(name, None)
         slot = self._slots.pop(name)
         if slot.held is not None:
-            self._retire(slot.held)
+            self._memory.retire(slot.held)
         log.info("the file of the model %r is gone", name)
-
-    def _retire(self, held: Held) -> None:
-        held.retired = True
-        self._let_go_if_done(held)
-
-    def _let_go_if_done(self, held: Held) -> None:
-        if held.retired and not held.users:
-            self._count(-held.num_bytes)
-            # in a thread of its own: the batcher may still be at cells that nobody waits for
-            threading.Thread(target=held.model.close, name="steval-closing", daemon=True).start()
-
-    def _count(self, num_bytes: int) -> None:
-        self._num_bytes += num_bytes
-        self._metrics.model_memory(self._num_bytes)
 
 
 def _slot(found: Found) -> _Slot:

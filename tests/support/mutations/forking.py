@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Self
 
 IMPORTS = (
-    "steval.workflows.score", "steval.predictor.job", "steval.workflows.finetune", "steval.workflows.calibrate",
-    "steval.workflows.pack", "steval.workflows.convert", "steval.workflows.compare", "steval.workflows.doctor",
+    "steval.workflows.score", "steval.predictor.job", "steval.workflows.finetune", "steval.workflows.checkpoints.calibrate",
+    "steval.workflows.pack", "steval.workflows.checkpoints.convert", "steval.workflows.compare", "steval.workflows.doctor",
     "steval.workflows.init", "steval.workflows.demo", "steval.batch.run", "steval.data.cells.prepare", "steval.service.client",
     "steval.service.settings", "steval.checkpoints.inspection", "sqlite3",
 )  # fmt: skip

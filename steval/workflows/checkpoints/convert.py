@@ -12,7 +12,7 @@ from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError
 from steval.predictor.controls import file_controls
 from steval.wording import listed
-from steval.workflows.probe import CellOptions, ProbeReport, probe_regimes
+from steval.workflows.checkpoints.probe import CellOptions, ProbeReport, probe_regimes
 
 
 def convert(

@@ -20,7 +20,7 @@ def merge(
 
     Example: `steval merge base.safetensors runs/lora/checkpoints/best-val.adapter.safetensors -o merged.safetensors`
     """
-    from steval.workflows.merge import merge as run
+    from steval.workflows.checkpoints.merge import merge as run
 
     checkpoint = run(base, adapter, out)
     if json:

@@ -35,8 +35,8 @@ def calibrate(
     Example: `steval calibrate runs/quick-cpu --real validation.h5ad -o calibrated.safetensors`
     """
     with importing():
-        from steval.workflows.calibrate import calibrate as run
-        from steval.workflows.calibrate import calibrated_path, calibration_notice
+        from steval.workflows.checkpoints.calibrate import calibrate as run
+        from steval.workflows.checkpoints.calibrate import calibrated_path, calibration_notice
         from steval.workflows.score import data_directories
 
     out = out or calibrated_path(checkpoint)

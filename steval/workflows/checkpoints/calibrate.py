@@ -40,7 +40,7 @@ from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.progress.notices import Notice
-from steval.workflows.calibration import (
+from steval.workflows.checkpoints.calibration import (
     DRAWS,
     Choice,
     HeldOutPairs,

@@ -76,8 +76,8 @@ def convert(
         _to_arc(context, source, out, json)
         return
     from steval.checkpoints.conversion import ConversionOptions
-    from steval.workflows.convert import convert as run
-    from steval.workflows.probe import CellOptions
+    from steval.workflows.checkpoints.convert import convert as run
+    from steval.workflows.checkpoints.probe import CellOptions
 
     scale = options.scale_option(scale)
     report, probed = run(
@@ -127,7 +127,7 @@ def _to_arc(context: typer.Context, source: Path, out: Path, json: bool) -> None
     ]
     if given:
         raise typer.BadParameter(f"a checkpoint says these itself: {', '.join(given)}", param_hint="--to arc")
-    from steval.workflows.convert import export_to_arc
+    from steval.workflows.checkpoints.convert import export_to_arc
 
     export = export_to_arc(source, out)
     if json:

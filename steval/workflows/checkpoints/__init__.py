@@ -1,0 +1,1 @@
+"""Checkpoints themselves: made of others, calibrated on measured cells, converted."""
