@@ -400,6 +400,8 @@ def test_no_request_fails_while_models_are_swapped_under_load(http, service_url,
     for thread in threads:
         thread.start()
     try:
+        while seen[1] < 5:
+            time.sleep(0.02)
         put(made[2], path)
         wait_for(http, "swapped", digest(made[2]))
         path.write_bytes(made[3].read_bytes()[:-500])  # broken, and written in place
