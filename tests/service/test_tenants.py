@@ -309,12 +309,21 @@ def test_every_request_leaves_a_line_with_the_name_of_its_key_and_never_the_key(
     logger.addHandler(handler)
     try:
         with keyed.client("ada@lab") as ada:
-            ada.post("/predict", json={"perturbations": ["STAT1"], "cells": 7})
-            ada.post("/predict", json={"perturbations": ["NOPE"], "cells": 7})
-            ada.get("/metrics")
-            httpx.get(keyed.url + "/model", headers={"X-API-Key": "stv_wrong"})
+            answers = [
+                ada.post("/predict", json={"perturbations": ["STAT1"], "cells": 7}),
+                ada.post("/predict", json={"perturbations": ["NOPE"], "cells": 7}),
+                ada.get("/metrics"),
+                httpx.get(keyed.url + "/model", headers={"X-API-Key": "stv_wrong"}),
+            ]
+        ids = [answer.headers["x-request-id"] for answer in answers]
+        # a line follows its answer: that of an earlier test's request may be among these, the last one may be yet to come
+        deadline = time.monotonic() + 20
+        while not {*ids} <= {record.request_id for record in records}:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     finally:
         logger.removeHandler(handler)
+    records = [record for record in records if record.request_id in ids]
     lines = [(one.key, one.route, one.status, one.code, getattr(one, "cells", None)) for one in records]
     assert lines == [
         ("ada@lab", "/predict", 200, None, 7),

@@ -1,6 +1,7 @@
 """Runs whose memory is measured, each in a child of one process that has imported everything; for trainer/test_estimates.py.
 
 Arguments: directories with `c.yaml`; `peak` is written there: how far a run grew from its first phase's start to its peak, bytes.
+Checkpoints are written between steps: the copies that wait beside them for a disk, which an estimate names apart, are not measured.
 """
 
 import os
@@ -12,6 +13,7 @@ import torch
 
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.notices import Notice
+from steval.trainer.progress.writing import WritingThread
 from steval.trainer.run import finetune
 
 
@@ -31,6 +33,7 @@ def measure(place: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    WritingThread.submit = lambda self, write: self._run(write)  # type: ignore[method-assign]
     for argument in sys.argv[1:]:
         child = os.fork()
         if not child:

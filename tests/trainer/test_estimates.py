@@ -77,16 +77,11 @@ def test_the_peak_of_a_run_is_within_a_third_of_the_estimate(tmp_path: Path) -> 
         estimate(config, device="cpu", report=told.append)
         assert "in MiB" in told[0].title
         total = float(told[0].rows[0][-1]) * 2**20
-        # copies of weights that wait for a slow disk add to a peak: the least of three runs, where the first has more
-        for run in range(3):
-            measured = _peak_of_a_run(place / str(run), config)
-            if measured / total < 1.33:
-                break
+        measured = _peak_of_a_run(place, config)
         assert 0.75 < measured / total < 1.33, (measured / 2**20, total / 2**20)
 
 
 def _peak_of_a_run(place: Path, config: FinetuneConfig) -> float:
-    place.mkdir()
     (place / "c.yaml").write_text(config.to_yaml())
     script = Path(__file__).parents[1] / "support" / "peak_memory.py"
     done = subprocess.run([sys.executable, str(script), str(place)], capture_output=True, text=True, check=False)
