@@ -76,6 +76,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
     or `DataError`.
     """
     from steval.evaluator.metrics.profiles import resolve
+    from steval.evaluator.report.drawing import load_ahead
     from steval.evaluator.scoring import score
     from steval.evaluator.tables import write_score_dir
 
@@ -100,6 +101,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
     require_output_directory(request.out_dir, {**inputs, "the predictions": request.preds})
     if request.predict:
         require_output(request.preds, inputs)
+    load_ahead()
     manifest = _manifest(request)
     with ExitStack() as stack:
         real = stack.enter_context(_open_real(request, manifest))

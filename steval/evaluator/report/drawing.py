@@ -6,12 +6,13 @@ Colours are placeholders that `Drawing` turns into CSS variables, so that one dr
 import re
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
+from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,19 @@ def draw(make: "Callable[[], Figure | None]", number: int, title: str) -> Drawin
         FigureCanvasSVG(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     return Drawing(_embeddable(buffer.getvalue(), number, title))
+
+
+def load_ahead() -> None:
+    """Import what draws, in a thread, while numbers are computed; an import that fails fails again, and is told, in `draw`."""
+
+    def load() -> None:
+        with suppress(Exception):
+            from matplotlib.backends.backend_svg import FigureCanvasSVG
+            from matplotlib.figure import Figure
+
+            FigureCanvasSVG(Figure())
+
+    Thread(target=load, name="load-matplotlib", daemon=True).start()
 
 
 @dataclass(frozen=True)
