@@ -5,6 +5,7 @@ perturbation. Such a text, and one that begins with an apostrophe, is written wi
 one away. Columns of numbers stay as they are.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ def write_csv(frame: pl.DataFrame, path: Path) -> None:
     """Write `frame` with its texts guarded."""
     texts = [name for name, kind in frame.schema.items() if kind == pl.String]
     frame.with_columns(pl.col(name).str.replace(f"^({_RISKY})", "'$1") for name in texts).write_csv(path)
+
+
+def unguarded(text: str) -> str:
+    """A text as it was before `write_csv` guarded it."""
+    return re.sub(f"^'({_RISKY})", r"\1", text)
 
 
 def read_csv(path: Path, schema: Mapping[str, Any]) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """What the addresses answer that need no queue: the page and its files, the model card, names, the description, metrics."""
 
 from importlib.resources import files
+from pathlib import PurePath
 
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -15,16 +16,24 @@ from steval.service.openapi import openapi_document
 from steval.service.predict.search import search_perturbations
 from steval.service.runtime import Runtime
 from steval.service.schemas import LONGEST_NAME, MOST_LISTED, MOST_OFFSET, SHOWN_NAMES, ModelList
+from steval.service.score.handlers import REPORT_POLICY
 from steval.wording import whole_number
 
-PAGE_FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "chart.js": "text/javascript; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self'; frame-ancestors 'none'; base-uri 'none'"
+FRAME_POLICY = f"{REPORT_POLICY}; frame-ancestors 'self'"
+"""For the frame that the page shows reports in: what a report may do, and framed by the page alone."""
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+PAGE_FILES = frozenset(
+    (
+        "index.html", "frame.html", "style.css", "icon.svg", "app.js", "batches.js", "call.js", "chart.js", "compare.js", "dom.js",
+        "names.js", "prediction.js", "score.js", "views.js",
+    )
+)  # fmt: skip
 
 
 async def page(request: Request) -> Response:
@@ -33,8 +42,9 @@ async def page(request: Request) -> Response:
     if name not in PAGE_FILES:
         raise HTTPException(404)
     content = await run_in_threadpool((files("steval.service") / "page" / name).read_bytes)
-    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
-    return tagged(request.headers, content, PAGE_FILES[name], headers)
+    policy = FRAME_POLICY if name == "frame.html" else PAGE_POLICY
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return tagged(request.headers, content, _MEDIA_TYPES[PurePath(name).suffix], headers)
 
 
 async def model(request: Request) -> Response:

@@ -14,6 +14,8 @@ from steval.service.schemas import (
     MOST_LISTED,
     MOST_OFFSET,
     SHOWN_NAMES,
+    BatchBoard,
+    BatchList,
     ModelCard,
     ModelList,
     PerturbationList,
@@ -26,6 +28,7 @@ from steval.service.schemas import (
     ScoreJob,
     ScoreJobs,
 )
+from steval.service.score import batches
 from steval.service.score import handlers as score
 from steval.service.score.uploads import ROLES
 
@@ -43,6 +46,7 @@ _JOB_ID = {
     "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     "description": "As it was answered to the submission",
 }
+_BATCH_ID = {**_JOB_ID, "description": "As GET /batches lists it"}
 _MODEL = query("model", {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME})
 _FILE_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 _JOB_LINKS = {
@@ -210,6 +214,37 @@ ROUTES = RouteTable(
             "/score/{id}/files/{name}",
             (Operation("GET", "scoreFile", "A file of the score directory", "score", _FILE, (404, 409), score.file),),
             parameters=(_JOB_ID, _FILE_NAME),
+            role=SCORES,
+        ),
+        Route(
+            "/batches",
+            (
+                Operation(
+                    "GET", "batches", "The batches in the service's data directories", "score",
+                    success("Newest first", BatchList), (503,), batches.listing,
+                ),
+            ),
+            role=SCORES,
+        ),
+        Route(
+            "/batches/{id}",
+            (
+                Operation(
+                    "GET", "batch", "The leaderboard of a batch", "score", success("Best first", BatchBoard), (404, 422),
+                    batches.board,
+                ),
+            ),
+            parameters=(_BATCH_ID,),
+            role=SCORES,
+        ),
+        Route(
+            "/batches/{id}/{job}/report",
+            (
+                Operation(
+                    "GET", "batchReport", "The score report of a job of a batch", "score", _PAGE, (404, 422), batches.report,
+                ),
+            ),
+            parameters=(_BATCH_ID, {**_FILE_NAME, "name": "job"}),
             role=SCORES,
         ),
         Route("/", (Operation("GET", "page", "The page", "operate", _PAGE, handler=pages.page),), public=True),

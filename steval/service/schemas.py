@@ -298,6 +298,51 @@ class PredictionJobs(Settings):
     jobs: list[PredictionJob]
 
 
+class BatchItem(Settings):
+    """A batch that `steval batch` ran in one of the service's data directories."""
+
+    id: str
+    name: str
+    """Of its directory."""
+    changed: str
+    """When its leaderboard was written."""
+
+
+class BatchList(Settings):
+    """Answer of `GET /batches`, the newest first."""
+
+    batches: list[BatchItem]
+
+
+class BatchRow(Settings):
+    """A line of a leaderboard; the columns of its `leaderboard.csv` that have these names."""
+
+    rank: int | None = None
+    checkpoint: str
+    data: str
+    request: str
+    state: str
+    overall: float | None = None
+    overall_low: float | None = None
+    overall_high: float | None = None
+    above_simple: float | None = None
+    """Leaderboard score less that of the best simple model."""
+    above_simple_low: float | None = None
+    above_simple_high: float | None = None
+    flags: str | None = None
+    error: str | None = None
+    job: str | None = None
+    """For `GET /batches/{id}/{job}/report`, where the job was scored."""
+
+
+class BatchBoard(Settings):
+    """Answer of `GET /batches/{id}`: the leaderboard, best first."""
+
+    id: str
+    name: str
+    rows: list[BatchRow]
+
+
 class ErrorDetail(Settings):
     """What broke."""
 

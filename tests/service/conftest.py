@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from steval.data.reference import DataReference, FileReference
+from support.browser import CHROMIUM, FLAGS, playwright
 from support.service_models import lognorm_cells, served_app, wait_until_ready, write_checkpoint
 
 
@@ -82,3 +83,27 @@ def http(service_url: str) -> Iterator[httpx.Client]:
     """A client of the service in this process."""
     with httpx.Client(base_url=service_url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, headless; not for longer, since its loop would be in the way of tests that run one."""
+    with playwright().sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, service_url):
+    """The page in a light look; every console error and every request to another origin fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light", accept_downloads=True)
+    opened = context.new_page()
+    troubles: list[str] = []
+    opened.on("pageerror", lambda error: troubles.append(str(error)))
+    opened.on("request", lambda one: None if one.url.startswith((service_url, "blob:")) else troubles.append(one.url))
+    opened.goto(service_url)
+    playwright().expect(opened.locator("#vocabulary")).to_contain_text("5 known")
+    yield opened
+    context.close()
+    assert not troubles

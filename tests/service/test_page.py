@@ -1,9 +1,7 @@
-"""The page in headless Chromium: a prediction by keyboard, the chart, the downloads. Needs playwright and Debian's chromium."""
+"""The page in headless Chromium: a prediction by keyboard, the charts, the downloads. Needs playwright and Debian's chromium."""
 
 import csv
 import io
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -12,47 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
+from support.browser import playwright
 from support.service_models import write_checkpoint
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-REQUIRED = "STEVAL_REQUIRE_BROWSER" in os.environ
-"""Set in CI, so that the tests cannot be skipped there."""
-
 pytestmark = pytest.mark.slow
-
-if REQUIRED:
-    import playwright.sync_api as driver
-else:
-    driver = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with driver.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser, service_url):
-    """The page in a light look; every console error and every request to another origin fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light", accept_downloads=True)
-    opened = context.new_page()
-    troubles: list[str] = []
-    opened.on("pageerror", lambda error: troubles.append(str(error)))
-    opened.on("request", lambda one: None if one.url.startswith((service_url, "blob:")) else troubles.append(one.url))
-    opened.goto(service_url)
-    driver.expect(opened.locator("#vocabulary")).to_contain_text("5 known")
-    yield opened
-    context.close()
-    assert not troubles
+driver = playwright()
 
 
 def predict_by_keyboard(page) -> None:
@@ -64,6 +26,7 @@ def predict_by_keyboard(page) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     driver.expect(page.locator("#perturbation")).to_have_value("TET1")
+    page.keyboard.press("Tab")  # to the button that adds another
     page.keyboard.press("Tab")
     page.keyboard.press("Control+a")
     page.keyboard.type("40")
@@ -162,6 +125,25 @@ def test_the_look_switches_and_stays(page):
     assert dark != light
     page.reload()
     assert back() == dark
+
+
+def test_all_genes_are_drawn_by_level_and_change_and_the_pointed_one_is_named(page, service_url):
+    predict_by_keyboard(page)
+    answer = answer_of(service_url)
+    dots = page.locator("#scatter .dots").evaluate_all(
+        "paths => paths.map(path => path.getAttribute('d').split('M').length - 1)"
+    )
+    assert sum(dots) == len(answer["genes"]) == 120 and dots[1:] == [12, 12]
+    after, before = (np.array(answer[side][0]["mean"]) for side in ("predictions", "controls"))
+    change, level = after - before, (after + before) / 2
+    box = page.locator("#scatter").bounding_box()
+    scale = box["width"] / 860
+    place = int(np.argmax(change))
+    most = np.abs(change).max() * 1.08
+    x = 52 + level[place] / level.max() * (860 - 68)
+    y = 14 + (most - change[place]) / (2 * most) * (360 - 54)
+    page.locator("#scatter").hover(position={"x": x * scale, "y": y * scale})
+    driver.expect(page.locator("#scatter .pointed")).to_contain_text(answer["genes"][place])
 
 
 def test_a_link_shows_the_same_prediction(page, service_url):
