@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def random_arguments(rng: np.random.Generator, kind: str) -> dict[str, Any]:
     }
 
 
-def generate(directory: Path, num_models: int, seed: int) -> None:
-    """Runs where arc-state is installed: writes `N.ckpt` and `N.npz` for each model."""
+def generate(directory: Path, changes: Sequence[Mapping[str, Any]], seed: int) -> None:
+    """Runs where arc-state is installed: writes `N.ckpt` and `N.npz` for a random model with each of `changes` to its arguments."""
     import transformers
     from state.tx.models.state_transition import StateTransitionPerturbationModel
 
@@ -122,8 +123,8 @@ def generate(directory: Path, num_models: int, seed: int) -> None:
     # With transformers 5 arc-state cannot build GPT-2; with 4.52 its Llama ignores mask_attn when bidirectional.
     kind = "GPT2" if int(transformers.__version__.split(".")[0]) < 5 else "llama"
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    for number in range(num_models):
-        arguments = random_arguments(rng, kind)
+    for number, changed in enumerate(changes):
+        arguments = {**random_arguments(rng, kind), **changed}
         with contextlib.redirect_stdout(io.StringIO()):
             model = StateTransitionPerturbationModel(**arguments).eval()
         with torch.no_grad():
@@ -331,7 +332,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.generate is not None:
-        generate(options.generate, options.models, options.seed)
+        generate(options.generate, [{}] * options.models, options.seed)
         return
     if options.reload is not None:
         reload(options.reload)

@@ -8,13 +8,10 @@ with `lora` turned on: every rank, alpha, target and bias of the table below; th
 """
 
 import argparse
-import contextlib
-import io
 import itertools
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +37,6 @@ def combinations() -> list[dict[str, Any]]:
         | {"task_type": "FEATURE_EXTRACTION", "merge_on_eval": False}
         for number, ((rank, alpha), target) in enumerate(itertools.product(RANKS, TARGETS))
     ]
-
-
-def generate(directory: Path, seed: int) -> None:
-    """Runs where arc-state is installed: `N.ckpt` and `N.npz` for each combination."""
-    import transformers
-    from state.tx.models.state_transition import StateTransitionPerturbationModel
-
-    warnings.simplefilter("ignore")
-    kind = "GPT2" if int(transformers.__version__.split(".")[0]) < 5 else "llama"
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    for number, lora in enumerate(combinations()):
-        arguments = parity_arc.random_arguments(rng, kind) | {"lora": lora}
-        with contextlib.redirect_stdout(io.StringIO()):
-            model = StateTransitionPerturbationModel(**arguments).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if not name.endswith(".wpe.weight"):
-                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        size = arguments["cell_set_len"]
-        rows = {
-            "ctrl_cell_emb": 3 * torch.rand(2 * size, arguments["input_dim"], generator=generator),
-            "pert_emb": torch.randn(2, arguments["pert_dim"], generator=generator).repeat_interleave(size, 0),
-            "batch": torch.randint(arguments["batch_dim"], (2 * size,), generator=generator),
-        }
-        arrays = {f"in_{name}": value.numpy() for name, value in rows.items()}
-        np.savez(directory / f"{number}.npz", **arrays, **parity_arc.predicted(model, rows))
-        content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
-        torch.save({**content, "pytorch-lightning_version": "2.6.6"}, directory / f"{number}.ckpt")
 
 
 def compare(directory: Path) -> int:
@@ -112,7 +81,7 @@ def main() -> None:
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.generate is not None:
-        generate(options.generate, options.seed)
+        parity_arc.generate(options.generate, [{"lora": lora} for lora in combinations()], options.seed)
         return
     if options.arc_python is None:
         parser.error("--arc-python is needed")

@@ -14,23 +14,6 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Model",
-    "RemoteModel",
-    "Run",
-    "__version__",
-    "connect",
-    "example",
-    "finetune",
-    "hold_out",
-    "load",
-    "open_run",
-    "prepare",
-    "read_score",
-    "score",
-    "write_score",
-]
-
 _HOMES = {
     "Model": "notebook.model.Model",
     "RemoteModel": "notebook.remote.RemoteModel",
@@ -46,6 +29,7 @@ _HOMES = {
     "score": "notebook.scoring.score",
     "write_score": "evaluator.tables.write_score_dir",
 }
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

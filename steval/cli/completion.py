@@ -1,4 +1,4 @@
-"""What a shell is told as a value is typed: recipes, profiles, metrics, columns of files, names of the checkpoint.
+"""What a shell is told as a value is typed: recipes, metrics, columns of files, names of the checkpoint.
 
 A shell asks while a person waits and throws away what goes wrong: an answer that cannot be given is no answer, and nothing is
 printed. Files are opened for their headers alone.
@@ -45,14 +45,6 @@ def recipes(ctx: Any) -> Iterable[str]:
     from steval.trainer.recipes import recipe_names
 
     return recipe_names()
-
-
-@quietly
-def profiles(ctx: Any) -> Iterable[str]:
-    """Names of the metric profiles."""
-    from steval.evaluator.metrics.profiles import PROFILES
-
-    return PROFILES
 
 
 @listed

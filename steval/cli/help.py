@@ -13,6 +13,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from steval.cli import completion
 from steval.cli.output import say, terminal_width
 from steval.cli.tables import wrap
+from steval.evaluator.metrics.profiles import PROFILES
 
 INPUT, ASKED, CONTROLS, WRITTEN, NETWORK = (
     "Input",
@@ -102,7 +103,7 @@ OPTIONS: dict[str, Shown] = {
     "--layout": Shown(WRITTEN, "csr|dense"),
     "--compression": Shown(WRITTEN, "none|lzf|gzip"),
     "--with-cell-type": Shown(WRITTEN),
-    "--profile": Shown(SCORING, "vcc|vcc2026|minimal|full|de|anndata|pds", completion.profiles),
+    "--profile": Shown(SCORING, "|".join(PROFILES)),
     "--metrics": Shown(SCORING, "NAMES", completion.metrics),
     "--predict": Shown(SCORING),
     "--metrics-only": Shown(SCORING),

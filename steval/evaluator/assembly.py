@@ -17,7 +17,8 @@ from steval.evaluator.metrics.evaluation import Evaluation
 from steval.evaluator.metrics.profiles import resolve
 from steval.evaluator.reference.baselines import REFERENCE
 from steval.evaluator.reference.bootstrap import replicate_intervals, score_intervals
-from steval.evaluator.report.report import (
+from steval.evaluator.report.report import PREDICTION, ScoreReport, finite_or_none
+from steval.evaluator.schemas import (
     BASELINES_SCHEMA,
     BREAKDOWN_SCHEMA,
     CHANGES_SCHEMA,
@@ -26,9 +27,6 @@ from steval.evaluator.report.report import (
     INTEGRITY_SCHEMA,
     INTERVALS_SCHEMA,
     OVERALL_SCHEMA,
-    PREDICTION,
-    ScoreReport,
-    finite_or_none,
 )
 from steval.evaluator.stages import PairScore, ScoreWork
 

@@ -33,24 +33,11 @@ from steval.evaluator.reference.members import (
     unclipped_members,
 )
 from steval.evaluator.report.report import ScoreReport, finite_or_none, of_type
+from steval.evaluator.schemas import COMPARISON_SCHEMA
 from steval.evaluator.tables import read_score_dir
 
 SEED_NOISE = 0.05
 """Difference of normalised members that another training seed alone can make."""
-SCHEMA = {
-    "cell_type": pl.String,
-    "quantity": pl.String,
-    "metric": pl.String,
-    "a": pl.Float64,
-    "b": pl.Float64,
-    "difference": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "p_value": pl.Float64,
-    "exceeds_noise": pl.Boolean,
-    "better": pl.String,
-    "sentence": pl.String,
-}
 
 
 def compare_scores(
@@ -70,7 +57,7 @@ def compare_scores(
         raise EvaluationError("the two scores have no metric in common")
     types = reports[0].results["cell_type"].unique(maintain_order=True).to_list()
     rows = [row for cell_type in types for row in _compare_type(reports, cell_type, metrics, draws, seed)]
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=COMPARISON_SCHEMA)
 
 
 def _require_same_real(reports: Sequence[ScoreReport]) -> None:

@@ -20,7 +20,9 @@ import polars as pl
 from steval.data.files import partial_beside, read_text, require_directory
 from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError, DataError
-from steval.evaluator.report.report import (
+from steval.evaluator.report.report import PREDICTION, ScoreReport
+from steval.evaluator.report.standing import standing
+from steval.evaluator.schemas import (
     BASELINES_SCHEMA,
     BREAKDOWN_SCHEMA,
     DE_COUNTS_SCHEMA,
@@ -28,10 +30,7 @@ from steval.evaluator.report.report import (
     INTEGRITY_SCHEMA,
     INTERVALS_SCHEMA,
     OVERALL_SCHEMA,
-    PREDICTION,
-    ScoreReport,
 )
-from steval.evaluator.report.standing import standing
 from steval.evaluator.spreadsheet import read_csv, write_csv
 
 logger = logging.getLogger(__name__)

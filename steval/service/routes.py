@@ -79,6 +79,8 @@ def _score_body() -> dict[str, Any]:
     return {"required": True, "content": {**content_of(MULTIPART, form), **content_of(JSON, named)}}
 
 
+# Jobs of both kinds have the same addresses below their own. Each row stands whole all the same: a client's generator reads the
+# names and sentences of both, and whoever looks for one finds it here by its words.
 ROUTES = RouteTable(
     (
         Route(

@@ -23,7 +23,7 @@ from steval.trainer.adapting import BaseTensors, keep_adapter, put_on
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import build_trainer, fit, is_first_process, make_ready, training_device
 from steval.trainer.fit.feeding import BatchMaker, Feed, open_feed
-from steval.trainer.fit.objective import Objective, idle_parameters
+from steval.trainer.fit.objective import Objective, idle_parameters, require_terms
 from steval.trainer.fit.optimiser import freeze, parameter_sets
 from steval.trainer.fit.phase import PhaseFit, Stage
 from steval.trainer.fit.replay import open_recorder
@@ -94,6 +94,7 @@ class Session:
             cells.file_references = inputs.data  # their bytes have just been read and compared
         config = start.config
         model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
+        require_terms(config.loss, model)
         found = guard_representation(cells, model, base, allow_mismatch=start.allow_mismatch)
         found += guard_fresh_weights(config, base, from_nothing=start.from_nothing)
         config = config.model_copy(update={"network": describe_network(model, config.network)})

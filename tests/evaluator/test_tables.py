@@ -19,12 +19,13 @@ from steval.cli.commands.score import print_report
 from steval.errors import ConfigError, DataError
 from steval.evaluator.metrics.catalog import BY_COLUMN, with_arrow
 from steval.evaluator.report.html import number, render_report
-from steval.evaluator.report.report import BREAKDOWN_SCHEMA, ScoreReport
+from steval.evaluator.report.report import ScoreReport
+from steval.evaluator.schemas import BREAKDOWN_SCHEMA
 from steval.evaluator.scoring import score
 from steval.evaluator.tables import CSV_TABLES, read_score_dir, write_score_dir
 from support.score_screens import real_screen, synthetic_screen
 
-DESIGN_FILES = {"results.parquet", "results.csv", "breakdown.csv", "score.json", "integrity.csv", "report.html"}
+PROMISED_FILES = {"results.parquet", "results.csv", "breakdown.csv", "score.json", "integrity.csv", "report.html"}
 PROMISED_COLUMNS = {"metric", "family", "value", "baseline", "ceiling", "normalised", "unclipped", "best"}
 
 
@@ -64,7 +65,7 @@ def equal(first, second):
 def test_written_and_read_back(report, raw, tmp_path):
     for name, each in (("full", report), ("raw", raw)):
         directory = write_score_dir(each, tmp_path / "scores" / name)
-        assert {path.name for path in directory.iterdir()} >= DESIGN_FILES
+        assert {path.name for path in directory.iterdir()} >= PROMISED_FILES
         equal(each, read_score_dir(directory))
         for table, schema in CSV_TABLES.items():
             assert list(schema) == getattr(each, table).columns

@@ -10,6 +10,7 @@ import typer
 from steval.cli import options
 from steval.cli.memory import importing
 from steval.cli.output import print_json, print_table, say, say_wrapped
+from steval.evaluator.metrics.profiles import takers
 from steval.wording import counted
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def score(
         ),
     ] = None,
     profile: Annotated[
-        str, typer.Option("--profile", help="vcc, minimal, full, de, anndata, pds; on counts: vcc2026.")
+        str, typer.Option("--profile", help=f"{takers('lognorm')}; on counts: {takers('counts')}.")
     ] = "vcc",
     metrics: Annotated[str | None, typer.Option("--metrics", help="Metric names A,B,C in place of a profile.")] = None,
     out: Annotated[

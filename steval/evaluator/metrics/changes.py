@@ -1,32 +1,16 @@
 """Differential expression of both sides, cut down to what a report shows."""
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.metrics.evaluation import Evaluation
+from steval.evaluator.schemas import CHANGE_SCHEMA, DE_COUNT_SCHEMA
 
 SIGNIFICANT_FDR = 0.05
 KEPT_PERTURBATIONS = 100
 KEPT_GENES = 200
 """Genes kept of each perturbation: those with the largest change on either side."""
-
-_COUNTS: dict[str, Any] = {
-    "perturbation": pl.String,
-    "num_real": pl.Int64,
-    "num_pred": pl.Int64,
-    "num_shared": pl.Int64,
-}
-_CHANGES: dict[str, Any] = {
-    "perturbation": pl.String,
-    "gene": pl.String,
-    "real_change": pl.Float64,
-    "pred_change": pl.Float64,
-    "real_fdr": pl.Float64,
-    "pred_fdr": pl.Float64,
-}
 
 
 def spread(number: int, most: int) -> np.ndarray:
@@ -37,13 +21,13 @@ def spread(number: int, most: int) -> np.ndarray:
 def de_counts(evaluation: Evaluation) -> pl.DataFrame:
     """Numbers of significant genes (FDR < 0.05) on each side and on both, by perturbation."""
     if evaluation.de_real is None or evaluation.de_pred is None:
-        return pl.DataFrame(schema=_COUNTS)
+        return pl.DataFrame(schema=DE_COUNT_SCHEMA)
     joined = _joined(evaluation.de_real, evaluation.de_pred)
     real, pred = pl.col("real_fdr") < SIGNIFICANT_FDR, pl.col("pred_fdr") < SIGNIFICANT_FDR
     counts = joined.group_by("perturbation").agg(
         num_real=real.sum(), num_pred=pred.sum(), num_shared=(real & pred).sum()
     )
-    return counts.sort("perturbation").select([pl.col(name).cast(kind) for name, kind in _COUNTS.items()])
+    return counts.sort("perturbation").select([pl.col(name).cast(kind) for name, kind in DE_COUNT_SCHEMA.items()])
 
 
 def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
@@ -53,7 +37,7 @@ def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
     """
     real, pred = evaluation.pseudobulk_real, evaluation.pseudobulk_pred
     if real is None or pred is None:
-        return pl.DataFrame(schema=_CHANGES)
+        return pl.DataFrame(schema=CHANGE_SCHEMA)
     control = real.names.index(pair.control)
     names = [name for name in real.names if name != pair.control]
     rows = [real.names.index(name) for name in names]
@@ -76,7 +60,7 @@ def shown_changes(pair: Pair, evaluation: Evaluation) -> pl.DataFrame:
                 }
             )
         )
-    return _with_fdr(pl.concat(frames), evaluation).select([pl.col(c).cast(t) for c, t in _CHANGES.items()])
+    return _with_fdr(pl.concat(frames), evaluation).select([pl.col(c).cast(t) for c, t in CHANGE_SCHEMA.items()])
 
 
 def _with_fdr(frame: pl.DataFrame, evaluation: Evaluation) -> pl.DataFrame:

@@ -34,6 +34,7 @@ from steval.evaluator.metrics.catalog import find_metric
 from steval.evaluator.metrics.functions import METRIC_ERRORS, Inputs, Value
 from steval.evaluator.metrics.metric import Metric
 from steval.evaluator.metrics.profiles import resolve
+from steval.evaluator.schemas import FAILURE_SCHEMA
 from steval.machine import num_cores
 from steval.wording import listed
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAILURE_SCHEMA = {"perturbation": pl.String, "metric": pl.String, "reason": pl.String}
 DESource = DifferentialExpression | pl.DataFrame | None
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from steval.data.cells.scale import Scale
 from steval.errors import ConfigError, nearest_names
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # help lists the profiles, and is to be quick
+    from steval.data.cells.scale import Scale
     from steval.evaluator.metrics.metric import Metric
 
 
@@ -27,7 +27,7 @@ class Profile:
     metrics: tuple[str, ...] = ()
     families: tuple[Literal["de", "anndata"], ...] = ()
     """In place of `metrics`: all metrics of these families."""
-    scale: Scale = "lognorm"
+    scale: "Scale" = "lognorm"
     """The scale of the cells that it scores."""
     context: str | None = None
     """The obs column whose groups it scores apart wherever both sides have it."""
@@ -96,14 +96,14 @@ def profile_metrics(name: str) -> tuple[str, ...]:
     return profile.metrics or tuple(of_families)
 
 
-def scored_scale(metrics: str | Sequence[str]) -> Scale:
+def scored_scale(metrics: str | Sequence[str]) -> "Scale":
     """The scale of the cells that a profile, or metrics by name, are computed on."""
     if isinstance(metrics, str) and metrics in PROFILES:
         return PROFILES[metrics].scale
     return resolve(metrics)[0].scale
 
 
-def takers(scale: Scale) -> str:
+def takers(scale: "Scale") -> str:
     """For messages: the profiles that score cells on `scale`; empty where none does."""
     return ", ".join(name for name, profile in PROFILES.items() if profile.scale == scale)
 

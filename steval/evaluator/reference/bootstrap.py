@@ -22,6 +22,7 @@ from steval.evaluator.reference.members import (
     unclipped_members,
 )
 from steval.evaluator.reference.replicates import ReplicateScale
+from steval.evaluator.schemas import INTERVAL_SCHEMA
 
 LEVEL = 0.95
 FEWEST_PERTURBATIONS = 3
@@ -196,14 +197,4 @@ def _of(samples: np.ndarray, usable: bool) -> tuple[float | None, float | None]:
 
 
 def _interval_frame(found: list[tuple[str, str, float | None, float | None]], num: int) -> pl.DataFrame:
-    return pl.DataFrame(
-        [(*row, num) for row in found],
-        schema={
-            "quantity": pl.String,
-            "metric": pl.String,
-            "low": pl.Float64,
-            "high": pl.Float64,
-            "num_perturbations": pl.Int64,
-        },
-        orient="row",
-    )
+    return pl.DataFrame([(*row, num) for row in found], schema=INTERVAL_SCHEMA, orient="row")

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from steval.evaluator.metrics.metric import Best, Metric
+from steval.evaluator.schemas import MEMBER_SCHEMA
 
 if TYPE_CHECKING:
     from steval.evaluator.reference.replicates import ReplicateScale
@@ -100,13 +101,7 @@ def member_table(
             "normalised": _optional(clipped_members(unclipped), is_member & has_baseline),
             "unclipped": _optional(unclipped, is_member & has_baseline),
         },
-        schema={
-            "metric": pl.String,
-            "value": pl.Float64,
-            "baseline": pl.Float64,
-            "normalised": pl.Float64,
-            "unclipped": pl.Float64,
-        },
+        schema=MEMBER_SCHEMA,
     )
     return table, Overall(clipped=float(clipped), unclipped=float(plain))
 
@@ -157,8 +152,7 @@ def replicate_table(
             "normalised": _optional(limited, has_scale),
             "unclipped": _optional(unclipped, has_scale),
         },
-        schema=dict.fromkeys(("metric",), pl.String)
-        | dict.fromkeys(("value", "baseline", "normalised", "unclipped"), pl.Float64),
+        schema=MEMBER_SCHEMA,
     )
     clipped, plain = (float(replicate_overall(members, metrics)) for members in (limited, unclipped))
     return table, Overall(clipped=clipped, unclipped=plain)

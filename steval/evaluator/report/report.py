@@ -12,84 +12,6 @@ from steval.evaluator.metrics.catalog import BY_COLUMN
 if TYPE_CHECKING:
     from steval.evaluator.report.plots import ScorePlots
 
-BREAKDOWN_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "metric": pl.String,
-    "family": pl.String,
-    "value": pl.Float64,
-    "baseline": pl.Float64,
-    "ceiling": pl.Float64,
-    "replicate": pl.Float64,
-    "normalised": pl.Float64,
-    "unclipped": pl.Float64,
-    "best": pl.String,
-    "value_low": pl.Float64,
-    "value_high": pl.Float64,
-    "normalised_low": pl.Float64,
-    "normalised_high": pl.Float64,
-    "unclipped_low": pl.Float64,
-    "unclipped_high": pl.Float64,
-    "num_perturbations": pl.Int64,
-    "num_without_value": pl.Int64,
-    "note": pl.String,
-}
-BASELINES_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "metric": pl.String,
-    "baseline": pl.String,
-    "value": pl.Float64,
-    "normalised": pl.Float64,
-    "unclipped": pl.Float64,
-}
-OVERALL_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "predictor": pl.String,
-    "overall": pl.Float64,
-    "leaderboard": pl.Float64,
-    "unclipped": pl.Float64,
-    "overall_low": pl.Float64,
-    "overall_high": pl.Float64,
-    "unclipped_low": pl.Float64,
-    "unclipped_high": pl.Float64,
-}
-INTEGRITY_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "check": pl.String,
-    "status": pl.String,
-    "measurement": pl.Float64,
-    "limit": pl.Float64,
-    "sentence": pl.String,
-}
-INTERVALS_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "quantity": pl.String,
-    "metric": pl.String,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "num_perturbations": pl.Int64,
-}
-FAILURES_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "perturbation": pl.String,
-    "metric": pl.String,
-    "reason": pl.String,
-}
-CHANGES_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "perturbation": pl.String,
-    "gene": pl.String,
-    "real_change": pl.Float64,
-    "pred_change": pl.Float64,
-    "real_fdr": pl.Float64,
-    "pred_fdr": pl.Float64,
-}
-DE_COUNTS_SCHEMA: dict[str, Any] = {
-    "cell_type": pl.String,
-    "perturbation": pl.String,
-    "num_real": pl.Int64,
-    "num_pred": pl.Int64,
-    "num_shared": pl.Int64,
-}
 PREDICTION = "prediction"
 """Name of the scored cells in the column `predictor`; the others are baselines."""
 
@@ -111,23 +33,23 @@ class ScoreReport:
     results: pl.DataFrame
     """Perturbation × metric: `cell_type`, `perturbation`, one column per metric; null: no value, NaN: undefined."""
     breakdown: pl.DataFrame
-    """One row per metric (`BREAKDOWN_SCHEMA`)."""
+    """One row per metric (`schemas.BREAKDOWN_SCHEMA`)."""
     overall: pl.DataFrame
-    """Overall scores of the prediction and of each baseline (`OVERALL_SCHEMA`); by cell type, their mean comes first."""
+    """Overall scores of the prediction and of each baseline (`schemas.OVERALL_SCHEMA`); by cell type, their mean comes first."""
     baselines: pl.DataFrame
-    """Metric × baseline kind (`BASELINES_SCHEMA`)."""
+    """Metric × baseline kind (`schemas.BASELINES_SCHEMA`)."""
     baseline_results: pl.DataFrame
     """As `results`, for each baseline (`baseline` holds its kind)."""
     integrity: pl.DataFrame
-    """Checks (`INTEGRITY_SCHEMA`); status is ok, warn, fail or skipped."""
+    """Checks (`schemas.INTEGRITY_SCHEMA`); status is ok, warn, fail or skipped."""
     intervals: pl.DataFrame
-    """95 % bootstrap intervals over perturbations (`INTERVALS_SCHEMA`)."""
+    """95 % bootstrap intervals over perturbations (`schemas.INTERVALS_SCHEMA`)."""
     failures: pl.DataFrame
-    """Why a value is null or NaN (`FAILURES_SCHEMA`)."""
+    """Why a value is null or NaN (`schemas.FAILURES_SCHEMA`)."""
     changes: pl.DataFrame
-    """Predicted and real fold changes of the perturbations that the report shows (`CHANGES_SCHEMA`)."""
+    """Predicted and real fold changes of the perturbations that the report shows (`schemas.CHANGES_SCHEMA`)."""
     de_counts: pl.DataFrame
-    """Numbers of significant genes (`DE_COUNTS_SCHEMA`); empty where no metric needs DE."""
+    """Numbers of significant genes (`schemas.DE_COUNTS_SCHEMA`); empty where no metric needs DE."""
     record: dict[str, Any]
     """Versions, digests, options, seed, timings, warnings, notes: plain JSON types."""
 
