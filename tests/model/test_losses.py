@@ -1,5 +1,7 @@
 """Losses against geomloss 0.3.1, against hand-computed values, and at the places where rounding bites."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from steval.errors import ConfigError
 from steval.model.distances.clouds import measure_clouds
 from steval.model.distances.sinkhorn import temperatures
-from steval.model.loss_settings import LossSettings
+from steval.model.loss_settings import LossKind, LossSettings
 from steval.model.losses import build_loss
 
 KINDS = ["plain", "identical", "nearly-equal", "collapsed", "duplicates", "far-from-zero", "clusters", "all-zero"]
@@ -150,6 +152,16 @@ def test_mse_by_hand():
     left, right = torch.tensor([[[1.0, 2.0], [0.0, 4.0]]]), torch.zeros(1, 2, 2)
     torch.testing.assert_close(ours("mse")(left, right), torch.tensor([21 / 4]))
     torch.testing.assert_close(ours("mse")(left, right, torch.tensor([[False, True]])), torch.tensor([5 / 2]))
+
+
+@pytest.mark.parametrize("kind", get_args(LossKind))
+def test_every_kind_that_can_be_set_is_a_loss_of_each_set(kind):
+    """A name that nothing computes would only be found when a run starts."""
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.rand(3, 6, 5, generator=generator) for _ in range(2))
+    apart_B, same_B = ours(kind)(left, right), ours(kind)(right, right)
+    assert apart_B.shape == (3,) and (apart_B > 0).all()
+    assert same_B.abs().max() < 0.01 * apart_B.min()
 
 
 @pytest.mark.parametrize("loss", ["energy", "sinkhorn", "se"])
