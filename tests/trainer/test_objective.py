@@ -94,8 +94,8 @@ def test_terms_that_the_network_cannot_have_are_refused_together(screen_path: Pa
     config = tiny_config(screen_path, "loss.confidence_weight=0.1", "loss.batch_weight=0.2")
     with pytest.raises(ConfigError) as caught:
         run(config, tmp_path / "run")
-    assert caught.value.problems == [
+    assert caught.value.problems == (
         "loss.confidence_weight is 0.1, and the network has no confidence token; set it to 0",
         "loss.batch_weight is 0.2, and the network has no batch token; set it to 0",
-    ]
+    )
     assert not (tmp_path / "run").exists()
