@@ -2,6 +2,7 @@
 
     StevalError                exit 1, HTTP 500
     ├── ConfigError            exit 2, HTTP 400   a bad option, configuration or request
+    │   └── DeviceMemoryError           HTTP 503  more of a device's memory was asked for than there is
     ├── CheckpointError        exit 3, HTTP 503   a checkpoint that cannot be trusted or read
     ├── DataError              exit 4, HTTP 422   data that breaks its contract
     │   ├── UnknownPerturbationError    HTTP 404  a name that the vocabulary lacks
@@ -46,6 +47,13 @@ class ConfigError(StevalError):
     exit_code = 2
     http_status = 400
     code = "bad_configuration"
+
+
+class DeviceMemoryError(ConfigError):
+    """What was asked for takes more memory than the device has; the message says what to lower."""
+
+    http_status = 503
+    code = "out_of_memory"
 
 
 class CheckpointError(StevalError):

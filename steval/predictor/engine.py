@@ -22,7 +22,7 @@ from steval.checkpoints.store import Checkpoint
 from steval.data.effects.decoding import DecodingSettings
 from steval.errors import ConfigError
 from steval.model.config import Attention
-from steval.model.hardware import has_native_bf16, slow_bf16_notice
+from steval.model.hardware import has_native_bf16, lowered_by, slow_bf16_notice
 from steval.model.inference import ControlTerms, InferenceNetwork
 from steval.model.network import Prediction
 from steval.predictor.cells.decoding import Decoder, Network
@@ -97,7 +97,10 @@ class Predictor:
         self.decoder = Decoder(checkpoint, decoding)
         self._features = checkpoint.features
         self._feature_row = {name: row for row, name in enumerate(self.manifest.perturbation_names)}
-        self._network = InferenceNetwork.from_network(checkpoint.network().to(self.device), DTYPES[dtype], attention)
+        with lowered_by(self._less_memory):
+            self._network = InferenceNetwork.from_network(
+                checkpoint.network().to(self.device), DTYPES[dtype], attention
+            )
         self._run = _compiled(self._network) if compile else self._network.predict
         self._batch_codes = {name: code for code, name in enumerate(self.manifest.batches)}
 
@@ -176,16 +179,24 @@ class Predictor:
 
         `sparse`: as CSR.
         """
-        if isinstance(pool, EncodedControls):
-            yield from self._predict_wave(planned, pool, sparse)
-            return
-        for wave in self._waves(planned):
-            rows = np.unique(np.concatenate([one.control_indices for one in wave]))
-            yield from self._predict_wave(wave, self._encode(pool, rows), sparse)
+        with lowered_by(self._less_memory):
+            if isinstance(pool, EncodedControls):
+                yield from self._predict_wave(planned, pool, sparse)
+                return
+            for wave in self._waves(planned):
+                rows = np.unique(np.concatenate([one.control_indices for one in wave]))
+                yield from self._predict_wave(wave, self._encode(pool, rows), sparse)
 
     def encode(self, pool: ControlPool) -> EncodedControls:
         """All controls of a pool encoded, for many predictions from it (the service's case)."""
-        return self._encode(pool, np.arange(len(pool)))
+        with lowered_by(self._less_memory):
+            return self._encode(pool, np.arange(len(pool)))
+
+    def _less_memory(self) -> str:
+        return (
+            f"Lower --batch-cells (now {self.batch_cells}), take --dtype bf16 (now {self.dtype}), end other programs "
+            "that use its memory, or predict on another --device"
+        )
 
     def _encode(self, pool: ControlPool, rows: np.ndarray) -> EncodedControls:
         parts = []

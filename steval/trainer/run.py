@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from steval.data.locks import DirectoryLock
 from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError
+from steval.model.hardware import lowered_by
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.estimates import memory_notices
 from steval.trainer.fit.devices import is_first_process, training_device
@@ -123,10 +122,8 @@ def rehearse(
     start = _given_start(config, init_from, allow_mismatch, from_nothing)
     _require_able(start.config, quick_eval)
     run = Session.open(start, RunDirectory(Path()), report)
-    try:
+    with lowered_by(lambda: _less_memory(run.config)):
         run.rehearse(device)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(_out_of_memory(run.config)) from error
 
 
 def estimate(
@@ -154,11 +151,9 @@ def _fit(
         run.start(warmup)
     stop.waits = True
     try:
-        with warnings.catch_warnings():
+        with lowered_by(lambda: _less_memory(run.config)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             finished = run.fit_phases(device, stop, quick_eval, on_step)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(_out_of_memory(run.config)) from error
     finally:
         stop.close()
         run.finish()
@@ -198,10 +193,10 @@ def _interruption(directory: RunDirectory, stopped: StoppedAtOnceError) -> str:
     )
 
 
-def _out_of_memory(config: FinetuneConfig) -> str:
+def _less_memory(config: FinetuneConfig) -> str:
     sets = config.sets
     return (
-        "the device ran out of memory. Lower, in this order of harmlessness: "
+        "Lower, in this order of harmlessness: "
         f"sets.per_batch (now {sets.per_batch}; raise sets.accumulation, now {sets.accumulation}, by the same factor), "
         f"compute.precision to bf16-mixed (now {config.compute.precision}), "
         f"compute.activation_checkpointing to true (now {str(config.compute.activation_checkpointing).lower()}), "

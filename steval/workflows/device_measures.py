@@ -7,7 +7,7 @@ Distances. Float64 products of centred cells; distances go back to the host, whi
 Shape letters: N values, G genes, R runs of equal values of a gene.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from threading import Lock
@@ -21,6 +21,7 @@ from torch import Tensor
 from steval.errors import ConfigError
 from steval.evaluator.measure.distances import PAIRS_AT_ONCE, Matrix, column_means
 from steval.evaluator.measure.groups import Group
+from steval.model.hardware import lowered_by
 
 DEFAULT_MEMORY = 8 << 30
 """Bytes of device memory."""
@@ -39,11 +40,13 @@ class DeviceEngine:
 
     def ranks(self, control: Group, pool: ThreadPoolExecutor) -> "DeviceRanks":
         """The controls' values sorted within each gene, on the device."""
-        return DeviceRanks(control, self.device, self.memory_bytes, self._one_at_a_time)
+        with lowered_by(_less_memory(self.memory_bytes)):
+            return DeviceRanks(control, self.device, self.memory_bytes, self._one_at_a_time)
 
     def distances(self, control: Matrix) -> "DeviceDistances":
         """The controls, centred, on the device as far as they fit."""
-        return DeviceDistances(control, self.device, self.memory_bytes, self._one_at_a_time)
+        with lowered_by(_less_memory(self.memory_bytes)):
+            return DeviceDistances(control, self.device, self.memory_bytes, self._one_at_a_time)
 
 
 class DeviceRanks:
@@ -75,7 +78,7 @@ class DeviceRanks:
     @torch.inference_mode()
     def rank(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         """U and two-sided p of one perturbation, each `[G]` float64."""
-        with self._lock:
+        with self._lock, lowered_by(_less_memory(self._memory)):
             parts = [self._rank_genes(group, first, last) for first, last in self._gene_ranges(group)]
         statistic, p_value = (np.concatenate(part) for part in zip(*parts, strict=True))
         return statistic, p_value
@@ -160,7 +163,7 @@ class DeviceDistances:
     """Energy distances to one set of control cells `[n, G]` on a device; `evaluator.measure.distances` has the definition."""
 
     def __init__(self, control: Matrix, device: torch.device, memory_bytes: int, lock: Lock):
-        self._control, self._device, self._lock = control, device, lock
+        self._control, self._device, self._memory, self._lock = control, device, memory_bytes, lock
         self._dtype = np.dtype(np.float32 if control.dtype == np.float32 else np.float64)
         self._centre = torch.from_numpy(column_means(control)).to(device)
         row_bytes = control.shape[1] * 8
@@ -175,7 +178,7 @@ class DeviceDistances:
     @torch.inference_mode()
     def energy(self, cells: Matrix) -> float:
         """Energy distance of `cells [n, G]` to the controls."""
-        with self._lock:
+        with self._lock, lowered_by(_less_memory(self._memory)):
             moved = _Points.of(self._moved(cells))
             within = self._between(moved, moved)
             within.fill_diagonal_(0)
@@ -264,6 +267,13 @@ class _Pieces:
                 yield of._kept.part(start, start + of._block)
             else:
                 yield _Points.of(of._moved(of._control[start : start + of._block]))
+
+
+def _less_memory(memory_bytes: int) -> Callable[[], str]:
+    return lambda: (
+        f"Lower --device-memory (now {memory_bytes / 2**30:.1f} GiB), end other programs that use its memory, or score on "
+        "the processors (--device cpu)"
+    )
 
 
 def _to_host(tensor: Tensor) -> np.ndarray:

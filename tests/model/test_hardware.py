@@ -1,9 +1,10 @@
-"""What is told of bfloat16 on processors that lack it."""
+"""What is told of bfloat16 on processors that lack it, and where memory is full."""
 
 import pytest
 import torch
 
-from steval.model.hardware import has_native_bf16
+from steval.errors import DeviceMemoryError
+from steval.model.hardware import has_native_bf16, lowered_by
 
 CPU = torch.device("cpu")
 
@@ -25,3 +26,30 @@ def test_follows_the_instructions_of_the_cpu(monkeypatch, found, native):
 
 def test_asks_cpus_alone():
     assert has_native_bf16(torch.device("cuda"))
+
+
+def _allocate() -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def _no_room() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def _no_room_for_cublas() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("work", [_allocate, _no_room, _no_room_for_cublas])
+def test_memory_that_is_full_says_what_to_lower(work):
+    with (
+        pytest.raises(DeviceMemoryError, match=r"^the device ran out of memory\. Lower this$") as caught,
+        lowered_by(lambda: "Lower this"),
+    ):
+        work()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), lowered_by(lambda: "Lower this"):
+        torch.ones(2, 3) @ torch.ones(2, 3)

@@ -6,8 +6,10 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 from steval.checkpoints.store import Checkpoint
+from steval.errors import DeviceMemoryError
 from steval.predictor.controls import checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.job import predict_into
@@ -49,6 +51,21 @@ def test_files_hold_the_processors_cells_in_their_order(checkpoint: Checkpoint, 
     assert (expected.obs == found.obs).all(axis=None)
     dense = [file.X.toarray() if layout == "csr" else file.X for file in files]
     np.testing.assert_allclose(dense[1], dense[0], atol=1e-5 * dense[0].max())
+
+
+def test_running_out_of_memory_says_what_to_lower_and_leaves_no_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """So many cells at once that their output alone is more than may be used."""
+    predictor = Predictor(checkpoint, device="cuda", batch_cells=1 << 17)
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + (1 << 25)
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(DeviceMemoryError, match="Lower --batch-cells"):
+            predict_into(tmp_path / "p.h5ad", predictor, request_names(NAMES, 40_000), checkpoint_controls(checkpoint))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])

@@ -10,10 +10,12 @@ import anndata as ad
 import h5py
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from steval.cli.app import app
 from steval.data.example import example_path
+from steval.model.inference import InferenceNetwork
 
 RUNNER = CliRunner()
 
@@ -48,6 +50,21 @@ def refused(tmp_path, code, message, *arguments):
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+def test_memory_that_runs_out_half_way_says_what_to_lower_and_leaves_no_file(checkpoint, tmp_path, monkeypatch):
+    """The memory is asked of torch's own allocator, for more than any machine has."""
+    windows = []
+
+    def predict(self, *arguments):
+        windows.append(torch.empty(1 << 60 if windows else 1, dtype=torch.uint8))
+        return compute(self, *arguments)
+
+    compute = InferenceNetwork.predict
+    monkeypatch.setattr(InferenceNetwork, "predict", predict)
+    options = ["--all", "--cells", 64, "--batch-cells", 64, "--decoding", "network"]
+    refused(tmp_path, 2, "the device ran out of memory. Lower --batch-cells (now 64)", checkpoint.path, *options)
+    assert len(windows) == 1
 
 
 CELLS = object()

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from steval.errors import ConfigError, OutputError
+from steval.errors import ConfigError, DeviceMemoryError, OutputError
 from steval.service.http.answers import disk_answer, error_answer, over_http
 
 
@@ -30,6 +30,12 @@ def test_options_are_named_as_fields(said, expected):
 def test_problems_are_worded_so_too():
     answer = error_answer(ConfigError("the controls cannot serve this", ["choose with --cell-type NAME or all"]))
     assert b"--" not in answer.body
+
+
+def test_memory_that_is_full_is_no_mistake_of_the_client():
+    answer = error_answer(DeviceMemoryError("the device ran out of memory. Lower --batch-cells (now 512)"))
+    assert answer.status_code == 503
+    assert b'"out_of_memory"' in answer.body
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EACCES, 503)])

@@ -1,7 +1,5 @@
 """Fine-tuning on a GPU: the processors' numbers, no waiting inside a step, resuming, and running out of memory."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from steval.errors import ConfigError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.state import Progress, load_state
 from steval.trainer.run import RunResult, finetune
-from support.tiny_runs import last_weights, rows, tiny_config
+from support.tiny_runs import last_weights, rows, stop_at, tiny_config
 
 pytestmark = pytest.mark.gpu
 
@@ -57,12 +55,7 @@ def _forbid_waiting(progress: Progress) -> None:
 def test_a_stopped_run_goes_on_as_if_never_stopped(screen_path: Path, tmp_path: Path, step: int, graph: str) -> None:
     config = tiny_config(screen_path, "compute.devices=1", f"compute.cuda_graph={graph}", average_weights=0.9)
     run(config, tmp_path / "whole")
-
-    def stop(progress: Progress) -> None:
-        if progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    assert not run(config, tmp_path / "parts", on_step=stop).finished
+    assert not run(config, tmp_path / "parts", on_step=stop_at(step)).finished
     assert run(None, tmp_path / "parts", resume=True).finished
     expected = last_weights(tmp_path / "whole")
     for name, weight in last_weights(tmp_path / "parts").items():
@@ -111,18 +104,24 @@ def test_running_out_of_memory_says_what_to_lower_and_leaves_no_half_file(screen
     assert left == sorted({"config.yaml", "run.json", *(name for name in left if name == "metrics.csv")})
 
 
-def test_one_process_of_ddp_with_nccl_is_one_process(screen_path: Path, tmp_path: Path) -> None:
-    changes = ["network.dropout=0", "compute.devices=1"]
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_of_several_with_nccl_is_one_process(strategy: str, screen_path: Path, tmp_path: Path) -> None:
+    """Across a phase that unfreezes; sharded weights are stopped, gathered into files and shared out again, too."""
+    changes = ["network.dropout=0", "compute.devices=1", "compute.cuda_graph=false"]
     run(tiny_config(screen_path, *changes), tmp_path / "alone")
+    config = tiny_config(screen_path, *changes, f"compute.strategy={strategy}")
     try:
-        run(tiny_config(screen_path, *changes, "compute.strategy=ddp"), tmp_path / "ddp")
+        run(config, tmp_path / "whole")
         assert torch.distributed.get_backend() == "nccl"
+        assert not run(config, tmp_path / "parts", on_step=stop_at(9)).finished
+        assert run(None, tmp_path / "parts", resume=True).finished
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     expected = last_weights(tmp_path / "alone")
-    for name, weight in last_weights(tmp_path / "ddp").items():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
+    for name in ("whole", "parts"):
+        for tensor, weight in last_weights(tmp_path / name).items():
+            torch.testing.assert_close(weight, expected[tensor], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

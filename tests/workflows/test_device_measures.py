@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from steval.data.columns import Columns
-from steval.errors import ConfigError
+from steval.errors import ConfigError, DeviceMemoryError
 from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import StoredCells
 from steval.evaluator.measure.cache import cached_scan
@@ -99,6 +99,16 @@ def test_a_double_perturbation_after_single_ones_is_ranked_by_its_own_values() -
 def test_controls_that_do_not_fit_the_memory_given_are_refused_by_size() -> None:
     with pytest.raises(ConfigError, match=r"the controls' 2,000 values need 0\.0 GiB.*--device cpu"):
         ranks(DeviceEngine(CPU, 1000), np.ones((3, 20)), np.ones((100, 20)))
+
+
+@pytest.mark.parametrize("operation", ["sort", "searchsorted"], ids=["sorting the controls", "ranking among them"])
+def test_a_device_that_runs_out_of_memory_says_what_to_lower(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.Tensor if operation == "sort" else torch, operation, full)
+    with pytest.raises(DeviceMemoryError, match=r"Lower --device-memory \(now 1\.0 GiB\).*--device cpu"):
+        ranks(DeviceEngine(CPU, 1 << 30), np.ones((3, 2)), np.ones((5, 2)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
