@@ -1,18 +1,24 @@
 #!/usr/bin/env bash
-# The wheels that steval needs on a GPU machine without network, where Python 3.12, torch, Lightning, numba, numpy, pandas, pyarrow,
-# h5py, scipy, scikit-learn, safetensors, matplotlib, typer, rich and pytest are there already: a folder to carry.
-#   bash benchmarks/gpu/pack_wheels.sh DIR
+# The wheels that steval needs on a GPU machine without network, where Python 3.12 is and `there` below is installed: a folder to carry.
+#   bash benchmarks/gpu/pack_wheels.sh DIR        (--list: what of steval's dependencies is carried, there, and left out)
 # There, in the source tree:
 #   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target SITE DIR/*.whl
 #   PYTHONPATH=SITE bash benchmarks/gpu/run.sh --out OUT
 # Versions are those of constraints.txt. Large wheels are packed again with LZMA (pip reads either), which takes a minute and
-# brings the folder with the source tree under 64 MiB. What only cell-eval's own scoring needs is not among them; its own
-# wheel is, for its version stands in every score's record.
+# brings the folder with the source tree under 64 MiB. What only cell-eval's own scoring, submissions and the HTTP service need is
+# left out; cell-eval's own wheel is carried, for its version stands in every score's record.
 set -euo pipefail
-out=${1:?the folder to write the wheels into}
+out=${1:?the folder to write the wheels into, or --list}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 names="anndata annotated-types array-api-compat cell-eval donfig google-crc32c legacy-api-wrap natsort numba-mwu numcodecs pdex polars \
 polars-runtime-32 pydantic pydantic_core pytest-timeout pytz scverse-misc typing-inspection zarr"
+there="torch lightning numba numpy pandas pyarrow h5py scipy scikit-learn safetensors matplotlib typer rich tqdm pyyaml jinja2 fsspec \
+pytest"
+left_out="scanpy zstandard tensorboard"
+if [ "$out" = --list ]; then
+  printf 'carried: %s\nthere: %s\nleft out: %s\n' "$names" "$there" "$left_out"
+  exit
+fi
 
 pins=()
 for name in $names; do
