@@ -1,15 +1,15 @@
 """Rows per second of the training loader alone, beside cell-load's on the same file, in the same run.
 
     python benchmarks/loader.py DATA.h5ad [--peer-python PYTHON] [--batches 40] [--repeats 3] [--sets 4] [--set-size 64]
-    python benchmarks/loader.py [DATA.h5ad] --packed [--batches 40] [--repeats 3] [--threads 1,2]
+    python benchmarks/loader.py [DATA.h5ad] --packed [--batches 40] [--repeats 3] [--threads 1,2] [--workers 1,2] [--disk]
 
 A row is a perturbed cell of a batch with the control cell that it starts from: two dense expression profiles. Both
 loaders work in one process without prefetching, on the same set size, over batches of the first epoch. `--peer-python`
 names an interpreter that has cell-load; runs take turns, and medians are printed with the spread.
 
-`--packed`: batches as they are made for a GPU instead, 64 sets each, sparse and in memory that is used over and over, by so many
-threads; processor seconds tell what other numbers of processors can make. Without DATA, cells are drawn in the shape of a
-screen (18,080 genes, a tenth expressed).
+`--packed`: batches as they are made for a GPU instead, 64 sets each, sparse, by so many threads (in memory that is used over and
+over) or worker processes; `--disk` reads cells from the file, as data beyond `data.memory_gb` are. Processor seconds tell what
+other numbers of processors can make. Without DATA, cells are drawn in the shape of a screen (18,080 genes, a tenth expressed).
 """
 
 import argparse
@@ -54,6 +54,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--packed", action="store_true")
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--workers", default="")
+    parser.add_argument("--disk", action="store_true")
     parser.add_argument("--peer-python")
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
@@ -99,7 +101,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _packed(options: argparse.Namespace) -> None:
-    """Batches per second and processor time of one, of sparse cells in memory."""
+    """Batches per second of threads and of worker processes; of threads, processor time of one."""
     import torch
 
     from steval.data.splits.assignment import CellSplit
@@ -109,18 +111,25 @@ def _packed(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         data = options.data or _drawn_cells(Path(directory))
-        settings = CellsSettings(files=(str(data),), memory_gb=16.0, target_sum=options.target_sum)
+        memory = 0.0 if options.disk else 16.0
+        settings = CellsSettings(files=(str(data),), memory_gb=memory, target_sum=options.target_sum)
         cells = TrainingCells.open(settings, CellSplit(val=0.02, test=0.02))
-        cells.store.place = "sparse memory"
+        cells.store.place = "disk" if options.disk else "sparse memory"
         sampler = CellSetSampler(cells, "train", set_size=options.set_size, sets_per_batch=options.sets, seed=0)
         maker = BatchMaker(sampler, torch.from_numpy(cells.features), packed=True)
         size = sum(tensor.nbytes for tensor in _tensors(maker(0)))
-        print(f"{options.sets} sets of {options.set_size} cells: {size / 1e6:.0f} MB a batch")
-        counts = [int(text) for text in options.threads.split(",")]
-        runs = {count: [_timed(maker, options.batches, count) for _ in range(options.repeats)] for count in counts}
-    for count, results in runs.items():
-        rate, processor = (statistics.median(column) for column in zip(*results, strict=True))
-        print(f"{count} threads: {rate:6.1f} batches/s, {1e3 * processor:6.1f} ms of processor time a batch")
+        print(f"{options.sets} sets of {options.set_size} cells from {cells.store.place}: {size / 1e6:.0f} MB a batch")
+        for count in _numbers(options.threads):
+            runs = [_timed(maker, options.batches, count) for _ in range(options.repeats)]
+            rate, processor = (statistics.median(column) for column in zip(*runs, strict=True))
+            print(f"{count} threads: {rate:6.1f} batches/s, {1e3 * processor:6.1f} ms of processor time a batch")
+        for count in _numbers(options.workers):
+            rate = statistics.median(_timed_workers(maker, options.batches, count) for _ in range(options.repeats))
+            print(f"{count} worker processes: {rate:6.1f} batches/s")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",") if one]
 
 
 def _timed(maker: Any, batches: int, threads: int) -> tuple[float, float]:
@@ -135,6 +144,17 @@ def _timed(maker: Any, batches: int, threads: int) -> tuple[float, float]:
         if number == settled - 1:
             started, used = time.perf_counter(), time.process_time()
     return batches / (time.perf_counter() - started), (time.process_time() - used) / batches
+
+
+def _timed_workers(maker: Any, batches: int, workers: int) -> float:
+    """Batches per second, after those that the processes had ready when they began."""
+    from steval.trainer.fit.feeding import WorkerFeed
+
+    settled = 4 * workers
+    for number, _ in enumerate(WorkerFeed(maker, range(settled + batches), workers)):
+        if number == settled - 1:
+            started = time.perf_counter()
+    return batches / (time.perf_counter() - started)
 
 
 def _tensors(batch: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -21,7 +22,7 @@ from steval.data.rows.open_file import OpenFile
 from steval.data.rows.row_copies import cached_rows
 from steval.data.training.files import matrix_paths
 from steval.data.training.obsm_store import ObsmStore
-from steval.data.training.row_store import RowStore, SourceFile
+from steval.data.training.row_store import RowStore, SourceFile, SparseRows
 from steval.errors import DataError
 from support.cells_on_disk import CONTROL, make_cells, write_as
 
@@ -39,6 +40,11 @@ def store_of(
 ) -> RowStore:
     alignment = align(list(adata.var_names), contract or list(adata.var_names))
     return RowStore([SourceFile(path, adata.n_obs, alignment, target_sum)], memory)
+
+
+def dense_of(rows: SparseRows) -> np.ndarray:
+    indptr = np.concatenate([[0], np.cumsum(rows.counts)])
+    return sp.csr_matrix((rows.values, rows.columns, indptr), shape=(len(rows.counts), rows.num_genes)).toarray()
 
 
 def expected_rows(adata: ad.AnnData, target_sum: float | None, contract: list[str] | None = None) -> np.ndarray:
@@ -65,6 +71,8 @@ def test_rows_are_those_of_the_file(
     assert store.gather(indices, out) is out
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     np.testing.assert_allclose(store.gather(indices), expected, rtol=1e-6)
+    if store.place == "disk":
+        np.testing.assert_allclose(dense_of(store.gather_sparse(indices)), expected, rtol=1e-6)
 
 
 def test_large_counts_and_empty_cells_are_lognormed_like_all(tmp_path: Path) -> None:
@@ -75,6 +83,7 @@ def test_large_counts_and_empty_cells_are_lognormed_like_all(tmp_path: Path) -> 
     adata.X = sp.csr_matrix(dense)
     store = store_of(write_as(adata, tmp_path / "c.h5ad", "csr"), adata, 1e4, DISK)
     np.testing.assert_allclose(store.gather(np.arange(10)), expected_rows(adata, 1e4), rtol=1e-6)
+    np.testing.assert_array_equal(dense_of(store.gather_sparse(np.arange(10))), store.gather(np.arange(10)))
 
 
 @pytest.mark.parametrize("kind", ["float64", "int32", "uint16"])
@@ -111,6 +120,8 @@ def test_several_files_are_one_range_of_numbers(tmp_path: Path) -> None:
         store = RowStore(files, memory)
         indices = np.random.default_rng(0).integers(0, len(both), 50)
         assert np.array_equal(store.gather(indices), both[indices])
+        if memory == DISK:
+            assert np.array_equal(dense_of(store.gather_sparse(indices)), both[indices])
         assert store.locate(10) == (1, 0)
         with pytest.raises(IndexError, match="from -1 to 22"):
             store.gather(np.array([23]))
@@ -120,10 +131,11 @@ def test_several_files_are_one_range_of_numbers(tmp_path: Path) -> None:
 def test_a_store_survives_pickling_and_threads(cells: ad.AnnData, tmp_path: Path, memory: int) -> None:
     store = store_of(write_as(cells, tmp_path / "c.h5ad", "csr-gzip"), cells, 200, memory)
     expected = store.gather(np.arange(100))
+    gather = {MEMORY: RowStore.gather, DISK: lambda store, order: dense_of(store.gather_sparse(order))}[memory]
     again = pickle.loads(pickle.dumps(store))  # noqa: S301  (our own object)
     orders = [np.random.default_rng(seed).permutation(100) for seed in range(24)]
     with ThreadPoolExecutor(4) as pool:
-        for order, rows in zip(orders, pool.map(again.gather, orders), strict=True):
+        for order, rows in zip(orders, pool.map(partial(gather, again), orders), strict=True):
             assert np.array_equal(rows, expected[order])
 
 

@@ -93,6 +93,11 @@ def test_every_reader_sees_the_same_matrix(
         training = trained(path, memory_gb, place / "cache")
         assert training.store.place == kept
         np.testing.assert_allclose(training.gather(everything), expected, rtol=1e-6)
+    packed = training.store.gather_sparse(everything)
+    rows = np.repeat(everything, packed.counts)
+    np.testing.assert_allclose(packed.values, expected[rows, packed.columns], rtol=1e-6)
+    assert len(np.unique(rows * packed.num_genes + packed.columns)) == len(rows)
+    assert np.count_nonzero(packed.values) == np.count_nonzero(expected)
 
     with Pair.build(path, path, scale="counts", takes="counts") as pair:
         for name, side in (("A", "pred"), ("B", "pred"), (CONTROL, "real")):

@@ -71,6 +71,9 @@ def test_memory_and_disk_give_the_same_cells(two_files: tuple[list[Path], list[a
     paths, _ = two_files
     memory, disk = (open_files(*paths, memory_gb=size) for size in (1.0, 0.0))
     assert (memory.store.place, disk.store.place) == ("dense memory", "disk")
+    said = [cells.summary()["cells are read from"] for cells in (memory, disk)]
+    assert said == ["memory", "disk, set by set (data.memory_gb 0.1 would hold them in the memory of each process)"]
+    assert open_files(*paths, memory_gb=0.1).store.place == "dense memory"
     order = np.random.default_rng(0).permutation(140)
     assert np.array_equal(memory.gather(order), disk.gather(order))
     assert np.array_equal(memory.part_codes, disk.part_codes)

@@ -18,11 +18,12 @@ from support.cells_on_disk import CONTROL, make_cells, write_as
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def cells(tmp_path: Path) -> TrainingCells:
+@pytest.fixture(params=["sparse memory", "disk"])
+def cells(request: pytest.FixtureRequest, tmp_path: Path) -> TrainingCells:
     path = write_as(make_cells({"x": {"A": 21, "B": 13, CONTROL: 17}}, num_genes=15), tmp_path / "c.h5ad", "csr")
-    cells = TrainingCells.open(CellsSettings(files=(str(path),), target_sum=100), CellSplit(val=0.3, test=0.2))
-    cells.store.place = "sparse memory"
+    settings = CellsSettings(files=(str(path),), target_sum=100, memory_gb=0.0 if request.param == "disk" else 1.0)
+    cells = TrainingCells.open(settings, CellSplit(val=0.3, test=0.2))
+    cells.store.place = request.param  # so few cells would be held dense
     return cells
 
 
@@ -133,12 +134,11 @@ class _LateCarrier:
         return arrival.copy
 
 
-@pytest.mark.parametrize("place", ["sparse memory", "dense memory", "disk"])
+@pytest.mark.parametrize("cells", ["sparse memory", "dense memory", "disk"], indirect=True)
 @pytest.mark.parametrize("threads", [1, 2, 6])
 def test_batches_in_reused_memory_are_the_same_bits_whatever_the_number_of_threads(
-    cells: TrainingCells, place: str, threads: int
+    cells: TrainingCells, threads: int
 ) -> None:
-    cells.store.place = place  # type: ignore[assignment]
     dense, packed = makers(cells, "train")
     positions = range(2, 47)
     ring = Ring(packed, AHEAD + threads, pin=False)

@@ -1,4 +1,4 @@
-"""The inner loops of the training loader, compiled once and cached: sparse rows to dense float32, and marks of rows.
+"""The inner loops of the training loader, compiled once and cached: sparse rows to dense or packed float32, and marks of rows.
 
 All kernels release the interpreter lock, so that batches can be made by threads beside the training step. Those that read
 stored columns look at them first: compiled code does not look where it writes, and values stored twice in one place must be
@@ -16,6 +16,21 @@ TABLE = 64
 
 
 FINE, UNSORTED, OUTSIDE = 0, 1, 2
+
+
+@compiled
+def _fill_table(table, factor):  # type: ignore[no-untyped-def]
+    for count in range(TABLE):
+        table[count] = math.log1p(count * factor)
+
+
+@compiled
+def _lognormed(count, factor, table):  # type: ignore[no-untyped-def]
+    """log1p of `count * factor`, by the table that `_fill_table` made for the factor where it can be."""
+    whole = int(count)
+    if 0 <= count < TABLE and whole == count:
+        return table[whole]
+    return np.float32(math.log1p(count * factor))
 
 
 @compiled
@@ -45,6 +60,56 @@ def pick_rows(starts, lengths, data, columns, picked_data, picked_columns):  # t
         picked_data[end : end + length] = data[start : start + length]
         picked_columns[end : end + length] = columns[start : start + length]
         end += length
+
+
+@compiled
+def count_kept(lengths, columns, num_columns, position, kept):  # type: ignore[no-untyped-def]
+    """`kept[i]`: how many of row i's `columns` have a place in `position` (empty: all have); rows lie one after the other."""
+    end = 0
+    for i in range(len(lengths)):
+        start, end = end, end + lengths[i]
+        kept[i] = end - start
+        ascending = True
+        for k in range(start + 1, end):
+            ascending &= columns[k - 1] < columns[k]
+        if not ascending:
+            return UNSORTED
+        if end > start and (columns[start] < 0 or columns[end - 1] >= num_columns):
+            return OUTSIDE
+        if len(position):
+            for k in range(start, end):
+                kept[i] -= position[columns[k]] < 0
+    return FINE
+
+
+@compiled
+def pack_rows(begins, lengths, data, columns, position, target_sum, packed_data, packed_columns):  # type: ignore[no-untyped-def]
+    """Rows that `count_kept` found fine, each to its place in the `packed` arrays from `begins[i]` on; lognormed to `target_sum`
+    as by `scatter_counts`, as they are where that is 0."""
+    table = np.empty(TABLE, dtype=np.float32)
+    end = 0
+    for i in range(len(lengths)):
+        start, end = end, end + lengths[i]
+        place = begins[i]
+        if len(position):
+            for k in range(start, end):
+                column = position[columns[k]]
+                if column >= 0:
+                    packed_columns[place] = column
+                    packed_data[place] = data[k]
+                    place += 1
+        else:
+            packed_columns[place : place + end - start] = columns[start:end]
+            packed_data[place : place + end - start] = data[start:end]
+            place += end - start
+        if target_sum > 0.0:
+            total = 0.0
+            for k in range(start, end):
+                total += data[k]
+            factor = target_sum / total if total > 0.0 else 0.0
+            _fill_table(table, factor)
+            for k in range(begins[i], place):
+                packed_data[k] = _lognormed(packed_data[k], factor, table)
 
 
 @compiled
@@ -87,18 +152,11 @@ def scatter_counts(out, numbers, starts, lengths, data, columns, position, targe
         if total <= 0.0:
             continue
         factor = target_sum / total
-        for count in range(TABLE):
-            table[count] = math.log1p(count * factor)
+        _fill_table(table, factor)
         for k in range(starts[i], starts[i] + lengths[i]):
             column = position[columns[k]]
-            if column < 0:
-                continue
-            value = data[k]
-            whole = int(value)
-            if 0 <= value < TABLE and whole == value:
-                row[column] = table[whole]
-            else:
-                row[column] = math.log1p(value * factor)
+            if column >= 0:
+                row[column] = _lognormed(data[k], factor, table)
     return FINE
 
 

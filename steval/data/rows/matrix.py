@@ -3,6 +3,7 @@
     matrix = StoredMatrix(OpenFile(path))
     matrix.rows(indices)                      CSR [n, G] in canonical form, for `CellFile` (and by it for the evaluator)
     matrix.gather(rows, out, places, ...)     dense float32, aligned and lognormed on the way, for the training loader
+    matrix.stored(rows, position)             its values as they are stored, for the loader's packed batches
 
 Layouts: CSR and dense are read row by row (plain bytes past the HDF5 library, see `FlatArray`); CSC has no rows and is
 turned into CSR in memory once, unless `copied` gave it a copy by rows. Another container (Zarr) offers the same by a
@@ -11,7 +12,7 @@ class with `sources.Rows`' methods.
 
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import anndata as ad
 import h5py
@@ -26,6 +27,19 @@ from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 
 MatrixLayout = Literal["csr", "csc", "dense"]
+
+
+class StoredRows(NamedTuple):
+    """Rows one after the other, columns ascending."""
+
+    values: np.ndarray
+    """float32, as stored."""
+    columns: np.ndarray
+    """int32, those of the file."""
+    lengths: np.ndarray
+    """int64: values of each row."""
+    kept: np.ndarray
+    """int64: those of each row whose column is asked for."""
 
 
 class StoredMatrix:
@@ -91,12 +105,8 @@ class StoredMatrix:
             return
         found = densify.UNSORTED
         if self.layout == "csr":
-            starts, stops = self._indptr[rows], self._indptr[rows + 1]
-            values = self._buffer("values", int((stops - starts).sum()), self._values.dtype)
-            columns = self._buffer("columns", len(values), self._columns.dtype)
-            self._values.read(starts, stops, values)
-            self._columns.read(starts, stops, columns)
-            found = self._scatter(out, places, stops - starts, values, columns, position, target_sum)
+            lengths, values, columns = self._read_csr(rows)
+            found = self._scatter(out, places, lengths, values, columns, position, target_sum)
         if found == densify.UNSORTED:
             block = self.rows(rows)
             found = self._scatter(
@@ -104,6 +114,23 @@ class StoredMatrix:
             )
         if found != densify.FINE:
             raise outside(str(self.path), self.shape[1])
+
+    def stored(self, rows: np.ndarray, position: np.ndarray) -> StoredRows:
+        """The stored values of `rows`, in memory that this thread's next call writes anew; `position` as for `gather`, empty for
+        none."""
+        kept = np.empty(len(rows), dtype=np.int64)
+        found = densify.UNSORTED
+        if self.layout == "csr":
+            lengths, values, columns = self._read_csr(rows)
+            columns = _narrow(columns, self.path, self.shape[1])
+            found = densify.count_kept(lengths, columns, self.shape[1], position, kept)
+        if found == densify.UNSORTED:
+            block = self.rows(rows)
+            lengths, values, columns = np.diff(block.indptr).astype(np.int64), block.data, block.indices
+            found = densify.count_kept(lengths, columns, self.shape[1], position, kept)
+        if found != densify.FINE:
+            raise outside(str(self.path), self.shape[1])
+        return StoredRows(values.astype(np.float32, copy=False), columns, lengths, kept)
 
     def close(self) -> None:
         """Close the file."""
@@ -123,6 +150,15 @@ class StoredMatrix:
             with reading(f"{self.path} is damaged: the row pointers of X cannot be read"):
                 self._pointers = self._file.handle["X/indptr"][:].astype(np.int64)
         return self._pointers
+
+    def _read_csr(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lengths, values and columns of rows of a CSR matrix as the file has them, in this thread's scratch memory."""
+        starts, stops = self._indptr[rows], self._indptr[rows + 1]
+        values = self._buffer("values", int((stops - starts).sum()), self._values.dtype)
+        columns = self._buffer("columns", len(values), self._columns.dtype)
+        self._values.read(starts, stops, values)
+        self._columns.read(starts, stops, columns)
+        return stops - starts, values, columns
 
     def _read(self, indices: np.ndarray) -> sp.csr_matrix:
         if self.layout == "dense":

@@ -1,5 +1,6 @@
 """Cells for training: one or many h5ad files behind one index, coded, split and gathered as dense expression."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -223,10 +224,17 @@ class TrainingCells:
         """Paths and sha256 digests of the files; computed once, reads every byte."""
         return tuple(FileReference.of(path) for path in self.paths)
 
+    def _place(self) -> str:
+        if self.store.place != "disk":
+            return "memory"
+        needed = math.ceil(self.store.needed_bytes / 2**30 * 10) / 10
+        return f"disk, set by set (data.memory_gb {needed:g} would hold them in the memory of each process)"
+
     def summary(self) -> dict[str, str]:
         """What was opened, for a preflight table: label → text."""
         rows = {
             "files": f"{len(self.paths)} ({self.num_cells:,} cells)",
+            "cells are read from": self._place(),
             "genes": f"{len(self.genes):,}",
             "input": self.input_key or "expression",
             "scale": f"{self.scale}, target_sum {self.target_sum:g}"

@@ -13,7 +13,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment
 from steval.data.cells.scale import lognorm
 from steval.data.rows import densify
-from steval.data.rows.matrix import StoredMatrix
+from steval.data.rows.matrix import StoredMatrix, StoredRows
 from steval.data.rows.open_file import OpenFile
 from steval.logs import progress_bar
 
@@ -78,6 +78,11 @@ class RowStore:
     def num_cells(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def needed_bytes(self) -> int:
+        """Memory that would hold all rows."""
+        return min(self._sizes())
+
     def load(self) -> None:
         """Bring what is to be kept in memory into memory; nothing to do for a store on disk."""
         with self._lock:
@@ -117,15 +122,15 @@ class RowStore:
         return out
 
     def gather_sparse(self, indices: np.ndarray, allocate: Allocate = np.empty) -> SparseRows:
-        """As `gather`, by the stored values, in memory from `allocate`; for a store whose `place` is sparse memory alone."""
+        """As `gather`, by the stored values, in memory from `allocate`; for a store whose `place` is sparse memory or disk."""
         indices = np.asarray(indices, dtype=np.int64)
         self.load()
         matrix = self._sparse
-        assert matrix is not None
+        if matrix is None:
+            return self._pack_from_disk(indices, allocate)
         starts = matrix.indptr[indices]
         counts = np.where(indices < 0, 0, matrix.indptr[indices + 1] - starts)
-        columns = allocate(int(counts.sum()), np.int16 if self.num_genes <= np.iinfo(np.int16).max else np.int32)
-        values = allocate(len(columns), np.float32)
+        values, columns = self._room(int(counts.sum()), allocate)
         densify.pick_rows(starts, counts, matrix.data, matrix.indices, values, columns)
         return SparseRows(values, columns, counts.astype(np.int32), self.num_genes)
 
@@ -168,12 +173,40 @@ class RowStore:
                 indices[places] - self._starts[number], out, places, position, file.target_sum
             )
 
+    def _pack_from_disk(self, indices: np.ndarray, allocate: Allocate) -> SparseRows:
+        assert self.place == "disk"
+        owners = np.searchsorted(self._starts, indices, side="right") - 1
+        counts = np.zeros(len(indices), dtype=np.int64)
+        found: list[tuple[np.ndarray, StoredRows, np.ndarray, float]] = []
+        for number in np.unique(owners[indices >= 0]).tolist():
+            places = np.flatnonzero((owners == number) & (indices >= 0))
+            places = places[np.argsort(indices[places], kind="stable")]
+            alignment = self.files[number].alignment
+            position = alignment.position_of_source[: 0 if alignment.is_identity else None]
+            stored = self._matrices[number].stored(indices[places] - self._starts[number], position)
+            counts[places] = stored.kept
+            found.append((places, stored, position, self.files[number].target_sum or 0.0))
+        values, columns = self._room(int(counts.sum()), allocate)
+        begins = np.cumsum(counts) - counts
+        for places, stored, position, target_sum in found:
+            read = (begins[places], stored.lengths, stored.values, stored.columns)
+            densify.pack_rows(*read, position, target_sum, values, columns)
+        return SparseRows(values, columns, counts.astype(np.int32), self.num_genes)
+
+    def _room(self, num_values: int, allocate: Allocate) -> tuple[np.ndarray, np.ndarray]:
+        """Memory for the values and the columns of packed rows."""
+        columns = allocate(num_values, np.int16 if self.num_genes <= np.iinfo(np.int16).max else np.int32)
+        return allocate(num_values, np.float32), columns
+
     def _choose(self) -> Place:
-        dense = self.num_cells * self.num_genes * 4
-        sparse = self._num_values * BYTES_PER_VALUE + self.num_cells * 8
+        dense, sparse = self._sizes()
         if dense <= self.memory_bytes and (dense <= SMALL_BYTES or dense <= sparse):
             return "dense memory"
         return "sparse memory" if sparse <= self.memory_bytes else "disk"
+
+    def _sizes(self) -> tuple[int, int]:
+        """Bytes of all rows, dense and sparse."""
+        return self.num_cells * self.num_genes * 4, self._num_values * BYTES_PER_VALUE + self.num_cells * 8
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_dense": None, "_sparse": None, "_lock": None}

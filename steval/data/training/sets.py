@@ -122,7 +122,7 @@ class CellSetSampler:
         allocate: Allocate = np.empty,
     ) -> SetBatch:
         """Batch `index` of an epoch; `shard` (number, count) takes one of `count` equal pieces of its sets. `keep_sparse`:
-        cells that are held sparse stay so. `allocate` gives the memory that expression is written to."""
+        cells that are held sparse, or on disk, come as `SparseRows`. `allocate` gives the memory that expression is written to."""
         if not 0 <= index < self.num_batches(epoch):
             raise IndexError(f"batch {index} of an epoch of {self.num_batches(epoch)}")
         number, count = shard
@@ -268,7 +268,7 @@ def _gather(
     store: RowStore | ObsmStore, rows_NBS: np.ndarray, keep_sparse: bool, allocate: Allocate
 ) -> list[np.ndarray] | list[SparseRows]:
     """The cells of each of N groups of rows."""
-    if keep_sparse and isinstance(store, RowStore) and store.place == "sparse memory":
+    if keep_sparse and isinstance(store, RowStore) and store.place != "dense memory":
         return [store.gather_sparse(rows_BS.reshape(-1), allocate) for rows_BS in rows_NBS]
     if isinstance(store, RowStore):
         memory = allocate(rows_NBS.size * store.num_genes, np.float32)

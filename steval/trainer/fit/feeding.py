@@ -29,7 +29,7 @@ Made = TypeVar("Made")
 
 class BatchMaker:
     """Batch number `position` of a run for one of several processes: `shard` is (number, count). `packed`: expression that
-    is held sparse stays so, for a device that makes it dense."""
+    is held sparse or on disk comes by its stored values, for a device that makes it dense."""
 
     def __init__(
         self, sampler: CellSetSampler, features: Tensor, shard: tuple[int, int] = (0, 1), *, packed: bool = False
