@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # the first optimiser imports it, which each child would do again for a second
 
 import steval.trainer.progress.state as state
 from steval.checkpoints.store import load_checkpoint

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # the first optimiser imports it, in a second and with memory of its own
 
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.notices import Notice
