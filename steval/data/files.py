@@ -35,16 +35,19 @@ _PART = re.compile(r"\.(?P<pid>\d+)-(?P<birth>\d*)-(?P<machine>[0-9a-f]{8})-[0-9
 def atomic_tensors(path: Path) -> Generator[Path]:
     """As `atomic_path`, for safetensors' writer: its errors are `OutputError`s, and others may read the file as the umask says.
 
-    That writer makes files that their owner alone can read.
+    That writer makes files that their owner alone can read, under a name of its own beside the one it is given, which stay where
+    the process is killed: so both lie in a directory that is removed with all that is in it.
     """
-    with atomic_path(path) as partial:
+    path = destination(path)
+    with atomic_path(path) as partial, ScratchDirectory(path.name, path.parent) as directory:
         partial.touch()
-        mode = partial.stat().st_mode
+        written = directory / "tensors"  # of no name that is looked for where checkpoints are
         try:
-            yield partial
+            yield written
         except SafetensorError as error:
             raise OutputError(f"cannot write {path}: {error}") from error
-        partial.chmod(mode)
+        written.chmod(partial.stat().st_mode)
+        written.replace(partial)
 
 
 @contextmanager

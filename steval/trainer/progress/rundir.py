@@ -12,7 +12,7 @@ from typing import Any
 
 from steval.checkpoints.location import ADAPTER_NAME
 from steval.checkpoints.manifest import EFFECTS, read_manifest
-from steval.data.files import atomic_path, require_directory
+from steval.data.files import atomic_path, remove, require_directory
 from steval.data.locks import LOCK_NAME
 from steval.errors import CheckpointError, ConfigError
 from steval.settings import json_digest
@@ -109,7 +109,7 @@ class RunDirectory:
         require_directory(self.checkpoints_dir)
         for directory in (self.path, self.checkpoints_dir):
             for partial in directory.glob(".*.part"):
-                partial.unlink(missing_ok=True)
+                remove(partial)
 
     def save_best_of_state(self) -> None:
         """Before a newer best checkpoint takes its name: keep the one that `last.ckpt` means under a name of its own."""
