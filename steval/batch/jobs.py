@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steval.batch.settings import Do
+from steval.checkpoints.adapters.record import digest_of_both
 from steval.data.columns import ColumnOptions
 from steval.data.effects.decoding import DecodingChoice
 from steval.evaluator.settings import ScoreSettings
@@ -43,6 +44,8 @@ class Job(Settings):
     request_name: str
     checkpoint: Stamp
     """`sha256` is the checkpoint's own digest, of its metadata and so of each tensor."""
+    adapter: Stamp | None = None
+    """An adapter to `checkpoint`, which is its base then; `sha256` is the adapter's own digest."""
     real: Stamp | None
     """None: the evaluation data that the checkpoint records."""
     train: Stamp | None
@@ -65,6 +68,15 @@ class Job(Settings):
     data_dirs: tuple[str, ...]
     real_key: str
     """sha256 of all that the real side's DE depends on; shared by jobs of one data set."""
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the checkpoint, or of what it makes with the adapter."""
+        return (
+            self.checkpoint.sha256
+            if self.adapter is None
+            else digest_of_both(self.checkpoint.sha256, self.adapter.sha256)
+        )
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from steval.checkpoints.location import is_hub, local
 from steval.data.files import atomic_path, matching, require_directory
 from steval.data.outputs import real_path
 from steval.errors import ConfigError, DataError
@@ -25,7 +26,7 @@ def find(place: str, base: Path) -> list[str]:
         if not glob.has_magic(place):
             return [str(_without_dots(base / Path(place).expanduser()))]
         return [str(_without_dots(path)) for path in matching(place, base)]
-    if not glob.has_magic(place):
+    if is_hub(place) or not glob.has_magic(place):
         return [place]
     filesystem, path = _filesystem(place)
     try:
@@ -45,6 +46,8 @@ def local_copy(place: str, cache: Path) -> Path:
     """The file itself, or for a URL its copy under `cache`, fetched when it is not there or the remote file is another."""
     if not is_url(place):
         return Path(place)
+    if is_hub(place):
+        return local(place)
     filesystem, path = _filesystem(place)
     try:
         target = cache / json_digest([place, str(filesystem.ukey(path))])[:16] / Path(path).name

@@ -82,7 +82,12 @@ class _Planner:
     def _require_apart(self, jobs: list[Job]) -> None:
         """Nothing that is read lies where parts of jobs are made and removed."""
         work = real_path(self._layout.work)
-        stamps = [stamp for job in jobs for stamp in (job.checkpoint, job.real, job.train, job.predictions) if stamp]
+        stamps = [
+            stamp
+            for job in jobs
+            for stamp in (job.checkpoint, job.adapter, job.real, job.train, job.predictions)
+            if stamp
+        ]
         for place in sorted({stamp.place for stamp in stamps if not is_url(stamp.place)}):
             if real_path(place).is_relative_to(work):
                 self._problems.append(f"{place} lies in {work}, where the batch makes and removes its parts; move it")
@@ -98,7 +103,7 @@ class _Planner:
 
     def _view(self, checkpoint: FoundCheckpoint, data: FoundData) -> DataView | None:
         """The data as this checkpoint sees it, or None with the problem noted."""
-        recorded = checkpoint.stamp.sha256 if data.path is None else ""
+        recorded = checkpoint.digest if data.path is None else ""
         place = (data.name, recorded, checkpoint.manifest.columns.digest())
         if place not in self._views:
             try:
@@ -149,6 +154,7 @@ class _Planner:
             "data_name": data.name,
             "request_name": request.name,
             "checkpoint": checkpoint.stamp,
+            "adapter": checkpoint.adapter,
             "real": data.stamp,
             "train": data.train,
             "predictions": predictions,
@@ -165,7 +171,7 @@ class _Planner:
             "chunk": self._manifest.chunk,
             "data_dirs": tuple(str(directory) for directory in data_dirs),
         }
-        return Job(**values, key=self._key(values, checkpoint), real_key=self._real_key(values))
+        return Job(**values, key=self._key(values, checkpoint), real_key=self._real_key(values, checkpoint))
 
     def _check_training(self, data: FoundData, view: DataView | StevalError) -> None:
         if data.train is None or self._manifest.score.metrics_only or isinstance(view, StevalError):
@@ -202,14 +208,16 @@ class _Planner:
         """Digest of checkpoint, data, request, parameters and versions; paths do not count, contents do."""
         plain = _plain(values)
         del plain["data_dirs"]
+        if plain["adapter"] is None:
+            del plain["adapter"]  # a job without one is what it was before there were any
         if values["do"] == "predict":
             del plain["score"]
         running = self._manifest.run
         plain["dtype"], plain["device"] = running.dtype, "gpu" if running.gpus else "cpu"
         return json_digest({**plain, "versions": self._versions})
 
-    def _real_key(self, values: dict[str, Any]) -> str:
-        recorded = values["checkpoint"].sha256 if values["real"] is None else None
+    def _real_key(self, values: dict[str, Any], checkpoint: FoundCheckpoint) -> str:
+        recorded = checkpoint.digest if values["real"] is None else None
         names = sorted({item.perturbation for item in values["items"]})
         parts = _plain({name: values[name] for name in ("real", "columns", "scale", "chunk", "subset")})
         return json_digest({**parts, "recorded": recorded, "names": names, "versions": self._versions})

@@ -22,8 +22,11 @@ class CheckpointEntry(Settings):
 
     path: str
     """Path, glob (`runs/*/checkpoints/best-val.safetensors`) or fsspec URL; relative to the manifest."""
+    adapter: str | None = None
+    """An adapter to the checkpoint, which is its base: path or fsspec URL, relative to the manifest."""
     name: str | None = None
-    """Name in tables and directories. None: the file's, with as much of its path as tells it from the others."""
+    """Name in tables and directories. None: the file's (of an adapter: its own), with as much of its path as tells it from the
+    others."""
 
     @model_validator(mode="before")
     @classmethod

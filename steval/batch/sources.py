@@ -2,16 +2,17 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from steval import __version__
 from steval.batch.jobs import Stamp
-from steval.batch.places import find, local_copy, plain_name, unique_names
+from steval.batch.places import find, is_url, local_copy, plain_name, unique_names
 from steval.batch.settings import BatchManifest, DataEntry
-from steval.checkpoints.location import locate_checkpoint
+from steval.checkpoints.adapters.record import digest_of_both, read_record
+from steval.checkpoints.location import ADAPTER_SUFFIX, SUFFIX, is_hub, local, locate_checkpoint, shown
 from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import require_scale, sample_indices
@@ -30,12 +31,19 @@ Digest = Callable[[str], Stamp]
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A checkpoint whose metadata could be read."""
+    """A checkpoint whose metadata could be read, whole or a base with an adapter."""
 
     name: str
     stamp: Stamp
     manifest: Manifest
+    """Of an adapter: that of the checkpoint which it makes with its base."""
     path: Path
+    adapter: Stamp | None = None
+
+    @property
+    def digest(self) -> str:
+        """Digest of the checkpoint, or of what it makes with the adapter."""
+        return self.stamp.sha256 if self.adapter is None else digest_of_both(self.stamp.sha256, self.adapter.sha256)
 
 
 @dataclass(frozen=True)
@@ -68,26 +76,34 @@ class Sources:
 
     def checkpoints(self) -> list[FoundCheckpoint]:
         """All checkpoints, each once."""
-        entries = [(entry.path, entry.name) for entry in self.manifest.checkpoints]
+        entries = [(entry.path, entry.adapter, entry.name) for entry in self.manifest.checkpoints]
         found = []
-        for name, place in self._expand(entries, "checkpoints").items():
+        for name, (place, adapter) in self._expand(entries, "checkpoints").items():
             try:
-                if "://" not in place:
-                    place = str(locate_checkpoint(place))
-                path = local_copy(place, self.cache)
-                metadata = read_header(path).get("__metadata__") or {}
-                manifest = parse_metadata(metadata, path)
-                size = path.stat()
-                stamp = Stamp(
-                    place=place,
-                    num_bytes=size.st_size,
-                    modified_ns=0 if "://" in place else size.st_mtime_ns,
-                    sha256=metadata[DIGEST_KEY],
-                )
-                found.append(FoundCheckpoint(name, stamp, manifest, path))
+                found.append(self._checkpoint(name, place, adapter))
             except (StevalError, OSError) as error:
                 self.problems.append(f"checkpoint {name}: {error}")
         return found
+
+    def _checkpoint(self, name: str, place: str, adapter: str | None) -> FoundCheckpoint:
+        if is_hub(place):
+            path = locate_checkpoint(place)
+            place = shown(path)
+        elif is_url(place):
+            path = local_copy(place, self.cache)
+        else:
+            path = locate_checkpoint(place)
+            place = str(path)
+        metadata = read_header(path).get("__metadata__") or {}
+        manifest = parse_metadata(metadata, path)
+        found = FoundCheckpoint(name, _stamp(place, path, metadata[DIGEST_KEY]), manifest, path)
+        if adapter is None:
+            return found
+        adapter_path = local(adapter) if is_hub(adapter) else local_copy(adapter, self.cache)
+        adapter = shown(adapter_path) if is_hub(adapter) else adapter
+        record, digest, _ = read_record(adapter_path)
+        record.require_base(manifest, path, adapter_path)
+        return replace(found, manifest=record.manifest, adapter=_stamp(adapter, adapter_path, digest))
 
     def data_sets(self) -> list[FoundData]:
         """All data sets, each once."""
@@ -100,7 +116,7 @@ class Sources:
                 continue
             assert entry.real is not None
             how = entry.model_copy(update={"real": None}).digest()
-            for name, place in self._expand([(entry.real, entry.name)], "data").items():
+            for name, (place, _) in self._expand([(entry.real, None, entry.name)], "data").items():
                 if (place, how) in seen:
                     continue
                 seen.add((place, how))
@@ -137,24 +153,35 @@ class Sources:
             self.problems.append(f"{what}: {error}")
         return None
 
-    def _expand(self, entries: Sequence[tuple[str, str | None]], what: str) -> dict[str, str]:
-        """Name → place; the same file is taken once."""
-        found: dict[str, str | None] = {}
-        for pattern, name in entries:
+    def _expand(
+        self, entries: Sequence[tuple[str, str | None, str | None]], what: str
+    ) -> dict[str, tuple[str, str | None]]:
+        """Name → place, and the adapter's; of patterns, adapters and names. The same file, or both, are taken once."""
+        found: dict[tuple[str, str | None], str | None] = {}
+        for pattern, adapter, name in entries:
             places = find(pattern, self.base)
             if not places:
                 self.problems.append(f"{what}: nothing matches {pattern}")
+            beside = None if adapter is None else next(iter(find(adapter, self.base)), adapter)
             for number, place in enumerate(places, 1):
                 own = None if name is None else plain_name(name if len(places) == 1 else f"{name}-{number}")
-                found[place] = own or found.get(place)
+                found[place, beside] = own or found.get((place, beside))
         unnamed = [place for place, name in found.items() if name is None]
-        given = dict(zip(unnamed, unique_names(unnamed), strict=True)) if unnamed else {}
+        # an adapter's own name says more than its base's, which others stand on too
+        short = unique_names([(beside or place).replace(ADAPTER_SUFFIX, SUFFIX) for place, beside in unnamed])
+        given = dict(zip(unnamed, short, strict=True))
         named = {place: name or given[place] for place, name in found.items()}
         names = list(named.values())
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             self.problems.append(f"{what}: more than one is named {', '.join(repeated)}; give names (name: ...)")
         return {name: place for place, name in named.items()}
+
+
+def _stamp(place: str, path: Path, digest: str) -> Stamp:
+    status = path.stat()
+    modified_ns = 0 if is_url(place) else status.st_mtime_ns
+    return Stamp(place=place, num_bytes=status.st_size, modified_ns=modified_ns, sha256=digest)
 
 
 def check_scale(cells: CellFile, option: str | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from steval.checkpoints.adapters.arc_lora import ArcAdapters, take_adapters
 from steval.checkpoints.arc_config import RegimeChoice, choose_attention, ignored_flags, model_config
 from steval.checkpoints.arc_maps import ArcVocabulary, read_vocabulary
-from steval.checkpoints.location import require_plain
+from steval.checkpoints.location import ARC_PREFERRED, local, require_plain
 from steval.checkpoints.manifest import TrainingRecord
 from steval.checkpoints.safe_load import check_tensors, load_foreign
 from steval.errors import CheckpointError
@@ -25,10 +25,6 @@ from steval.model.groups import is_unused
 from steval.model.lora import merged
 from steval.model.network import StateTransition
 from steval.settings import json_digest
-
-PREFERRED = ("best.ckpt", "final.ckpt", "last.ckpt")
-"""Which checkpoint of a run directory is taken: the lowest validation loss first."""
-
 
 OTHER_MODELS = frozenset(
     {
@@ -69,7 +65,7 @@ def read_arc(source: Path, attention: str | None = None) -> ArcModel:
     Raises `CheckpointError` for anything that is no State Transition model, cannot be trusted, or uses what steval does
     not compute (named); `ConfigError` for an unknown `attention`.
     """
-    source = Path(source)
+    source = local(source)
     checkpoint_path, run_dir, notes = _locate(source)
     content = load_foreign(checkpoint_path)
     hyper, stored = _parts(content, checkpoint_path)
@@ -120,9 +116,11 @@ def _require_state_transition(run_config: Mapping[str, Any]) -> None:
 def _locate(source: Path) -> tuple[Path, Path | None, list[str]]:
     """The checkpoint file, the run directory with its maps (None: there is none), and what was chosen."""
     if source.is_dir():
-        found = [folder / name for name in PREFERRED for folder in (source / "checkpoints", source)]
+        found = [folder / name for name in ARC_PREFERRED for folder in (source / "checkpoints", source)]
         found = [path for path in found if path.is_file()]
-        found = found or sorted([*source.glob("checkpoints/*.ckpt"), *source.glob("*.ckpt")])
+        # arc-state's evaluation leaves directories of results that are called eval_best.ckpt
+        others = [path for path in (*source.glob("checkpoints/*.ckpt"), *source.glob("*.ckpt")) if path.is_file()]
+        found = found or sorted(others)
         if not found:
             raise CheckpointError(
                 f"{source} has no checkpoint: expected checkpoints/{{best,final,last}}.ckpt, or give the .ckpt itself"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steval.checkpoints.evidence import evidence_sentence
-from steval.checkpoints.location import ADAPTER_SUFFIX, is_arc, locate_checkpoint
+from steval.checkpoints.location import ADAPTER_SUFFIX, is_arc, local, locate_checkpoint, pinned_reference
 from steval.checkpoints.manifest import CONTROLS, EFFECTS, FEATURES, Manifest, parse_metadata, read_header
 from steval.errors import CheckpointError
 
@@ -17,7 +17,7 @@ def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
     With `verify` the weights of a steval checkpoint are read and their digests, shapes and values checked (arc-state's
     files have no digests). Raises `CheckpointError`.
     """
-    path = Path(path)
+    path = local(path)
     if path.name.endswith(ADAPTER_SUFFIX):
         from steval.checkpoints.adapters.adapter_file import describe_adapter
 
@@ -33,7 +33,7 @@ def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
         load_checkpoint(path)
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return {
-        "path": str(path),
+        "path": pinned_reference(path) or str(path),
         "format": "steval",
         "verified": verify,
         "size_bytes": path.stat().st_size,

@@ -1,21 +1,29 @@
-"""Where a checkpoint may be given from: its file, or the directory of a run. A new source is an entry in `SOURCES`.
+"""Where a checkpoint may be given from: its file, the directory of a run, a hub. A new source is an entry in `SOURCES`.
 
-Torch-free, and nothing is opened: only names and the directory are looked at.
+Torch-free, and nothing is opened: only names and the directory are looked at, and files of a hub fetched.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from steval.data.outputs import real_path
 from steval.errors import CheckpointError
 
+_SNAPSHOT = re.compile(r".*/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<path>.+)")
+"""A file in the cache of `huggingface_hub`."""
 ARC_SUFFIXES = (".ckpt", ".pt", ".pth")
 """Suffixes of arc-state's (and Lightning's) files."""
+ARC_PREFERRED = ("best.ckpt", "final.ckpt", "last.ckpt")
+"""Of the checkpoints in arc-state's run directory, the first that is there."""
 BEST_NAME = "best-val.safetensors"
 """The checkpoint of a run that is the one to use."""
-ADAPTER_SUFFIX = ".adapter.safetensors"
+SUFFIX = ".safetensors"
+"""Ends the name of a checkpoint."""
+ADAPTER_SUFFIX = f".adapter{SUFFIX}"
 """Ends the name of an adapter file, which is no checkpoint without its base."""
-ADAPTER_NAME = BEST_NAME.replace(".safetensors", ADAPTER_SUFFIX)
+ADAPTER_NAME = BEST_NAME.replace(SUFFIX, ADAPTER_SUFFIX)
 """The adapter file of a run."""
 CHECKPOINTS_NAME = "checkpoints"
 """Its directory, in the run's."""
@@ -33,13 +41,41 @@ class CheckpointSource:
 
 
 def locate_checkpoint(reference: str | Path) -> Path:
-    """The file that `reference` means: a path to a checkpoint, or a run directory, which means its best checkpoint.
+    """The file that `reference` means: a path to a checkpoint, a run directory, which means its best checkpoint, or
+    `hf://owner/repo@revision/path`, either of them on a hub.
 
     A path that does not exist is returned as it is, for the reader to refuse. Raises `CheckpointError` for arc-state's
     models (with the command that converts them), for `last.ckpt`, and for directories that hold no checkpoint.
     """
     text = str(reference)
     return next(source for source in SOURCES if source.claims(text)).find(text)
+
+
+def local(reference: str | Path) -> Path:
+    """The path itself; of a reference to a hub the file, or the arc-state run directory, that it means, fetched."""
+    if not is_hub(reference):
+        return Path(reference)
+    from steval.checkpoints.hub.models import fetch
+
+    return fetch(reference)
+
+
+def is_hub(reference: str | Path) -> bool:
+    """Whether a reference means a hub; a `Path` of one has lost a slash."""
+    return str(reference).startswith("hf:/")
+
+
+def shown(path: str | Path) -> str:
+    """What to call a checkpoint in a record: its absolute path, links followed, or where it came from a hub its reference with the
+    commit."""
+    pinned = pinned_reference(path)
+    return str(real_path(path)) if pinned is None else pinned
+
+
+def pinned_reference(path: str | Path) -> str | None:
+    """The reference, with its commit, of a file in the cache of a hub; None for any other file."""
+    found = _SNAPSHOT.fullmatch(str(path))
+    return f"hf://{found['owner']}/{found['name']}@{found['commit']}/{found['path']}" if found else None
 
 
 def require_plain(path: Path) -> Path:
@@ -101,7 +137,18 @@ def _adapter(reference: str) -> Path:
     )
 
 
+def _of_hub(reference: str) -> Path:
+    path = local(reference)
+    if is_arc(path):
+        raise CheckpointError(
+            f"{reference} is a model of arc-state, not a steval checkpoint: convert it with steval convert {reference} "
+            "-o OUT.safetensors"
+        )
+    return locate_checkpoint(path)
+
+
 SOURCES: tuple[CheckpointSource, ...] = (
+    CheckpointSource("hub", is_hub, _of_hub),
     CheckpointSource("run directory", lambda text: is_run(Path(text)), _best_of_run),
     CheckpointSource("adapter", lambda text: text.endswith(ADAPTER_SUFFIX), _adapter),
     CheckpointSource(

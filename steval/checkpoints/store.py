@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from steval.data.files import atomic_tensors
 from steval.errors import CheckpointError, DataError, UnknownPerturbationError
 from steval.machine import num_cores
 from steval.model.config import Attention
+from steval.model.lora import LoraPair, attach
 from steval.model.network import StateTransition
 from steval.wording import listed
 
@@ -58,12 +59,15 @@ class Checkpoint:
     digest: str
     effects: TrainingEffects | None = None
     """Training effects, genes in the order of the output contract; None where the file carries none."""
+    beside: Mapping[str, LoraPair] = field(default_factory=dict)
+    """Matrices that stay beside `weights`, by the weight's name, their scale in `b_OR`; most checkpoints have none."""
 
     def network(self, attention: Attention | None = None) -> StateTransition:
         """The network with these weights, in eval mode on the CPU; `attention` overrides the recorded regime."""
         with torch.device("meta"):
             network = StateTransition(self.manifest.model, attention)
         network.load_state_dict(dict(self.weights), strict=True, assign=True)
+        attach(network, self.beside, scale=1.0)
         return network.eval()
 
     def feature_rows(self, names: Sequence[str]) -> torch.Tensor:
@@ -215,12 +219,12 @@ def _pack_controls(controls: ControlSet, manifest: Manifest) -> dict[str, torch.
         CONTROLS + "indices": torch.from_numpy(cells.indices.astype(np.int32)),
         CONTROLS + "indptr": torch.from_numpy(cells.indptr.astype(np.int64)),
     }
-    for field, (labels, names) in codes.items():
+    for what, (labels, names) in codes.items():
         code = {name: index for index, name in enumerate(names)}
         unknown = sorted({str(label) for label in labels} - set(code)) if names else []
         if unknown:
-            raise CheckpointError(f"control cells have a {field} that the manifest lacks: {listed(unknown, 5)}")
-        packed[CONTROLS + field] = torch.tensor([code.get(str(label), 0) for label in labels], dtype=torch.int32)
+            raise CheckpointError(f"control cells have a {what} that the manifest lacks: {listed(unknown, 5)}")
+        packed[CONTROLS + what] = torch.tensor([code.get(str(label), 0) for label in labels], dtype=torch.int32)
     return packed
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steval.checkpoints.arc import read_arc
 from steval.checkpoints.arc_maps import ArcVocabulary
-from steval.checkpoints.location import is_arc, locate_checkpoint
+from steval.checkpoints.location import is_arc, local, locate_checkpoint, pinned_reference
 from steval.checkpoints.store import load_checkpoint
 from steval.data.files import sha256_file
 from steval.errors import CheckpointError
@@ -49,11 +49,11 @@ def read_weight_source(path: Path, attention: Attention | None = None) -> Weight
 
     `attention` overrides the recorded regime. Raises `CheckpointError`.
     """
-    path = Path(path)
+    path = local(path)
     if is_arc(path):
         model = read_arc(path, attention)
         return WeightSource(
-            name=f"{model.checkpoint_path.name} sha256:{sha256_file(model.checkpoint_path)}",
+            name=_named(model.checkpoint_path, sha256_file(model.checkpoint_path)),
             config=model.config,
             weights=model.weights,
             vocabulary=_arc_vocabulary(model.vocabulary, model.config),
@@ -64,7 +64,7 @@ def read_weight_source(path: Path, attention: Attention | None = None) -> Weight
     manifest = checkpoint.manifest
     config = manifest.model if attention is None else manifest.model.model_copy(update={"attention": attention})
     return WeightSource(
-        name=f"{path.name} sha256:{checkpoint.digest}",
+        name=_named(path, checkpoint.digest),
         config=config,
         weights=checkpoint.weights,
         vocabulary=Vocabulary(
@@ -77,6 +77,10 @@ def read_weight_source(path: Path, attention: Attention | None = None) -> Weight
         ),
         notes=manifest.notes,
     )
+
+
+def _named(path: Path, digest: str) -> str:
+    return f"{pinned_reference(path) or path.name} sha256:{digest}"
 
 
 def gene_names(genes: tuple[str, ...], config: ModelConfig) -> tuple[Genes, Genes]:

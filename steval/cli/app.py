@@ -26,7 +26,10 @@ COMMANDS = (
 ON_CHECKPOINTS = frozenset({"calibrate", "inspect", "convert", "merge"})
 """Those whose modules lie in the room `checkpoints`."""
 
-EXTRAS = {"lightning": "train", "tensorboard": "train", "bentoml": "serve", "httpx": "serve", "ray": "ray"}
+EXTRAS = {
+    "lightning": "train", "tensorboard": "train", "bentoml": "serve", "httpx": "serve", "ray": "ray", "huggingface_hub": "hub",
+    "wandb": "wandb",
+}  # fmt: skip
 """Packages that come with one of steval's extras alone."""
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steval.model.config import Attention
+from steval.model.lora import attach, split_pairs
 from steval.model.network import Prediction, StateTransition
 
 
@@ -54,15 +55,21 @@ class InferenceNetwork:
         cls, network: StateTransition, dtype: torch.dtype = torch.float32, attention: Attention | None = None
     ) -> Self:
         """Arrange `network`, whose weights are shared where the dtype is the same and never changed; `attention`
-        overrides its regime. bfloat16 is faster and rounds outputs to 3 significant digits."""
+        overrides its regime. bfloat16 is faster and rounds outputs to 3 significant digits. Adapters beside its weights
+        (`Checkpoint.beside`) stay there."""
         with torch.device("meta"):
             arranged = StateTransition(network.config, attention)
-        weights = {name: value.detach().to(dtype) for name, value in network.state_dict().items()}
+        weights, pairs = split_pairs({name: value.detach().to(dtype) for name, value in network.state_dict().items()})
         arranged.load_state_dict(weights, assign=True)
+        attach(arranged, pairs, scale=1.0)
         arranged.requires_grad_(requires_grad=False).eval()
         bottleneck = network.final_down_then_up
         folded = None if bottleneck is None else _fold(network.project_out.last, bottleneck.down, dtype)
         return cls(arranged, folded)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they are computed with, without adapters beside them; shared, not to be changed."""
+        return split_pairs({name: value.detach() for name, value in self._network.state_dict().items()})[0]
 
     @torch.inference_mode()
     def encode_controls(self, control_NG: Tensor) -> ControlTerms:
@@ -120,7 +127,9 @@ class InferenceNetwork:
 @torch.no_grad()
 def _fold(last: nn.Linear, down: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`W_down·W_last` and `W_down·b_last + b_down`, formed in the weights' own precision and rounded once."""
-    return (down.weight @ last.weight).to(dtype), (down.weight @ last.bias + down.bias).to(dtype)
+    wide = torch.promote_types(down.weight.dtype, last.weight.dtype)  # an adapter may share one of them alone
+    down_KG, bias_K = down.weight.to(wide), down.bias.to(wide)
+    return (down_KG @ last.weight.to(wide)).to(dtype), (down_KG @ last.bias.to(wide) + bias_K).to(dtype)
 
 
 def _finished(rows_BSG: Tensor, padding_BS: Tensor | None) -> Tensor:

@@ -33,6 +33,10 @@ class LoraPair:
         product_OI = scale * (self.b_OR.double() @ self.a_RI.double())
         return product_OI.T if transposed else product_OI
 
+    def scaled(self, scale: float) -> "LoraPair":
+        """The pair whose product is `scale` times this one's."""
+        return LoraPair(self.a_RI, scale * self.b_OR)
+
 
 def merged(weights: Mapping[str, Tensor], pairs: Mapping[str, LoraPair], scale: float) -> dict[str, Tensor]:
     """`weights` with the adapters in `pairs` (by the weight's name) added; the others are shared, none is changed."""

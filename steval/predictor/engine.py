@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steval.checkpoints.location import pinned_reference
 from steval.checkpoints.store import Checkpoint
 from steval.data.effects.decoding import DecodingSettings
 from steval.errors import ConfigError
@@ -114,6 +115,10 @@ class Predictor:
         """Columns of a prediction: output genes, or embedding dimensions."""
         return self.manifest.model.prediction_dim
 
+    def weights(self) -> dict[str, Tensor]:
+        """The network's weights on its device, in its dtype; shared, not to be changed."""
+        return self._network.weights()
+
     def settings(self) -> dict[str, object]:
         """Everything that was set or taken by default, for the record of an output."""
         return {
@@ -128,7 +133,8 @@ class Predictor:
     def facts(self, request: PredictionRequest, made_by: str = "steval predict") -> PredictionFacts:
         """Where this engine's predictions of `request` come from, for the record of an output."""
         decoding = self.decoder.chosen(request.decoding).settings.as_dict()
-        return PredictionFacts(made_by, str(self.path), self.digest, {**self.settings(), "decoding": decoding})
+        name = pinned_reference(self.path) or str(self.path)
+        return PredictionFacts(made_by, name, self.digest, {**self.settings(), "decoding": decoding})
 
     def facts_of(self, plan: PredictionPlan, made_by: str = "steval predict") -> PredictionFacts:
         """`facts` with how wrong the cells of a plan are expected to be."""

@@ -82,7 +82,7 @@ class StevalService:
         """Predicted mean profiles or cells of perturbations."""
         try:
             scope = ctx.request.scope
-            scope[AUDIT] |= {"cells": body.num_cells, "model": body.model}
+            scope[AUDIT] |= {"cells": body.num_cells, "model": body.model, "adapter": body.adapter}
             answer = await self._predictions.predict(
                 body, ctx.request.headers, scope.get(KEY_NAME) or NOBODY, scope.get(CHARGE)
             )

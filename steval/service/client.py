@@ -72,10 +72,12 @@ class ServiceClient:
         api_key: str | None = None,
         *,
         model: str | None = None,
+        adapter: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         patience: float = PATIENCE,
     ):
-        """`model`: name or digest of the model that all calls mean, where the service has several."""
+        """`model`, `adapter`: name or digest of the model that all calls mean, where the service has several, and of an adapter to
+        it."""
         key = usable_key(api_key)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = without_secrets(url)
@@ -99,7 +101,7 @@ class ServiceClient:
                 f"{address.host} into NO_PROXY"
             ) from error
         self._patience = patience
-        self._model = {} if model is None else {"model": model}
+        self._model = {name: value for name, value in (("model", model), ("adapter", adapter)) if value is not None}
 
     def __enter__(self) -> Self:
         return self

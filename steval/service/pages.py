@@ -49,7 +49,7 @@ async def page(request: Request) -> Response:
 
 async def model(request: Request) -> Response:
     """The model card."""
-    async with _runtime(request).using(asked_model(request)) as chosen:
+    async with _runtime(request).using(*_asked(request)) as chosen:
         return _json(request, chosen.card)
 
 
@@ -67,7 +67,7 @@ async def perturbations(request: Request) -> Response:
         raise ServiceError(f"search takes at most {LONGEST_NAME} characters", status=422, code="breaks_a_rule")
     limit = _number(request, "limit", SHOWN_NAMES, 1, MOST_LISTED)
     offset = _number(request, "offset", 0, 0, MOST_OFFSET)
-    async with _runtime(request).using(asked_model(request)) as chosen:
+    async with _runtime(request).using(*_asked(request)) as chosen:
         return _json(request, await run_in_threadpool(search_perturbations, chosen.manifest, search, limit, offset))
 
 
@@ -82,12 +82,13 @@ async def metrics(request: Request) -> Response:
     return Response(content, headers={"Content-Type": media_type})
 
 
-def asked_model(request: Request) -> str | None:
-    """The model that the query names; None: the default."""
-    name = request.query_params.get("model")
-    if name is not None and not 1 <= len(name) <= LONGEST_NAME:
-        raise ServiceError(f"model takes 1 to {LONGEST_NAME} characters", status=422, code="breaks_a_rule")
-    return name
+def _asked(request: Request) -> list[str | None]:
+    """The model, and the adapter to it, that the query names."""
+    names = {what: request.query_params.get(what) for what in ("model", "adapter")}
+    for what, name in names.items():
+        if name is not None and not 1 <= len(name) <= LONGEST_NAME:
+            raise ServiceError(f"{what} takes 1 to {LONGEST_NAME} characters", status=422, code="breaks_a_rule")
+    return list(names.values())
 
 
 def _runtime(request: Request) -> Runtime:

@@ -47,7 +47,8 @@ _JOB_ID = {
     "description": "As it was answered to the submission",
 }
 _BATCH_ID = {**_JOB_ID, "description": "As GET /batches lists it"}
-_MODEL = query("model", {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME})
+_NAMED = {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME}
+_MODEL = [query("model", _NAMED), query("adapter", _NAMED)]
 _FILE_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 _JOB_LINKS = {
     name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
@@ -146,7 +147,7 @@ ROUTES = RouteTable(
                 Operation(
                     "GET", "model", "The model card", "predict", success("The card", ModelCard) | _UNCHANGED, (404, 422, 503),
                     pages.model,
-                    more={"parameters": [_MODEL]},
+                    more={"parameters": _MODEL},
                 ),
             ),
         ),
@@ -166,7 +167,7 @@ ROUTES = RouteTable(
                     success("Names that match", PerturbationList) | _UNCHANGED, (400, 404, 422, 503), pages.perturbations,
                     more={
                         "parameters": [
-                            _MODEL,
+                            *_MODEL,
                             query("search", {"type": "string", "maxLength": LONGEST_NAME, "default": ""}),
                             query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": SHOWN_NAMES}),
                             query("offset", {"type": "integer", "minimum": 0, "maximum": MOST_OFFSET, "default": 0}),

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+from steval.checkpoints.location import local
 from steval.data.files import ScratchDirectory
 from steval.errors import ServiceError, StevalError
 from steval.machine import num_cores
@@ -43,10 +44,12 @@ class Runtime:
         self.reason = "the checkpoint is being loaded"
         self._turns = Turns()
         self._default = None if settings.checkpoint is None else require_checkpoint(settings)
+        self._adapters = {name: local(path) for name, path in settings.adapters.items()}
         self.models = Shelf(
             self._load_model,
             self.metrics,
             default=self._default,
+            adapters=self._adapters,
             directory=settings.models,
             max_bytes=None if settings.models is None else settings.max_model_bytes,
             patience=settings.queue_timeout,
@@ -75,20 +78,20 @@ class Runtime:
             retry = STARTING_RETRY if self.state == "starting" else None
             raise ServiceError(f"not ready: {self.reason}", status=503, code="not_ready", retry_after=retry)
 
-    def find(self, reference: str | None) -> Found:
-        """The model that a request means, not loaded; raises `ServiceError`."""
+    def find(self, model: str | None, adapter: str | None = None) -> Found:
+        """The model that a request means, or an adapter to it, not loaded; raises `ServiceError`."""
         self.require_ready()
-        return self.models.find(reference)
+        return self.models.find(model, adapter)
 
-    async def lease(self, reference: str | None) -> Lease:
+    async def lease(self, model: str | None, adapter: str | None = None) -> Lease:
         """The model that a request means, loaded where it was not, for the caller to close; raises `ServiceError`."""
         self.require_ready()
         deadline = time.monotonic() + self.settings.queue_timeout
         while True:
-            lease = self.models.lease(reference)
+            lease = self.models.lease(model, adapter)
             if lease is not None:
                 return lease
-            loading = asyncio.wrap_future(self.models.load(reference))
+            loading = asyncio.wrap_future(self.models.load(model, adapter))
             loading.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.wait((loading,), timeout=max(0.0, deadline - time.monotonic()))
             if not loading.done():
@@ -101,9 +104,9 @@ class Runtime:
             await loading
 
     @asynccontextmanager
-    async def using(self, reference: str | None) -> AsyncGenerator[Model]:
+    async def using(self, model: str | None, adapter: str | None = None) -> AsyncGenerator[Model]:
         """As `lease`, closed at the end."""
-        lease = await self.lease(reference)
+        lease = await self.lease(model, adapter)
         try:
             yield lease.model
         finally:
@@ -130,9 +133,11 @@ class Runtime:
         if self.settings.job_dir is None and self.settings.workers == 1:
             shutil.rmtree(self.jobs.directory, ignore_errors=True)
 
-    def _load_model(self, found: Found) -> Model:
-        controls = self.settings.controls if found.path == self._default else None
-        return Model(found.path, self.settings, self.metrics, turns=self._turns, controls=controls)
+    def _load_model(self, found: Found, base: Model | None) -> Model:
+        settings, shared = self.settings, None if base is None else base.shared
+        is_given = found.path in (self._default, *self._adapters.values())
+        controls = settings.controls if is_given else None
+        return Model(found.path, settings, self.metrics, turns=self._turns, controls=controls, base=shared)
 
     def _load(self) -> None:
         import torch
@@ -142,7 +147,7 @@ class Runtime:
         try:
             self.models.refresh()
             if self._default is not None:
-                self.models.bring_default()
+                self.models.bring_given()
             else:
                 self._wait_for_any()
         except StevalError as error:

@@ -60,6 +60,8 @@ class PredictBody(Settings):
     """`mean`: a profile for each perturbation; `cells`: every predicted cell (as Arrow or h5ad)."""
     model: Name | None = None
     """Name or digest of a model (see `GET /models`); none: the default."""
+    adapter: Name | None = None
+    """Name or digest of an adapter (see `GET /models`) to the model; none: the model as it is."""
     decoding: DecodingChoice = "checkpoint"
     """How predictions become cells: as the checkpoint says, as the network puts them out, or carried by control cells."""
 
@@ -187,6 +189,10 @@ class ModelItem(Settings):
     """`available`: it is loaded when it is first asked for."""
     default: bool
     """Whether requests that name no model mean this one."""
+    adapter: bool
+    """Whether it is an adapter, which shares the memory of its base."""
+    base: str | None = None
+    """Of an adapter: the name of the model that it belongs to; none: that is not there."""
     problem: str | None = None
     """Why the file as it is now does not answer; where the state is `loaded`, an older one does."""
     num_genes: int | None = None
@@ -205,6 +211,8 @@ class ModelCard(Settings):
 
     name: str
     checkpoint: str
+    base: str | None
+    """Of an adapter: the digest of its base; none: the model is a checkpoint of its own."""
     made_by: str
     created: str
     steval_version: str
@@ -242,6 +250,8 @@ class ScoreBody(ScoreChoice):
     """Path of the training cells for baselines, likewise; none: uploaded, or those that the checkpoint records."""
     model: Name | None = None
     """Name or digest of the model whose recorded data and columns are used; none: the default."""
+    adapter: Name | None = None
+    """Name or digest of an adapter to the model, whose recorded data and columns are used then."""
     profile: ProfileName = "vcc"
     perturbation_column: Name | None = None
     control: Name | None = None

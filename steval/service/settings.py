@@ -4,20 +4,25 @@ Field `max_cells` is the variable `STEVAL_MAX_CELLS`, and so on. `steval serve` 
 """
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
 
-from steval.checkpoints.location import locate_checkpoint
+from steval.checkpoints.location import is_hub, locate_checkpoint, shown
 from steval.data.outputs import real_path
 from steval.errors import ConfigError
 from steval.settings import Settings
 
 PREFIX = "STEVAL_"
+_BETWEEN = re.compile(f"{os.pathsep}(?=[^={os.pathsep}]+=)")
+"""Between two NAME=PATH; a reference to a hub has a colon inside."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 _PATH_LISTS = frozenset({"data_dir"})
 _NAME_LISTS = frozenset({"cors_origins"})
+_NAMED_PATHS = frozenset({"adapters"})
 
 
 class ServiceSettings(Settings):
@@ -28,6 +33,9 @@ class ServiceSettings(Settings):
     a bento."""
     models: Path | None = None
     """A directory: every checkpoint below it is served by its name, loaded on first use, and replaced when its file is."""
+    adapters: dict[Name, Path] = Field(default={})
+    """Adapters to `checkpoint` by the names that requests give as `adapter`; they share its memory. As a variable: NAME=PATH,
+    several separated by colons."""
     max_model_bytes: PositiveInt = 8 * 2**30
     """Memory for models where there is a directory of them; the least recently used one goes, never one in use."""
     model_poll_seconds: PositiveFloat = 2.0
@@ -112,6 +120,8 @@ class ServiceSettings(Settings):
                 values[name] = [part for part in text.split(os.pathsep) if part]
             elif name in _NAME_LISTS:
                 values[name] = [part.strip() for part in text.split(",") if part.strip()]
+            elif name in _NAMED_PATHS:
+                values[name] = named_paths([part for part in _BETWEEN.split(text) if part], PREFIX + name.upper())
             else:
                 values[name] = text
         settings = cls.parse(values, source=f"the environment ({PREFIX}* variables)")
@@ -128,14 +138,20 @@ class ServiceSettings(Settings):
                 text = os.pathsep.join(str(real_path(part)) for part in value)
             elif name in _NAME_LISTS:
                 text = ",".join(value)
+            elif name in _NAMED_PATHS:
+                text = os.pathsep.join(f"{one}={_text_of(path)}" for one, path in value.items())
             else:
-                text = str(real_path(value)) if isinstance(value, Path) else str(value)
+                text = _text_of(value) if isinstance(value, Path) else str(value)
             variables[PREFIX + name.upper()] = text
         return variables
 
     def require_paths(self) -> None:
         """A `ConfigError` that lists every directory or key file which is not there."""
         problems = [f"data_dir: no such directory: {path}" for path in self.data_dir if not path.is_dir()]
+        absent = [path for path in self.adapters.values() if not is_hub(path) and not path.is_file()]
+        problems += [f"adapters: no such file: {path}" for path in absent]
+        if self.adapters and self.checkpoint is None:
+            problems.append("adapters belong to a checkpoint: name it; those below models find theirs by themselves")
         if self.models is not None and not self.models.is_dir():
             problems.append(f"models: no such directory: {self.models}")
         if self.api_key_file is not None and not self.api_key_file.is_file():
@@ -144,6 +160,28 @@ class ServiceSettings(Settings):
             problems.append("no_auth and api_key_file exclude each other; give one")
         if problems:
             raise ConfigError("the service's settings are not valid", problems)
+
+
+def _text_of(path: Path) -> str:
+    """A path for another process; what came from a hub keeps its commit."""
+    return str(path) if is_hub(path) else shown(path)
+
+
+def named_paths(texts: Sequence[str], what: str) -> dict[str, Path]:
+    """`NAME=PATH` of each, by name; a `ConfigError` that lists what is not so, and names given twice."""
+    found: dict[str, Path] = {}
+    problems = []
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not (name.strip() and separator and path):
+            problems.append(f"{text!r} is not NAME=PATH")
+        elif name in found:
+            problems.append(f"{name!r} is given twice")
+        else:
+            found[name] = Path(path)
+    if problems:
+        raise ConfigError(f"{what} takes NAME=PATH", problems)
+    return found
 
 
 def require_checkpoint(settings: ServiceSettings) -> Path:

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from steval.checkpoints.location import shown
 from steval.checkpoints.manifest import TrainingRecord
 from steval.checkpoints.store import load_checkpoint
-from steval.data.outputs import real_path
 from steval.data.reference import Part
 from steval.data.training.cells import TrainingCells
 from steval.data.training.sets import CellSetSampler
@@ -103,7 +103,7 @@ class Session:
         tell(preflight)
         record: dict[str, Any] = {
             "config_digest": config.digest(),
-            "init_from": str(real_path(base.path)) if base else None,
+            "init_from": shown(base.path) if base else None,
             "base": base.source.name if base else None,
             "allow_mismatch": start.allow_mismatch,
             "model": model.as_dict(),

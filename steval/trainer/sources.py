@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steval.checkpoints.feature_file import read_features
-from steval.checkpoints.location import is_arc, locate_checkpoint
+from steval.checkpoints.location import is_arc, local, locate_checkpoint
 from steval.checkpoints.manifest import Manifest, PerturbationEntry, read_manifest
 from steval.checkpoints.store import ControlSet, choose_controls
 from steval.checkpoints.transplant import TransplantReport, one_hot_columns, transplant
@@ -44,8 +44,9 @@ class Base:
     @classmethod
     def read(cls, path: Path) -> "Base":
         """Read and verify; raises `CheckpointError`."""
+        path = local(path)
         if is_arc(path):
-            return cls(Path(path), read_weight_source(path), None)
+            return cls(path, read_weight_source(path), None)
         path = locate_checkpoint(path)
         return cls(path, read_weight_source(path), read_manifest(path))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steval.checkpoints.location import is_hub
 from steval.errors import CheckpointError, ConfigError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.inputs import RunInputs, resumed_config
@@ -44,7 +45,7 @@ class Start:
             for match in sorted(directory.rglob("*"))
             if match.name == self.init_from.name
         ]
-        existing = [path for path in (self.init_from, *moved) if path.exists()]
+        existing = [path for path in (self.init_from, *moved) if is_hub(path) or path.exists()]
         for path in existing:
             base = Base.read(path)
             if _digest(base.source.name) == _digest(recorded):

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
-from steval.checkpoints.location import locate_checkpoint
+from steval.checkpoints.location import local, locate_checkpoint, shown
 from steval.checkpoints.manifest import FEATURES, Manifest, read_manifest
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import require_file
 from steval.data.labels import labels_of
-from steval.data.outputs import real_path, require_output, require_output_directory
+from steval.data.outputs import require_output, require_output_directory
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
 from steval.evaluator.settings import ScoreSettings
@@ -90,6 +90,8 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         _require_predictions(request.preds)
     if request.checkpoint is not None:
         request = replace(request, checkpoint=locate_checkpoint(request.checkpoint))
+    if request.adapter is not None:
+        request = replace(request, adapter=local(request.adapter))
     if request.adapter is not None and request.checkpoint is None:
         raise ConfigError("--adapter needs its base: steval score BASE PREDS --adapter ADAPTER")
     inputs = {
@@ -259,8 +261,8 @@ def _model_record(request: ScoreRequest, manifest: Manifest | None) -> dict[str,
         return None
     training = manifest.training
     return {
-        "checkpoint": str(real_path(request.checkpoint)),
-        **({} if request.adapter is None else {"adapter": str(real_path(request.adapter))}),
+        "checkpoint": shown(request.checkpoint),
+        **({} if request.adapter is None else {"adapter": shown(request.adapter)}),
         "made_by": manifest.made_by,
         "created": manifest.created,
         "attention": manifest.model.attention,

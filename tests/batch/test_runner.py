@@ -18,9 +18,12 @@ from steval.checkpoints import store
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import sample_indices
 from steval.data.columns import Columns
+from steval.errors import ConfigError
 from steval.evaluator.settings import ScoreSettings
+from steval.predictor.job import PredictionJob, run_job
 from steval.workflows.predict import predict_as_in
 from steval.workflows.score import ScoreRequest, score_predictions
+from support.adapters import write_adapter_to
 from support.batch_cases import CONTROL, reference_to, write_checkpoint, write_manifest
 from support.in_process import InProcessEngine, plan_of, run_in_process
 
@@ -273,6 +276,51 @@ def test_mean_profiles_and_tables_of_requests(case: Path):
     preds = ad.read_h5ad(plan.layout.predictions(plan.jobs[0]))
     predicted = preds.obs[preds.obs["predicted"]]
     assert dict(zip(predicted["target_gene"], predicted["num_cells"], strict=True)) == {"SRC": 30, "TET1": 12}
+
+
+def test_an_adapter_gives_what_predict_gives_with_it(case: Path, tmp_path: Path):
+    base = case / "models" / "a.safetensors"
+    for seed, name in enumerate(("left", "right")):
+        write_adapter_to(base, case / f"{name}.adapter.safetensors", seed=seed)
+    entries = [
+        {"path": "models/a.safetensors", "adapter": "left.adapter.safetensors"},
+        {"path": "models/a.safetensors", "adapter": "right.adapter.safetensors", "name": "other"},
+        "models/a.safetensors",
+    ]
+    data = [{"real": "data/packaged.h5ad"}]
+    requests = [{"do": "both"}, {"name": "means", "do": "predict", "output": "mean"}]
+    path = write_manifest(case, "adapted", checkpoints=entries, data=data, requests=requests)
+    plan = plan_of(path)
+    assert [job.checkpoint_name for job in plan.jobs[::2]] == ["left", "other", "a"]
+    assert not run_in_process(path).failed
+    for job in plan.jobs:
+        given = None if job.adapter is None else Path(job.adapter.place)
+        theirs = predict_here(base, given, case / "data" / "packaged.h5ad", tmp_path / f"{job.name}.h5ad", job.output)
+        ours = ad.read_h5ad(plan.layout.predictions(job))
+        assert ours.uns["steval"]["checkpoint_sha256"] == theirs.uns["steval"]["checkpoint_sha256"] == job.model_digest
+        np.testing.assert_allclose(ours.X.toarray(), theirs.X.toarray(), rtol=1e-4, atol=1e-6)
+    scored = read_json(plan.layout.directory(plan.jobs[0]) / "score" / "score.json")
+    assert scored is not None
+    assert scored["record"]["adapter"] == str(case / "left.adapter.safetensors")
+
+
+def predict_here(base: Path, adapter: Path | None, real: Path, out: Path, output: str) -> ad.AnnData:
+    run_job(PredictionJob(checkpoint=base, adapter=adapter, request=real, out=out, output=output, device="cpu"))
+    return ad.read_h5ad(out)
+
+
+def test_adapters_are_checked_before_anything_runs_and_are_part_of_what_a_job_is(case: Path, tmp_path: Path):
+    write_adapter_to(case / "models" / "a.safetensors", case / "of-a.adapter.safetensors", seed=3)
+    entry = {"path": "models/b.safetensors", "adapter": "of-a.adapter.safetensors"}
+    with pytest.raises(ConfigError, match=r"checkpoint of-a: .*of-a\.adapter\.safetensors is not for .*b\.safetensors"):
+        plan_of(write_manifest(case, "wrong", **{**ONE, "checkpoints": [entry]}))
+    entry = {"path": "models/a.safetensors", "adapter": "none.adapter.safetensors"}
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        plan_of(write_manifest(case, "missing", **{**ONE, "checkpoints": [entry]}))
+    entry = {"path": "models/a.safetensors", "adapter": "of-a.adapter.safetensors", "name": "a"}
+    with_it = plan_of(write_manifest(case, "with", **{**ONE, "checkpoints": [entry]})).jobs[0]
+    without = plan_of(write_manifest(case, "without", **ONE)).jobs[0]
+    assert (with_it.name, with_it.key != without.key, with_it.real_key) == (without.name, True, without.real_key)
 
 
 def test_assembly_loads_no_network_and_evicts_none(case: Path, monkeypatch: pytest.MonkeyPatch):

@@ -58,9 +58,10 @@ class Shelves:
     def __call__(self, **options) -> Shelf:
         settings = ServiceSettings(device="cpu")
 
-        def load(found: Found) -> Model:
+        def load(found: Found, base: Model | None) -> Model:
             self.loaded.append(found.name)
-            return Model(found.path, settings, service_metrics(), turns=Turns())
+            shared = None if base is None else base.shared
+            return Model(found.path, settings, service_metrics(), turns=Turns(), base=shared)
 
         shelf = Shelf(load, service_metrics(), directory=self.directory, **{"patience": 0.05, **options})
         self.made.append(shelf)

@@ -55,7 +55,7 @@ def _predict(task: Task, device: str) -> None:
     from steval.predictor.requests import PredictionRequest
 
     job = task.job
-    predictor = _predictor(job.checkpoint, task.dtype, device, task.root, task.threads)
+    predictor = _predictor(task, device)
     with _real(task) as real:
         pool = cell_controls(real, predictor.manifest, columns=job.columns, scale=job.scale)
         request = PredictionRequest(items=job.items[slice(*task.part)], seed=job.seed, decoding=job.decoding)
@@ -70,7 +70,7 @@ def _assemble(task: Task, device: str) -> None:
     from steval.predictor.requests import PredictionRequest
 
     job = task.job
-    manifest = _manifest(job.checkpoint, task.root)
+    manifest = _manifest(job, task.root)
     parts = BatchLayout(task.root).parts(job)
     ranges = chunk_ranges(len(job.items), job.chunk)
     chunks = [(chunk_path(parts, "predict", number, "h5ad"), part) for number, part in enumerate(ranges)]
@@ -110,6 +110,7 @@ def _score(task: Task, device: str) -> None:
     request = ScoreRequest(
         preds=_file(job.predictions, task.root) if job.predictions else layout.predictions(job),
         checkpoint=_file(job.checkpoint, task.root, verify=False),
+        adapter=_file(job.adapter, task.root, verify=False) if job.adapter else None,
         real=_file(job.real, task.root) if job.real else None,
         train=_file(job.train, task.root) if job.train else None,
         out=layout.directory(job) / SCORE_DIR,
@@ -141,7 +142,6 @@ def _tables(directory: Path, job: Job) -> "pl.DataFrame":
 @contextmanager
 def _real(task: Task) -> "Generator[CellFile]":
     """The job's real cells, as they were when the batch was planned."""
-    from steval.checkpoints.manifest import read_manifest
     from steval.data.cells.cellfile import CellFile
     from steval.data.splits.selection import open_reference
 
@@ -149,7 +149,7 @@ def _real(task: Task) -> "Generator[CellFile]":
     if job.real is not None:
         cells = CellFile.open(_file(job.real, task.root))
     else:
-        manifest = read_manifest(_file(job.checkpoint, task.root, verify=False))
+        manifest = _manifest(job, task.root)
         assert manifest.evaluation is not None
         directories = [Path(directory) for directory in job.data_dirs]
         cells = open_reference(manifest.evaluation, directories, manifest.output_genes)
@@ -176,15 +176,20 @@ def _file(stamp: Stamp, root: Path, verify: bool = True) -> Path:
     return path
 
 
-def _manifest(stamp: Stamp, root: Path) -> "Manifest":
-    """The checkpoint's description, as it was when the batch was planned."""
+def _manifest(job: Job, root: Path) -> "Manifest":
+    """The description of the checkpoint, or of what it makes with the adapter, as it was when the batch was planned."""
+    from steval.checkpoints.adapters.record import read_record
     from steval.checkpoints.manifest import DIGEST_KEY, parse_metadata, read_header
 
-    path = _file(stamp, root, verify=False)
+    path = _file(job.checkpoint, root, verify=False)
     metadata = read_header(path).get("__metadata__") or {}
     manifest = parse_metadata(metadata, path)
-    _require_same(stamp, metadata[DIGEST_KEY])
-    return manifest
+    _require_same(job.checkpoint, metadata[DIGEST_KEY])
+    if job.adapter is None:
+        return manifest
+    record, digest, _ = read_record(_file(job.adapter, root, verify=False))
+    _require_same(job.adapter, digest)
+    return record.manifest
 
 
 def _require_same(stamp: Stamp, digest: str) -> None:
@@ -192,19 +197,26 @@ def _require_same(stamp: Stamp, digest: str) -> None:
         raise CheckpointError(f"{stamp.place} has changed since the batch was planned; run the batch again")
 
 
-def _predictor(stamp: Stamp, dtype: str, device: str, root: Path, threads: int) -> "Predictor":
+def _predictor(task: Task, device: str) -> "Predictor":
     import torch
 
-    torch.set_num_threads(threads)
-    predictor = _loaded(str(_file(stamp, root, verify=False)), stamp.modified_ns, dtype, device)
-    _require_same(stamp, predictor.digest)
+    torch.set_num_threads(task.threads)
+    job, stamps = task.job, [task.job.checkpoint, *([task.job.adapter] if task.job.adapter else [])]
+    paths = [str(_file(stamp, task.root, verify=False)) for stamp in stamps]
+    predictor = _loaded((*paths,), (*(stamp.modified_ns for stamp in stamps),), task.dtype, device)
+    if predictor.digest != job.model_digest:
+        _manifest(job, task.root)  # says which of the files has changed
+        _require_same(job.checkpoint, predictor.digest)
     return predictor
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: str, modified_ns: int, dtype: str, device: str) -> "Predictor":
-    """The last checkpoint stays loaded: a worker mostly gets chunks of one job after another."""
+def _loaded(paths: tuple[str, ...], modified_ns: tuple[int, ...], dtype: str, device: str) -> "Predictor":
+    """The last checkpoint stays loaded: a worker mostly gets chunks of one job after another. `paths`: its own, its adapter's."""
+    from steval.checkpoints.adapters.adapter_file import load_adapted
     from steval.checkpoints.store import load_checkpoint
     from steval.predictor.engine import Predictor
 
-    return Predictor(load_checkpoint(Path(path)), device=device, dtype="bf16" if dtype == "bf16" else "float32")
+    files = [Path(path) for path in paths]
+    checkpoint = load_checkpoint(files[0]) if len(files) == 1 else load_adapted(*files)
+    return Predictor(checkpoint, device=device, dtype="bf16" if dtype == "bf16" else "float32")

@@ -8,12 +8,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from steval.checkpoints.manifest import Manifest, read_header, read_manifest
+from steval.checkpoints.adapters.record import ADAPTER_KEY, DIGEST_KEY, AdapterRecord, digest_of_both, read_record
+from steval.checkpoints.manifest import Manifest, read_manifest
 from steval.checkpoints.store import (
     Checkpoint,
     assembled,
@@ -25,31 +26,9 @@ from steval.checkpoints.store import (
     verify,
 )
 from steval.data.files import atomic_tensors
-from steval.errors import CheckpointError, ConfigError
+from steval.errors import CheckpointError
 from steval.model.lora import LoraPair, merged, named, split_pairs
 from steval.model.lora_settings import LoraSettings, can_be_adapted, is_transposed
-from steval.settings import Settings
-
-ADAPTER_KEY = "steval_adapter"
-DIGEST_KEY = "steval_adapter_sha256"
-_MOST_NAMED = 5
-
-
-class AdapterRecord(Settings):
-    """What an adapter file says of itself."""
-
-    format_version: Literal[1] = 1
-    base: str
-    """Name and digest of the checkpoint that the run started from."""
-    lora: LoraSettings
-    adapted: dict[str, str]
-    """Weights of the base with matrices beside them, and their sha256."""
-    borrowed: dict[str, str]
-    """Tensors taken from the base as they are, and their sha256."""
-    tensors: dict[str, str]
-    """sha256 of each tensor of this file."""
-    manifest: Manifest
-    """Of the checkpoint that base and adapter make; without digests of tensors."""
 
 
 def write_adapter(
@@ -94,22 +73,7 @@ def rewrite_adapter(path: Path, checkpoint: Checkpoint) -> None:
 
 def read_adapter(path: Path) -> tuple[AdapterRecord, dict[str, torch.Tensor], str]:
     """Record, tensors and digest of an adapter file, each tensor against its digest. Raises `CheckpointError`."""
-    path = Path(path)
-    header = read_header(path)
-    found = header.get("__metadata__")
-    metadata = found if isinstance(found, dict) else {}
-    text = metadata.get(ADAPTER_KEY)
-    if not isinstance(text, str):
-        raise CheckpointError(f"{path} is no adapter of steval: its metadata lacks the key {ADAPTER_KEY!r}")
-    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-    if digest != metadata.get(DIGEST_KEY):
-        raise CheckpointError(f"{path}: the metadata does not match its own digest; the file was altered or damaged")
-    try:
-        record = AdapterRecord.parse(json.loads(text), source=f"the metadata of {path}")
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the metadata is not a JSON mapping ({error})") from error
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+    record, digest, header = read_record(path)
     own = stored_tensors(path, header)
     digests = tensor_digests(own)
     wrong = sorted(
@@ -128,22 +92,21 @@ def load_adapted(base_path: Path, adapter_path: Path) -> Checkpoint:
     """
     tensors, base_manifest, base_digest = read_tensors(Path(base_path))
     record, own, adapter_digest = read_adapter(adapter_path)
-    _require_base(record, base_manifest, Path(base_path), Path(adapter_path))
+    record.require_base(base_manifest, Path(base_path), Path(adapter_path))
     rest, pairs = split_pairs(own)
-    _require_fitting(record, pairs, tensors, Path(adapter_path))
+    require_fitting(record, pairs, tensors, Path(adapter_path))
     added = merged({name: tensors[name] for name in pairs}, pairs, record.lora.scale)
     whole = {name: tensors[name] for name in record.borrowed} | rest | added
     digests = record.borrowed | {name: record.tensors[name] for name in rest} | tensor_digests(added)
     manifest = record.manifest.model_copy(update={"tensors": digests})
     verify(whole, manifest, Path(adapter_path), digests)
-    both = hashlib.sha256(f"{base_digest} {adapter_digest}".encode()).hexdigest()
-    return assembled(Path(adapter_path), whole, manifest, both)
+    return assembled(Path(adapter_path), whole, manifest, digest_of_both(base_digest, adapter_digest))
 
 
 def require_its_base(path: Path, base_path: Path) -> Manifest:
     """The manifest of what adapter and base make; raises `CheckpointError` where the base is another. No weights are read."""
     record, _, _ = read_adapter(path)
-    _require_base(record, read_manifest(Path(base_path)), Path(base_path), Path(path))
+    record.require_base(read_manifest(Path(base_path)), Path(base_path), Path(path))
     return record.manifest
 
 
@@ -165,20 +128,10 @@ def describe_adapter(path: Path) -> dict[str, Any]:
     }
 
 
-def _require_base(record: AdapterRecord, manifest: Manifest, base_path: Path, path: Path) -> None:
-    needed = {**record.borrowed, **record.adapted}
-    wrong = [name for name, digest in needed.items() if manifest.tensors.get(name) != digest]
-    if wrong:
-        shown = ", ".join(wrong[:_MOST_NAMED]) + (" …" if len(wrong) > _MOST_NAMED else "")
-        raise CheckpointError(
-            f"{path} is not for {base_path}: {len(wrong)} of the {len(needed)} tensors that it takes from its base are others "
-            f"there ({shown}). It was trained from {record.base}: give that checkpoint"
-        )
-
-
-def _require_fitting(
+def require_fitting(
     record: AdapterRecord, pairs: Mapping[str, LoraPair], base: Mapping[str, torch.Tensor], path: Path
 ) -> None:
+    """Raise `CheckpointError` unless the matrices are those of the record and suit the tensors of the base."""
     problems = [
         f"{name}: matrices that the record does not name" for name in sorted(pairs.keys() - record.adapted.keys())
     ]

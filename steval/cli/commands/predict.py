@@ -136,7 +136,13 @@ def predict(
     set_size: Annotated[
         int | None, typer.Option("--set-size", min=1, help="Cells seen together.", show_default="as in training")
     ] = None,
-    adapter: options.Adapter = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            help="NAME.adapter.safetensors that was trained from the checkpoint, its base; with --url its name there.",
+        ),
+    ] = None,
     batch_cells: Annotated[
         int | None, typer.Option("--batch-cells", min=1, help="Cells computed together.", show_default="1024")
     ] = None,
@@ -178,7 +184,7 @@ def predict(
     }
     if url is not None:
         _refuse_local_options(context)
-        _predict_by_service(url, api_key, asked, json)
+        _predict_by_service(url, api_key, adapter, asked, json)
         return
     if not checkpoints:
         raise typer.BadParameter("name the checkpoint, or a running service with --url", param_hint="CKPT")
@@ -257,7 +263,7 @@ def _refuse_local_options(context: typer.Context) -> None:
     given = [
         parameter.opts[-1]
         for parameter in context.command.params
-        if parameter.name != "out"
+        if parameter.name not in ("out", "adapter")
         and ((shown := shown_as(parameter)) is None or shown.group in _LOCAL)
         and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
     ]
@@ -265,12 +271,12 @@ def _refuse_local_options(context: typer.Context) -> None:
         raise typer.BadParameter(f"a service decides these itself: {', '.join(given)}", param_hint="--url")
 
 
-def _predict_by_service(url: str, api_key: str | None, asked: dict[str, Any], json: bool) -> None:
+def _predict_by_service(url: str, api_key: str | None, adapter: Path | None, asked: dict[str, Any], json: bool) -> None:
     from steval.service.client import ServiceClient
     from steval.service.remote import RemoteJob, run_remote
 
     job = RemoteJob.parse(_given(asked), source=SOURCE)
-    with ServiceClient(url, api_key) as service:
+    with ServiceClient(url, api_key, adapter=None if adapter is None else str(adapter)) as service:
         request = run_remote(job, service)
     num_perturbations = len({item.perturbation for item in request.items})
     if json:

@@ -38,6 +38,12 @@ def serve(
             "--models", metavar="DIR", help="Serve every checkpoint below DIR by its name; CKPT is the default."
         ),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", metavar="NAME=FILE", help="An adapter to CKPT that requests may name (may be repeated)."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port to listen on.")] = 3000,
     controls: Annotated[
@@ -86,9 +92,13 @@ def serve(
     if new_key is not None or rotate_key is not None:
         _make_key(new_key, rotate_key, api_key_file)
         return
+    from steval.service.settings import named_paths
+
+    adapters = named_paths(adapter or [], "--adapter")
     settings = _settings(
-        checkpoint=checkpoint, models=models, controls=controls, device=device, dtype=dtype, threads=threads, workers=workers,
-        data_dir=data_dir, job_dir=job_dir, api_key_file=api_key_file, no_auth=no_auth or None, cors_origins=cors_origin,
+        checkpoint=checkpoint, models=models, adapters=adapters, controls=controls, device=device, dtype=dtype, threads=threads,
+        workers=workers, data_dir=data_dir, job_dir=job_dir, api_key_file=api_key_file, no_auth=no_auth or None,
+        cors_origins=cors_origin,
     )  # fmt: skip
     settings.require_paths()
     _require_keys(settings, host)
@@ -110,7 +120,7 @@ def _settings(**given: Any) -> "ServiceSettings":
 
     inherited = ServiceSettings.from_environment()
     values = {**dict(inherited), **{name: value for name, value in given.items() if value}}
-    settings = ServiceSettings.parse(values, source="the options of steval serve")
+    settings = ServiceSettings.parse(_fetched(values), source="the options of steval serve")
     if settings.checkpoint is None and settings.models is None:
         raise ConfigError(
             "name the checkpoint to serve: steval serve CKPT.safetensors, or a directory: steval serve --models DIR"
@@ -118,6 +128,16 @@ def _settings(**given: Any) -> "ServiceSettings":
     if settings.checkpoint is None and settings.controls is not None:
         raise ConfigError("--controls are cells that CKPT starts from; checkpoints below --models start from their own")
     return settings
+
+
+def _fetched(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with files of a hub in place of references to them, so that every worker serves the same commit."""
+    from steval.checkpoints.location import is_hub, local, locate_checkpoint
+
+    checkpoint, adapters = values.get("checkpoint"), values.get("adapters") or {}
+    if checkpoint is not None and is_hub(checkpoint):
+        values["checkpoint"] = locate_checkpoint(checkpoint)
+    return {**values, "adapters": {name: local(path) for name, path in adapters.items()}}
 
 
 def _make_key(new: str | None, rotated: str | None, path: Path | None) -> None:
@@ -182,11 +202,15 @@ def _check_checkpoint(settings: "ServiceSettings") -> None:
     """Whether it can be served: read and verified whole before a worker starts. Those of a directory are on first use."""
     if settings.checkpoint is None:
         return
+    from steval.checkpoints.adapters.adapter_file import require_its_base
     from steval.checkpoints.store import load_checkpoint
     from steval.data.files import require_file
     from steval.service.settings import require_checkpoint
 
-    checkpoint = load_checkpoint(require_checkpoint(settings))
+    path = require_checkpoint(settings)
+    checkpoint = load_checkpoint(path)
+    for adapter in settings.adapters.values():
+        require_its_base(adapter, path)
     if settings.controls is not None:
         require_file(settings.controls, "file of control cells")
     elif checkpoint.controls is None:

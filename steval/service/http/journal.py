@@ -21,7 +21,7 @@ _FIELDS = (
         "bytes_in",
         "bytes_out",
     ),
-    *("job", "model", "cells"),
+    *("job", "model", "adapter", "cells"),
 )
 
 

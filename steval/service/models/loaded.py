@@ -1,4 +1,5 @@
-"""One loaded checkpoint: predictor, control cells, batcher, and the parts of answers that are always the same."""
+"""One loaded checkpoint, whole or an adapter on a base that is loaded: predictor, control cells, batcher, and the parts of
+answers that are always the same."""
 
 import json
 import threading
@@ -19,6 +20,7 @@ from steval.service.schemas import ModelCard
 from steval.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
+    from steval.checkpoints.adapters.beside import SharedBase
     from steval.predictor.controls import ControlPool
     from steval.predictor.engine import EncodedControls
 
@@ -62,22 +64,37 @@ class Model:
         *,
         turns: Turns | None = None,
         controls: Path | None = None,
+        base: "SharedBase | None" = None,
     ):
-        """Load `path` and predict once; raises `StevalError`. `controls`: an h5ad to start from instead of its own."""
-        from steval.checkpoints.store import load_checkpoint
+        """Load `path` and predict once; raises `StevalError`. `controls`: an h5ad to start from instead of its own; `base`: where
+        `path` is an adapter, what it shares tensors with."""
+        from steval.checkpoints.adapters.beside import SharedBase, load_beside
+        from steval.checkpoints.store import assembled, read_tensors
         from steval.predictor.controls import checkpoint_controls, file_controls
         from steval.predictor.engine import Predictor
         from steval.predictor.output import output_names
         from steval.service.predict.batcher import MicroBatcher
         from steval.service.predict.warmup import warm_up
 
-        checkpoint = load_checkpoint(path)
+        tensors = {}
+        if base is not None:
+            checkpoint = load_beside(base, path)
+        else:
+            tensors, manifest, digest = read_tensors(path)
+            checkpoint = assembled(path, tensors, manifest, digest)
         self.settings = settings
+        self.base = base
         self.predictor: Predictor = Predictor(
             checkpoint, device=settings.device, dtype=settings.dtype, batch_cells=settings.batch_cells
         )
         self.manifest = checkpoint.manifest
-        self._num_parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
+        kept = {name: tensor for name, tensor in tensors.items() if name not in checkpoint.weights}
+        self.shared: SharedBase = base or SharedBase(
+            path, self.manifest, checkpoint.digest, kept | self.predictor.weights()
+        )
+        """What adapters on this model take their tensors from; of an adapter: its base."""
+        beside = [matrix for pair in checkpoint.beside.values() for matrix in (pair.a_RI, pair.b_OR)]
+        self._num_parameters = sum(tensor.numel() for tensor in (*checkpoint.weights.values(), *beside))
         self._turns = turns or Turns()
         self.controls = controls
         self.pool: ControlPool = (
@@ -130,6 +147,7 @@ class Model:
         return ModelCard(
             name=Path(predictor.path).name,
             checkpoint=predictor.digest,
+            base=None if self.base is None else self.base.digest,
             made_by=manifest.made_by,
             created=manifest.created,
             steval_version=__version__,

@@ -18,6 +18,8 @@ class Held:
     model: Model
     num_bytes: int
     users: int = 0
+    base: "Held | None" = None
+    """Of an adapter: the model whose tensors it shares, and so a user of it."""
     retired: bool = False
     """Another has taken its place: it goes when its last request is answered."""
 
@@ -73,7 +75,7 @@ class ModelMemory:
         self._let_go_if_done(held)
 
     def give_back(self, held: Held) -> None:
-        """A request has done with a model; `changed` is held."""
+        """A request, or an adapter on it, has done with a model; `changed` is held."""
         held.users -= 1
         self._let_go_if_done(held)
         self._changed.notify_all()
@@ -89,6 +91,8 @@ class ModelMemory:
             self._count(-held.num_bytes)
             # in a thread of its own: the batcher may still be at cells that nobody waits for
             threading.Thread(target=held.model.close, name="steval-closing", daemon=True).start()
+            if held.base is not None:
+                self.give_back(held.base)
 
     def _count(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes

@@ -1,5 +1,8 @@
 """The models of a worker: loaded on first use, the least recently used one goes when memory is short, files are watched.
 
+An adapter is a model as any other that shares the tensors of its base: it is bound to the first checkpoint that has what it
+needs, brings that into memory, and keeps it there for as long as it is there itself.
+
 A request holds a `Lease` of the model that answers it. A changed file is loaded beside the model that answers, predicts once
 (its warm-up), and takes its place; the old one finishes its requests. A file that cannot be served replaces nothing. Models
 are loaded one at a time, by a thread of the shelf's.
@@ -9,38 +12,25 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
-from steval.errors import ServiceError, StevalError, nearest_names
+from steval.errors import CheckpointError, ServiceError, StevalError
 from steval.service.http.telemetry import ServiceMetrics
 from steval.service.models.below import Found, Signature, checkpoints_below, look_at, name_of, signature_of
 from steval.service.models.loaded import Model
 from steval.service.models.memory import Held, ModelMemory
+from steval.service.models.slots import Slot, Slots, no_base
 from steval.service.schemas import ModelItem
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[Found], Model]
-SHORTEST_DIGEST = 12
-"""Letters of a digest that name a model."""
+Load = Callable[[Found, Model | None], Model]
+"""Loads a file; the second argument is the base of an adapter, loaded."""
 RETRY_SECONDS = 30.0
 """After which a file that could not be loaded is tried again, where it is asked for."""
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A name, the file behind it, and what answers under it."""
-
-    found: Found
-    held: Held | None = None
-    loading: "Future[None] | None" = None
-    problem: str | None = None
-    """Why the file as it is now does not answer; an older one may."""
-    failed_at: float = 0.0
-    used_at: float = field(default_factory=time.monotonic)
 
 
 class Lease:
@@ -59,7 +49,7 @@ class Lease:
 
 
 class Shelf:
-    """The models below `directory`, and the one of `default`, which is always there.
+    """The models below `directory`, the one of `default`, and `adapters` to it by name; the latter two are always there.
 
     `max_bytes` bounds what is in memory, None does not; `patience` is how long loading waits for models in use.
     """
@@ -70,6 +60,7 @@ class Shelf:
         metrics: ServiceMetrics,
         *,
         default: Path | None = None,
+        adapters: Mapping[str, Path] = MappingProxyType({}),
         directory: Path | None = None,
         max_bytes: int | None = None,
         patience: float = 10.0,
@@ -81,46 +72,55 @@ class Shelf:
         self._changed = threading.Condition()
         """Guards all below."""
         self._memory = ModelMemory(self._changed, metrics, max_bytes, patience)
-        self._slots: dict[str, _Slot] = {}
+        self._slots = Slots(None if default is None else name_of(default, directory))
         self._seen: dict[str, Signature | None] = {}
         """Signatures of changed files at the last look: what is still being written differs at the next."""
         self._stopping = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="steval-loader")
-        self._default_name: str | None = None
-        if default is not None:
-            self._default_name = name_of(default, directory)
-            self._slots[self._default_name] = _slot(look_at(self._default_name, default))
+        given = {} if default is None else {name_of(default, directory): default}
+        for name, path in {**given, **adapters}.items():
+            self._slots.put(look_at(name, path))
+        self._given = (*given, *adapters)
+        """Names that stay, whatever is below the directory."""
+        self._places = [
+            place for place in (directory, *(path.parent for path in (*given.values(), *adapters.values()))) if place
+        ]
 
-    def find(self, reference: str | None) -> Found:
-        """What a request means by a name, a digest, or nothing; raises `ServiceError` 404, 422 or 503."""
+    def find(self, reference: str | None, adapter: str | None = None) -> Found:
+        """What a request means by a name, a digest, or nothing, or by an adapter to that; raises `ServiceError` 404, 422 or 503."""
         with self._changed:
-            return self._find(reference).found
+            slot = self._slots.find(reference, adapter)
+            if slot.is_lost:
+                raise _broken(slot)
+            return slot.found
 
-    def lease(self, reference: str | None) -> Lease | None:
+    def lease(self, reference: str | None, adapter: str | None = None) -> Lease | None:
         """A model in memory, for the caller to close; None where it is to be loaded first. Raises as `find` does."""
         with self._changed:
-            slot = self._find(reference)
+            slot = self._slots.find(reference, adapter)
             slot.used_at = time.monotonic()
             if slot.held is None:
                 return None
             slot.held.users += 1
             return Lease(self, slot.held)
 
-    def load(self, reference: str | None) -> "Future[None]":
+    def load(self, reference: str | None, adapter: str | None = None) -> "Future[None]":
         """Begin to load a model, or go on; the future ends well once `lease` finds it, or with a `ServiceError`."""
         with self._changed:
-            slot = self._find(reference)
+            slot = self._slots.find(reference, adapter)
             if slot.loading is None:
-                if slot.problem is not None and time.monotonic() - slot.failed_at < RETRY_SECONDS:
+                failed_lately = slot.problem is not None and time.monotonic() - slot.failed_at < RETRY_SECONDS
+                if failed_lately or slot.is_lost:
                     raise _broken(slot)
                 slot.loading = self._loader.submit(self._bring_asked, slot, slot.found)
             return slot.loading
 
-    def bring_default(self) -> None:
-        """Load the default model and wait; raises why it cannot be loaded (`StevalError`)."""
-        assert self._default_name is not None
-        slot = self._slots[self._default_name]
-        self._loader.submit(self._bring, slot, slot.found).result()
+    def bring_given(self) -> None:
+        """Load the default model and the adapters given to it, and wait; raises why one cannot be loaded (`StevalError`)."""
+        for name in self._given:
+            slot = self._slots.get(name)
+            assert slot is not None
+            self._loader.submit(self._bring, slot, slot.found).result()
 
     def give_back(self, held: Held) -> None:
         """See `Lease.close`."""
@@ -130,13 +130,15 @@ class Shelf:
     def items(self) -> list[ModelItem]:
         """Every model, by name."""
         with self._changed:
-            return [self._item(name, slot) for name, slot in sorted(self._slots.items())]
+            return self._slots.items(self._places)
 
     @property
     def serves_any(self) -> bool:
         """Whether there is a file that can be served."""
         with self._changed:
-            return any(slot.found.manifest is not None or slot.held is not None for slot in self._slots.values())
+            return any(
+                slot.held is not None or (slot.found.manifest is not None and not slot.is_lost) for slot in self._slots
+            )
 
     def watch(self, seconds: float) -> None:
         """Look at the directory every `seconds` until `close`, from a thread of its own."""
@@ -155,10 +157,11 @@ class Shelf:
         for name, path in paths.items():
             self._look(name, path)
         with self._changed:
-            gone = [name for name in self._slots if name not in paths and name != self._default_name]
+            gone = [name for name in self._slots.names if name not in paths and name not in self._given]
             for name in gone:
                 if self._is_settled(name, None):
                     self._forget(name)
+            self._slots.bind()
 
     def close(self) -> None:
         """Load nothing more, finish what was accepted, let everything go."""
@@ -166,60 +169,10 @@ class Shelf:
         self._memory.wait_no_more()
         self._loader.shutdown(cancel_futures=True)
         with self._changed:
-            models = [slot.held.model for slot in self._slots.values() if slot.held is not None]
+            models = [slot.held.model for slot in self._slots if slot.held is not None]
             self._slots.clear()
         for model in models:
             model.close()
-
-    def _find(self, reference: str | None) -> _Slot:
-        if reference is None:
-            names = [self._default_name] if self._default_name is not None else list(self._slots)
-            if len(names) == 1 and names[0] is not None:
-                return self._slots[names[0]]
-            if not names:
-                raise ServiceError("there is no model to serve yet", status=503, code="not_ready", retry_after=5)
-            raise ServiceError(
-                f"this service has {len(names)} models: name one as model (GET /models lists them)",
-                status=422,
-                code="breaks_a_rule",
-            )
-        if (slot := self._slots.get(reference)) is not None:
-            return slot
-        if len(reference) >= SHORTEST_DIGEST:
-            matching = [slot for slot in self._slots.values() if (slot.found.digest or "").startswith(reference)]
-            if matching:
-                return matching[0]
-        near = nearest_names(reference, list(self._slots), 3)
-        hint = f"; nearest known {', '.join(near)}" if near else ""
-        raise ServiceError(
-            f"there is no model {reference[:100]!r}{hint}; GET /models lists them", status=404, code="unknown_model"
-        )
-
-    def _item(self, name: str, slot: _Slot) -> ModelItem:
-        found, manifest = slot.found, slot.found.manifest
-        if slot.held is not None:
-            state = "loaded"
-        elif slot.loading is not None:
-            state = "loading"
-        else:
-            state = "available" if slot.problem is None else "broken"
-        return ModelItem(
-            name=name,
-            checkpoint=found.digest,
-            state=state,
-            default=name == self._default_name,
-            problem=None if slot.problem is None else self._without_places(slot.problem),
-            num_genes=None if manifest is None else len(manifest.output_genes or ()) or manifest.model.prediction_dim,
-            num_perturbations=None if manifest is None else len(manifest.perturbations) - 1,
-            created=None if manifest is None else manifest.created,
-        )
-
-    def _without_places(self, problem: str) -> str:
-        """A problem without the service's directories."""
-        for place in (self._directory, self._default.parent if self._default is not None else None):
-            if place is not None:
-                problem = problem.replace(f"{place}/", "")
-        return problem
 
     def _watch(self, seconds: float) -> None:
         while not self._stopping.wait(seconds):
@@ -241,14 +194,19 @@ class Shelf:
         found = look_at(name, path)
         with self._changed:
             if slot is None:
-                self._slots[name] = _slot(found)
+                self._slots.put(found)
                 return
+            found = self._slots.bound(found)
             if slot.held is None:
                 slot.found, slot.problem = found, found.problem
             elif found.problem is not None:
                 # what is in memory is older than the file, and stays what answers
                 slot.found = dataclasses.replace(slot.found, signature=found.signature)
                 self._failed(slot, found.problem)
+            elif found.is_lost:
+                slot.problem = no_base(
+                    found
+                )  # looked at again until its base is there, and what answers stays till then
             elif slot.loading is None:
                 slot.loading = self._loader.submit(self._bring, slot, found)
 
@@ -258,7 +216,7 @@ class Shelf:
         self._seen[name] = signature
         return settled
 
-    def _bring_asked(self, slot: _Slot, found: Found) -> None:
+    def _bring_asked(self, slot: Slot, found: Found) -> None:
         """As `_bring`, for requests that wait: where it fails they hear nothing of the service's files."""
         try:
             self._bring(slot, found)
@@ -267,8 +225,46 @@ class Shelf:
         except Exception as error:
             raise _broken(slot) from error
 
-    def _bring(self, slot: _Slot, found: Found) -> None:
+    def _bring(self, slot: Slot, found: Found) -> None:
         """Load a file and let it answer under its name; in the loader's thread."""
+        with self._changed:
+            below = self._slots.base_of(found)
+            is_there = slot.held is not None and slot.held.base is (None if below is None else below.held)
+            if is_there and slot.problem is None and slot.found.signature == found.signature:
+                slot.loading = None  # it came with an adapter on it meanwhile
+                return
+        base = self._take_base(slot, found)
+        try:
+            self._bring_on(slot, found, base)
+        except BaseException:
+            if base is not None:
+                self.give_back(base)
+            raise
+
+    def _take_base(self, slot: Slot, found: Found) -> Held | None:
+        """The base of an adapter, loaded where it was not, with a user more; None for a checkpoint."""
+        if found.record is None:
+            return None
+        try:
+            with self._changed:
+                below = self._slots.base_of(found)
+            if below is not None and below.held is None:
+                self._bring(below, below.found)
+            with self._changed:
+                if below is None or below.held is None:
+                    raise CheckpointError(no_base(found))
+                below.held.users += 1
+                return below.held
+        except Exception as error:
+            with self._changed:
+                slot.loading = None
+                if not (isinstance(error, ServiceError) and error.retry_after is not None):
+                    slot.found = dataclasses.replace(slot.found, signature=found.signature)
+                    self._failed(slot, f"its base cannot be loaded: {error}")
+            raise
+
+    def _bring_on(self, slot: Slot, found: Found, base: Held | None) -> None:
+        """Load a file, of an adapter on its base, and let it answer under its name."""
         try:
             self._memory.reserve(found, self._drop_oldest)
         except ServiceError as error:
@@ -279,7 +275,7 @@ class Shelf:
                     self._failed(slot, str(error))
             raise
         try:
-            model = self._load(found)
+            model = self._load(found, None if base is None else base.model)
         except Exception as error:
             if not isinstance(error, StevalError):
                 log.exception("the model %r could not be loaded", found.name)
@@ -291,18 +287,26 @@ class Shelf:
                 self._failed(slot, problem)
             raise
         with self._changed:
-            old, slot.held = slot.held, Held(model, found.num_bytes)
-            slot.found = dataclasses.replace(found, digest=model.predictor.digest, manifest=model.manifest)
+            old, slot.held = slot.held, Held(model, found.num_bytes, base=base)
+            slot.found = dataclasses.replace(found, loaded_digest=model.predictor.digest, manifest=model.manifest)
             slot.problem, slot.loading = None, None
+            self._slots.bind()
             if self._slots.get(found.name) is not slot:  # the file was removed meanwhile
                 self._memory.retire(slot.held)
             if old is not None:
                 self._memory.retire(old)
+                self._move_adapters(old)
             self._metrics.model_loaded("ok")
             self._changed.notify_all()
         log.info("the model %r is loaded: %s", found.name, model.predictor.digest)
 
-    def _failed(self, slot: _Slot, problem: str) -> None:
+    def _move_adapters(self, old: Held) -> None:
+        """Put the adapters on a base that has been loaded anew onto that, where it is theirs still; `changed` is held."""
+        for slot in self._slots:
+            if slot.held is not None and slot.held.base is old and not slot.is_lost and slot.loading is None:
+                slot.loading = self._loader.submit(self._bring, slot, slot.found)
+
+    def _failed(self, slot: Slot, problem: str) -> None:
         slot.problem, slot.failed_at = problem, time.monotonic()
         self._metrics.model_loaded("failed")
         log.error("the model %r is not loaded: %s", slot.found.name, problem)
@@ -311,12 +315,12 @@ class Shelf:
         """Let the least recently used model go that nobody uses and that can be loaded again; False where there is none."""
         idle = [
             slot
-            for slot in self._slots.values()
+            for slot in self._slots
             if slot.held is not None
             and not slot.held.users
-            and slot.problem is None
+            and slot.problem_now is None
             and slot.loading is None
-            and slot.found.name != self._default_name
+            and slot.found.name != self._slots.default_name
         ]
         if not idle:
             return False
@@ -335,11 +339,7 @@ class Shelf:
         log.info("the file of the model %r is gone", name)
 
 
-def _slot(found: Found) -> _Slot:
-    return _Slot(found, problem=found.problem)
-
-
-def _broken(slot: _Slot) -> ServiceError:
+def _broken(slot: Slot) -> ServiceError:
     return ServiceError(
         f"the model {slot.found.name!r} cannot be loaded; GET /models says why, and whoever runs the service can mend it",
         status=503,

@@ -33,14 +33,14 @@ async def submit(request: Request) -> Response:
         body = PredictionsBody.model_validate_json(await request.body())
     except ValidationError as error:
         return validation_answer([dict(item) for item in error.errors(include_input=False, include_context=False)])
-    async with runtime.using(body.model) as model:
+    async with runtime.using(body.model, body.adapter) as model:
         body = body.for_all(model.predictor.known)
         _require_size(body, runtime.settings.max_prediction_cells)
         try:
             await run_in_threadpool(_require_possible, model, body)
         except ConfigError as error:
             return error_answer(error, 422)  # the body was well formed: it asks for what cannot be predicted
-        found = runtime.find(body.model)
+        found = runtime.find(body.model, body.adapter)
         details = _details(runtime, model, body)
     charge: Charge | None = request.scope.get(CHARGE)
     if charge is not None:
@@ -117,7 +117,8 @@ def _details(runtime: Runtime, model: Model, body: PredictionsBody) -> dict[str,
     settings = runtime.settings
     return {
         "body": body.as_dict(),
-        "checkpoint": str(model.predictor.path),
+        "checkpoint": str(model.shared.path),
+        "adapter": None if model.base is None else str(model.predictor.path),
         "controls": None if model.controls is None else str(model.controls),
         "device": settings.device,
         "dtype": settings.dtype,

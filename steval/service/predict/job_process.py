@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 def _predict(directory: Path, request: dict[str, Any]) -> None:
     import torch
 
-    from steval.checkpoints.store import load_checkpoint
+    from steval.checkpoints.adapters.given import load_given
     from steval.predictor.controls import checkpoint_controls, file_controls
     from steval.predictor.engine import Predictor
     from steval.predictor.output import OutputOptions, takes_sparse_cells, write_predictions
@@ -50,7 +50,7 @@ def _predict(directory: Path, request: dict[str, Any]) -> None:
 
     torch.set_num_threads(request["threads"])
     body = PredictionsBody.parse(request["body"], source="the request")
-    checkpoint = load_checkpoint(Path(request["checkpoint"]))
+    checkpoint = load_given(request["checkpoint"], request.get("adapter"))
     controls = request["controls"]
     predictor = Predictor(
         checkpoint, device=request["device"], dtype=request["dtype"], batch_cells=request["batch_cells"]

@@ -131,7 +131,7 @@ class PredictionService:
         """The answer to a request of the key `owner`; raises `StevalError` for everything that is no success."""
         kind = choose_format(headers.get("accept", ""), body.output)
         began = time.monotonic()
-        lease = await self._runtime.lease(body.model)
+        lease = await self._runtime.lease(body.model, body.adapter)
         model = lease.model
         try:
             _require_size(model, body, kind)
@@ -284,7 +284,7 @@ def answer_tag(model: Model, body: PredictBody, kind: Format) -> str:
         "dtype": model.predictor.dtype,
         "device": str(model.predictor.device),
         "form": kind,
-        "body": body.model_copy(update={"model": None}).as_dict(),
+        "body": body.model_copy(update={"model": None, "adapter": None}).as_dict(),
     }
     return f'W/"{json_digest(what)[:32]}"'
 

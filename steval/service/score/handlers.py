@@ -61,8 +61,8 @@ async def submit(request: Request) -> Response:
         raise disk_answer(error) from error
     try:
         body, files = await read_submission(request, store.path(job_id) / INPUTS, settings.data_dir)
-        checkpoint = runtime.find(body.model)
-        if "real" not in files and (checkpoint.manifest is None or checkpoint.manifest.evaluation is None):
+        found = runtime.find(body.model, body.adapter)
+        if "real" not in files and (found.manifest is None or found.manifest.evaluation is None):
             raise ServiceError(
                 "the checkpoint records no evaluation data: give the real cells as `real`",
                 status=422,
@@ -71,11 +71,12 @@ async def submit(request: Request) -> Response:
         details: dict[str, Any] = {
             "body": body.as_dict(),
             "files": files,
-            "checkpoint": str(checkpoint.path),
+            "checkpoint": str(found.checkpoint_path),
+            "adapter": None if found.adapter_path is None else str(found.adapter_path),
             "data_dirs": [str(path) for path in settings.data_dir],
             "threads": settings.threads,
             "max_values": settings.max_score_values,
-            "recorded": checkpoint.recorded_files,
+            "recorded": found.recorded_files,
             "limits": asdict(
                 Limits(
                     memory=settings.max_job_bytes,
@@ -95,7 +96,7 @@ async def submit(request: Request) -> Response:
         store.remove(job_id)
         raise
     runtime.runner.wake()
-    request.scope[AUDIT] |= {"job": job.id, "model": body.model}
+    request.scope[AUDIT] |= {"job": job.id, "model": body.model, "adapter": body.adapter}
     return _job_answer(job, status=202)
 
 

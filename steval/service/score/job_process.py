@@ -54,6 +54,7 @@ def _score(directory: Path, request: dict[str, Any]) -> None:
         ScoreRequest(
             preds=files["predictions"],
             checkpoint=Path(request["checkpoint"]) if request["checkpoint"] else None,
+            adapter=Path(request["adapter"]) if request.get("adapter") else None,
             real=files.get("real"),
             train=files.get("train"),
             out=directory / TEMPORARY / SCORE,
@@ -81,7 +82,7 @@ def _own_caches(own: Path) -> None:
 def _readable(request: dict[str, Any]) -> list[Path]:
     """What the job was given beside its own directory."""
     given = [*request["data_dirs"], *request["recorded"], *request["files"].values()]
-    return [Path(path) for path in (*given, request["checkpoint"]) if path]
+    return [Path(path) for path in (*given, request["checkpoint"], request.get("adapter")) if path]
 
 
 if __name__ == "__main__":

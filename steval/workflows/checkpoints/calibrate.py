@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from steval.checkpoints.location import ADAPTER_NAME, BEST_NAME, locate_checkpoint
+from steval.checkpoints.location import ADAPTER_NAME, BEST_NAME, locate_checkpoint, pinned_reference
 from steval.checkpoints.manifest import Manifest
 from steval.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
 from steval.data.cells.cellfile import CellFile
@@ -91,6 +91,8 @@ def calibrate(
 def calibrated_path(path: Path) -> Path:
     """Where a calibrated checkpoint goes by default: beside the one it was made from."""
     path = locate_checkpoint(path)
+    if pinned_reference(path) is not None:
+        raise ConfigError(f"{path} lies in the cache of a hub: say where the calibrated checkpoint goes with --out")
     return path.with_name(f"{path.stem}.calibrated.safetensors")
 
 

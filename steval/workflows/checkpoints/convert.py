@@ -6,7 +6,7 @@ import numpy as np
 
 from steval.checkpoints.conversion import Conversion, ConversionOptions, ConversionReport, plan_conversion
 from steval.checkpoints.export.arc_run import ArcExport, write_arc_run
-from steval.checkpoints.location import locate_checkpoint
+from steval.checkpoints.location import local, locate_checkpoint
 from steval.checkpoints.store import ControlSet, choose_controls, load_checkpoint
 from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError
@@ -30,6 +30,7 @@ def convert(
 
     Raises `CheckpointError`, `ConfigError`, `DataError`; nothing is written then.
     """
+    source = local(source)
     if probe is not None and options.attention is not None:
         raise ConfigError("--attention and --probe both decide the regime; give one of them")
     inputs = {

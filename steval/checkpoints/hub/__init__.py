@@ -1,0 +1,1 @@
+"""Checkpoints of a model hub: `hf://owner/repo@revision/path`."""

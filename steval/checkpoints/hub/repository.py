@@ -1,0 +1,158 @@
+"""Checkpoints of a model hub, `hf://owner/repo@revision/path`, through `huggingface_hub` (the extra `hub`) and its cache on disk.
+
+A revision is settled to a commit first and files are taken of that commit, so that what is used can be named for ever
+(`location.pinned_reference`). What is in the cache needs no network. A `Path` of such a reference has lost a slash; both forms
+are read.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypeVar
+from urllib.parse import quote, unquote
+
+from steval.data.files import sha256_file
+from steval.errors import CheckpointError, ConfigError
+from steval.wording import needs_extra
+
+T = TypeVar("T")
+FORM = "hf://owner/repo@revision/path"
+_REFERENCE = re.compile(r"hf:/+(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<path>.*))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubReference:
+    """A file or directory of a repository of models; `path` empty: all of it; `revision` None: the default branch."""
+
+    repo: str
+    revision: str | None
+    path: str
+
+    @classmethod
+    def parse(cls, text: str | Path) -> Self:
+        """Raises `CheckpointError` for what has another form."""
+        found = _REFERENCE.fullmatch(str(text))
+        parts = PurePosixPath((found["path"] or "") if found else "").parts
+        if found is None or ".." in parts:
+            raise CheckpointError(
+                f"{text} is no reference to a hub: write {FORM}, such as hf://arcinstitute/ST-Tahoe@main (a revision that holds a "
+                "slash as refs%2Fpr%2F1)"
+            )
+        return cls(found["repo"], unquote(found["revision"]) if found["revision"] else None, "/".join(parts))
+
+    def __str__(self) -> str:
+        revision = "" if self.revision is None else f"@{quote(self.revision, safe='')}"
+        return f"hf://{self.repo}{revision}" + (f"/{self.path}" if self.path else "")
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository at one commit. `asked` is what was given, for messages."""
+
+    repo: str
+    commit: str
+    asked: HubReference
+
+    @classmethod
+    def open(cls, reference: HubReference) -> Self:
+        """Settle the revision to a commit, by asking the hub, else by the cache. Raises `CheckpointError`, `ConfigError`."""
+        hub = _hub()
+        commit = _asked(reference, lambda: hub.HfApi().resolve_revision(reference.repo, revision=reference.revision))
+        return cls(reference.repo, str(commit), reference)
+
+    def names(self) -> list[str]:
+        """Paths of all files at the commit, sorted; without a network those that the cache has."""
+        hub = _hub()
+        cached = self._cached()
+        if hub.constants.is_offline_mode():
+            return cached
+        try:
+            return sorted(hub.HfApi().list_repo_files(self.repo, revision=self.commit))
+        except Exception as error:
+            if cached and isinstance(error, _unreachable(hub)):
+                return cached
+            raise _explained(error, self.asked) from error
+
+    def fetch(self, name: str) -> Path:
+        """The file in the cache, fetched where it is not there. Raises `CheckpointError`, also where what came is damaged."""
+        hub = _hub()
+        was_there = isinstance(hub.try_to_load_from_cache(self.repo, name, revision=self.commit), str)
+        path = Path(_asked(self.asked, lambda: hub.hf_hub_download(self.repo, name, revision=self.commit)))
+        if not was_there:
+            _require_whole(path)
+        return path
+
+    def reference(self, path: str) -> HubReference:
+        """Another place in it, at this commit."""
+        return replace(self.asked, revision=self.commit, path=path)
+
+    def _cached(self) -> list[str]:
+        hub = _hub()
+        folder = hub.file_download.repo_folder_name(repo_id=self.repo, repo_type="model")
+        snapshot = Path(hub.constants.HF_HUB_CACHE).expanduser() / folder / "snapshots" / self.commit
+        return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+
+
+def _hub() -> Any:
+    """The package; a `ConfigError` where it is not installed."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise ConfigError(needs_extra("an hf:// reference", "huggingface_hub", "hub")) from error
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
+    return huggingface_hub
+
+
+def _asked(reference: HubReference, ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except Exception as error:
+        raise _explained(error, reference) from error
+
+
+def _unreachable(hub: Any) -> tuple[type[Exception], ...]:
+    import httpx2
+
+    return httpx2.TransportError, hub.errors.OfflineModeIsEnabled, hub.errors.LocalEntryNotFoundError
+
+
+def _explained(error: Exception, reference: HubReference) -> Exception:
+    """What went wrong at the hub, in our words; any other error as it is."""
+    hub = _hub()
+    errors = hub.errors
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(
+            f"{reference}: the repository is gated: accept its terms on the hub, then log in with hf auth login, or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            f"{reference}: there is no repository {reference.repo}, or it is private: look at the name; for a private one log in "
+            "with hf auth login, or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(f"{reference}: {reference.repo} has no revision {reference.revision!r}")
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return CheckpointError(f"{reference}: there is no such file in {reference.repo}")
+    if isinstance(error, (errors.RevisionResolutionError, *_unreachable(hub))):
+        why = "HF_HUB_OFFLINE is set" if hub.constants.is_offline_mode() else "the hub cannot be reached"
+        return CheckpointError(
+            f"{reference}: {why}, and the cache ({hub.constants.HF_HUB_CACHE}) does not have it: fetch it once with a network, or "
+            "copy the cache and name that with HF_HUB_CACHE"
+        )
+    if isinstance(error, errors.HFValidationError | errors.HfHubHTTPError | errors.FileMetadataError | OSError):
+        return CheckpointError(f"{reference}: the hub refused: {str(error).splitlines()[0]}")
+    return error
+
+
+def _require_whole(path: Path) -> None:
+    """Large files are kept under their sha256: what came must have it. A damaged one is removed."""
+    blob = path.resolve()
+    if _SHA256.fullmatch(blob.name) and sha256_file(blob) != blob.name:
+        path.unlink()
+        blob.unlink()
+        raise CheckpointError(f"{path.name} came damaged from the hub: its sha256 is not {blob.name}; try again")

@@ -1,0 +1,288 @@
+"""References to a hub against a local server that speaks its file interface: what is fetched, pinned, recorded, and refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from steval.checkpoints.hub.models import models_of
+from steval.checkpoints.hub.repository import HubReference
+from steval.checkpoints.location import local, locate_checkpoint, pinned_reference
+from steval.checkpoints.store import load_checkpoint
+from steval.checkpoints.weight_source import read_weight_source
+from steval.cli.app import app
+from steval.errors import CheckpointError, ConfigError
+from steval.service.settings import ServiceSettings, require_checkpoint
+from support.adapters import write_adapter_to
+from support.fake_hub import FakeHub, fake_hub, files_below
+from support.in_process import plan_of
+from support.service_models import lognorm_cells, write_checkpoint
+
+pytest.importorskip("huggingface_hub")
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+REPO = "lab/st"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("hub") / "m.safetensors", lognorm_cells())
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub of its own for each test, with a cache of its own."""
+    from huggingface_hub import constants
+
+    with fake_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_file_is_fetched_once_and_named_by_its_commit(hub: FakeHub, checkpoint: Path):
+    commit = hub.put(REPO, {"models/m.safetensors": checkpoint.read_bytes(), "README.md": b"# a card"})
+    for reference in (
+        f"hf://{REPO}@main/models/m.safetensors",
+        Path(f"hf://{REPO}@main/models/m.safetensors"),
+        f"hf://{REPO}",
+    ):
+        path = locate_checkpoint(reference)
+        assert path.read_bytes() == checkpoint.read_bytes()
+        assert pinned_reference(path) == f"hf://{REPO}@{commit}/models/m.safetensors"
+    assert sum(one.startswith("GET /lab/st/resolve") for one in hub.asked) == 1
+    hub.asked.clear()
+    assert locate_checkpoint(f"hf://{REPO}@{commit}/models/m.safetensors") == path
+    assert hub.asked == []  # a commit that is in the cache needs nobody
+    assert pinned_reference(checkpoint) is None
+
+
+def test_a_branch_that_moves_is_another_model_and_the_old_commit_stays(hub: FakeHub, checkpoint: Path, tmp_path: Path):
+    first = hub.put(REPO, {"m.safetensors": checkpoint.read_bytes()})
+    old = locate_checkpoint(f"hf://{REPO}@main/m.safetensors")
+    other = write_checkpoint(tmp_path / "o.safetensors", lognorm_cells(), seed=5)
+    second = hub.put(REPO, {"m.safetensors": other.read_bytes()})
+    new = locate_checkpoint(f"hf://{REPO}@main/m.safetensors")
+    assert (pinned_reference(old), pinned_reference(new)) == tuple(
+        f"hf://{REPO}@{one}/m.safetensors" for one in (first, second)
+    )
+    assert (
+        load_checkpoint(locate_checkpoint(f"hf://{REPO}@{first}/m.safetensors")).digest
+        == load_checkpoint(checkpoint).digest
+    )
+    hub.revisions[REPO]["refs/pr/1"] = first
+    assert locate_checkpoint(f"hf://{REPO}@refs%2Fpr%2F1/m.safetensors") == old
+
+
+def test_every_output_names_the_commit(hub: FakeHub, checkpoint: Path, tmp_path: Path):
+    adapter = write_adapter_to(checkpoint, tmp_path / "a.adapter.safetensors", seed=1)
+    files = {"m.safetensors": checkpoint.read_bytes(), "a.adapter.safetensors": adapter.read_bytes()}
+    commit = hub.put(REPO, files)
+    given, pinned = f"hf://{REPO}@main", f"hf://{REPO}@{commit}"
+    cells, out = tmp_path / "real.h5ad", tmp_path / "preds.h5ad"
+    lognorm_cells().write_h5ad(cells)
+    run("predict", f"{given}/m.safetensors", "-o", out, "--perturbations", "STAT1", "--cells", 8)
+    assert ad.read_h5ad(out).uns["steval"]["checkpoint"] == f"{pinned}/m.safetensors"
+    run(
+        "predict",
+        given,
+        "--adapter",
+        f"{given}/a.adapter.safetensors",
+        "-o",
+        out,
+        "--perturbations",
+        "STAT1",
+        "--cells",
+        8,
+    )
+    assert ad.read_h5ad(out).uns["steval"]["checkpoint"] == f"{pinned}/a.adapter.safetensors"
+    assert f"{pinned}/m.safetensors" in run("inspect", f"{given}/m.safetensors", "--json")
+    merged = tmp_path / "merged.safetensors"
+    run("merge", given, f"{given}/a.adapter.safetensors", "-o", merged)
+    assert load_checkpoint(merged).manifest.perturbation_names
+    assert read_weight_source(Path(f"{given}/m.safetensors")).name.startswith(f"{pinned}/m.safetensors sha256:")
+    scored = tmp_path / "score"
+    options = ["--real", cells, "--profile", "minimal", "--metrics-only", "-o", scored]
+    run("score", f"{given}/m.safetensors", cells, *options)
+    assert f'"checkpoint": "{pinned}/m.safetensors"' in (scored / "score.json").read_text()
+
+
+def test_a_batch_and_a_service_take_references_and_keep_the_commit(hub: FakeHub, checkpoint: Path, tmp_path: Path):
+    commit = hub.put(REPO, {"m.safetensors": checkpoint.read_bytes()})
+    lognorm_cells().write_h5ad(tmp_path / "real.h5ad")
+    manifest = tmp_path / "b.yaml"
+    manifest.write_text(yaml.safe_dump({"checkpoints": [f"hf://{REPO}@main/m.safetensors"], "data": ["real.h5ad"]}))
+    (job,) = plan_of(manifest).jobs
+    assert (job.checkpoint.place, job.checkpoint_name) == (f"hf://{REPO}@{commit}/m.safetensors", "m")
+    settings = ServiceSettings(checkpoint=locate_checkpoint(f"hf://{REPO}@main/m.safetensors"))
+    variables = settings.to_environment()
+    assert variables["STEVAL_CHECKPOINT"] == f"hf://{REPO}@{commit}/m.safetensors"
+    hub.asked.clear()
+    assert require_checkpoint(ServiceSettings.from_environment(variables)) == settings.checkpoint
+    assert hub.asked == []
+    adapters = {"a": Path(f"hf://{REPO}@{commit}/a.adapter.safetensors"), "b": tmp_path / "real.h5ad"}
+    variables = ServiceSettings(checkpoint=checkpoint, adapters=adapters).to_environment()
+    assert ServiceSettings.from_environment(variables).adapters == adapters
+
+
+def test_what_is_in_the_cache_needs_no_network(hub: FakeHub, checkpoint: Path, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.put(REPO, {"m.safetensors": checkpoint.read_bytes(), "n.safetensors": b"other"})
+    path = locate_checkpoint(f"hf://{REPO}@main/m.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    assert locate_checkpoint(f"hf://{REPO}@main/m.safetensors") == path
+    assert locate_checkpoint(f"hf://{REPO}@main") == path  # the only model that the cache has
+    for absent in (f"hf://{REPO}@main/n.safetensors", f"hf://{REPO}@v2/m.safetensors", "hf://lab/other/m.safetensors"):
+        with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set, and the cache .* does not have it"):
+            locate_checkpoint(absent)
+    assert hub.asked == []
+
+
+def test_without_a_network_the_message_says_so(hub: FakeHub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match="the hub cannot be reached, and the cache"):
+        locate_checkpoint(f"hf://{REPO}@main/m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        pytest.param("hf://lab/none", "there is no repository lab/none, or it is private", id="no-repository"),
+        pytest.param("hf://lab/secret", "or it is private: .* hf auth login, or set HF_TOKEN", id="private"),
+        pytest.param("hf://lab/gated", "is gated: accept its terms", id="gated"),
+        pytest.param(f"hf://{REPO}@v9/m.safetensors", f"{REPO} has no revision 'v9'", id="revision"),
+        pytest.param(f"hf://{REPO}/x.safetensors", f"there is no such file in {REPO}", id="file"),
+        pytest.param(f"hf://{REPO}/docs", f"there is no model there; {REPO} has: m.safetensors", id="directory"),
+        pytest.param("hf://lab", "is no reference to a hub: write hf://owner/repo@revision/path", id="form"),
+        pytest.param(f"hf://{REPO}/../../etc/passwd", "is no reference to a hub", id="dots"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_words(hub: FakeHub, reference: str, words: str):
+    hub.put(REPO, {"m.safetensors": b"a", "docs/readme.md": b"b"})
+    hub.put("lab/secret", {"m.safetensors": b"a"})
+    hub.put("lab/gated", {"m.safetensors": b"a"})
+    hub.private.add("lab/secret")
+    hub.gated.add("lab/gated")
+    with pytest.raises(CheckpointError, match=words):
+        locate_checkpoint(reference)
+    done = CliRunner().invoke(app, ["inspect", reference])
+    assert done.exit_code == 3
+    assert "Traceback" not in done.output
+
+
+def test_a_file_that_came_damaged_is_refused_and_fetched_again(hub: FakeHub, checkpoint: Path):
+    hub.put(REPO, {"m.safetensors": checkpoint.read_bytes()})
+    hub.damaged.add("m.safetensors")
+    with pytest.raises(CheckpointError, match="came damaged from the hub"):
+        locate_checkpoint(f"hf://{REPO}/m.safetensors")
+    hub.damaged.clear()
+    assert locate_checkpoint(f"hf://{REPO}/m.safetensors").read_bytes() == checkpoint.read_bytes()
+
+
+def arc_files(prefix: str = "") -> dict[str, bytes]:
+    """A run of arc-state as it is published: with results in a directory that is called like a checkpoint."""
+    results = {f"{prefix}eval_best.ckpt/K562_{name}.csv": b"a,b\n" for name in ("results", "agg_results", "pred_de")}
+    return files_below(GOLDEN / "arc_run", prefix) | results
+
+
+def test_an_arc_state_run_at_the_root_is_converted_inspected_and_started_from(hub: FakeHub, tmp_path: Path):
+    commit = hub.put("arc/ST-Tahoe", arc_files() | {"README.md": b"", "checkpoints/step=1.ckpt": b"not asked for"})
+    given = "hf://arc/ST-Tahoe@main"
+    with pytest.raises(CheckpointError, match=r"is a model of arc-state.*steval convert hf://arc/ST-Tahoe@main -o"):
+        locate_checkpoint(given)
+    directory = local(given)
+    assert not (directory / "checkpoints/step=1.ckpt").exists()
+    run("convert", given, "-o", tmp_path / "ours.safetensors")
+    run("convert", GOLDEN / "arc_run", "-o", tmp_path / "theirs.safetensors")
+    ours, theirs = load_checkpoint(tmp_path / "ours.safetensors"), load_checkpoint(tmp_path / "theirs.safetensors")
+    assert ours.manifest.tensors == theirs.manifest.tensors
+    assert ours.manifest.perturbations == theirs.manifest.perturbations
+    assert "arc" in run("inspect", given, "--json")
+    assert read_weight_source(Path(given)).name.startswith(f"hf://arc/ST-Tahoe@{commit}/checkpoints/")
+    (checkpoint,) = (directory / "checkpoints").glob("*.ckpt")
+    assert local(f"{given}/checkpoints/{checkpoint.name}") == checkpoint
+
+
+def test_several_runs_below_one_repository_are_listed_and_one_is_named(hub: FakeHub, checkpoint: Path, tmp_path: Path):
+    places = ("fewshot/k562/", "fewshot/rpe1/", "zeroshot/k562/")
+    files = {name: content for place in places for name, content in arc_files(place).items()}
+    files |= {"ours/checkpoints/best-val.safetensors": checkpoint.read_bytes(), "ours/checkpoints/last.ckpt": b"state"}
+    commit = hub.put("arc/ST-Replogle", files)
+    with pytest.raises(CheckpointError, match="holds 4 models: name one of") as several:
+        local("hf://arc/ST-Replogle")
+    assert all(
+        f"hf://arc/ST-Replogle@{commit}/{place.rstrip('/')}" in str(several.value) for place in (*places, "ours/")
+    )
+    assert not any(one.startswith("GET /arc/ST-Replogle/resolve") for one in hub.asked)
+    with pytest.raises(CheckpointError, match="holds 2 models"):
+        local("hf://arc/ST-Replogle/fewshot")
+    assert local("hf://arc/ST-Replogle/fewshot/rpe1").name == "rpe1"
+    assert locate_checkpoint("hf://arc/ST-Replogle/ours").read_bytes() == checkpoint.read_bytes()
+    run("convert", "hf://arc/ST-Replogle/zeroshot/k562", "-o", tmp_path / "z.safetensors")
+
+
+def test_a_run_without_gene_names_is_told_from_the_hub_as_from_the_disk(hub: FakeHub, tmp_path: Path):
+    files = {name: content for name, content in arc_files().items() if name != "var_dims.pkl"}
+    hub.put("arc/bare", files)
+    shutil.copytree(GOLDEN / "arc_run", tmp_path / "bare", copy_function=shutil.copyfile)
+    (tmp_path / "bare" / "var_dims.pkl").unlink()
+    (tmp_path / "bare" / "eval_best.ckpt").mkdir()
+    said = [
+        CliRunner().invoke(app, ["convert", str(one), "-o", str(tmp_path / "o.safetensors")])
+        for one in ("hf://arc/bare", tmp_path / "bare")
+    ]
+    assert said[0].exit_code == said[1].exit_code
+    first, second = (one.output.splitlines()[-1].split()[:3] for one in said)
+    assert first == second
+
+
+def test_directories_of_results_are_no_checkpoints():
+    names = [
+        "eval_best.ckpt/a.csv",
+        "k/eval_best.ckpt/b.csv",
+        "k/checkpoints/best.ckpt",
+        "x/y.adapter.safetensors",
+        "m.safetensors",
+    ]
+    assert models_of(names) == ["k", "m.safetensors"]
+
+
+def test_forms_of_references():
+    assert HubReference.parse("hf://a/b") == HubReference("a/b", None, "")
+    assert HubReference.parse("hf:/a/b@v1.0/c/d.safetensors") == HubReference("a/b", "v1.0", "c/d.safetensors")
+    assert str(HubReference.parse("hf://a/b@refs%2Fpr%2F2/c")) == "hf://a/b@refs%2Fpr%2F2/c"
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=r"needs huggingface_hub.*'\.\[hub\]'"):
+        locate_checkpoint("hf://a/b")
+
+
+def test_a_real_process_reads_the_variables_of_the_hub(hub: FakeHub, checkpoint: Path, tmp_path: Path):
+    commit = hub.put(REPO, {"m.safetensors": checkpoint.read_bytes()})
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "own")}
+    command = [sys.executable, "-m", "steval", "inspect", f"hf://{REPO}@main/m.safetensors"]
+    for offline in ("0", "1"):
+        done = subprocess.run(command, env={**environment, "HF_HUB_OFFLINE": offline}, capture_output=True, text=True)
+        assert (done.returncode, commit in done.stdout) == (0, True), done.stderr

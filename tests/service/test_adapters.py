@@ -1,0 +1,377 @@
+"""Adapters of a service: their answers are those of `predict --adapter`, and a base is in memory once, whatever stands on it."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import anndata as ad
+import httpx
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from steval.checkpoints.adapters.adapter_file import load_adapted
+from steval.checkpoints.adapters.given import load_given
+from steval.checkpoints.store import Checkpoint, load_checkpoint
+from steval.cli.app import app
+from steval.errors import CheckpointError, ConfigError, DataError, ServiceError
+from steval.predictor.controls import checkpoint_controls
+from steval.predictor.engine import Predictor
+from steval.predictor.means import predicted_means
+from steval.predictor.requests import request_names
+from steval.service.client import ServiceClient
+from steval.service.http.telemetry import service_metrics
+from steval.service.models.below import checkpoints_below
+from steval.service.models.loaded import Model, Turns
+from steval.service.models.shelf import Lease, Shelf
+from steval.service.settings import ServiceSettings
+from support.adapters import write_adapter_to
+from support.service_models import NAMES, write_checkpoint
+
+REQUEST = {"perturbations": NAMES, "cells": 16, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, service_cells, tiny_checkpoint) -> dict[str, Path]:
+    """Two bases, and adapters: `a` and `b` to the first, `c` to the second."""
+    place = tmp_path_factory.mktemp("adapters")
+    other = write_checkpoint(place / "other.safetensors", service_cells, seed=7)
+    bases = {"a": tiny_checkpoint, "b": tiny_checkpoint, "c": other}
+    files = {
+        name: write_adapter_to(base, place / f"{name}.adapter.safetensors", seed=seed)
+        for seed, (name, base) in enumerate(bases.items())
+    }
+    return {"base": tiny_checkpoint, "other": other, **files}
+
+
+def expected_means(checkpoint: Checkpoint) -> np.ndarray:
+    predictor, pool = Predictor(checkpoint, device="cpu"), checkpoint_controls(checkpoint)
+    plan = predictor.plan(request_names(NAMES, 16, seed=3), pool)
+    return np.array([one.mean for one in predicted_means(plan, predictor.predict(plan.request, pool))])
+
+
+@pytest.fixture(scope="module")
+def expected(made) -> dict[str | None, tuple[str, np.ndarray]]:
+    """Digest and means of `predict --adapter`, and of the base alone under None."""
+    files = {None: load_given(made["base"]), **{name: load_given(made["base"], made[name]) for name in ("a", "b")}}
+    return {name: (checkpoint.digest, expected_means(checkpoint)) for name, checkpoint in files.items()}
+
+
+def model_of(path: Path, base: Model | None = None, **settings) -> Model:
+    options = ServiceSettings.parse({"device": "cpu", **settings}, source="test")
+    return Model(path, options, service_metrics(), turns=Turns(), base=None if base is None else base.shared)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+def test_a_base_is_in_memory_once(made, dtype):
+    base = model_of(made["base"], dtype=dtype)
+    adapters = [model_of(made[name], base, dtype=dtype) for name in ("a", "b")]
+    own = {"project_out.0.bias"}
+    for adapter in adapters:
+        weights, below = adapter.predictor.weights(), base.predictor.weights()
+        assert {name for name in below if weights[name].data_ptr() != below[name].data_ptr()} == own
+        assert adapter.predictor._features.data_ptr() == base.predictor._features.data_ptr()
+        assert adapter.shared is base.shared
+        assert adapter.card.base == base.predictor.digest != adapter.card.checkpoint
+    matrices = sum(pair.a_RI.numel() + pair.b_OR.numel() for pair in load_matrices(made["a"]))
+    assert adapters[0].card.parameters == base.card.parameters + matrices
+    for one in (base, *adapters):
+        one.close()
+
+
+def load_matrices(path: Path):
+    from steval.checkpoints.adapters.adapter_file import read_adapter
+    from steval.model.lora import split_pairs
+
+    return split_pairs(read_adapter(path)[1])[1].values()
+
+
+def test_adapters_of_another_base_and_forged_ones_are_refused_on_a_base_in_memory(made):
+    base = model_of(made["base"])
+    with pytest.raises(CheckpointError, match=r"is not for .*tiny\.safetensors.* trained from other\.safetensors"):
+        model_of(made["c"], base)
+    base.close()
+
+
+def wait_for(http: httpx.Client, *names: str) -> dict[str, dict]:
+    deadline = time.monotonic() + 30
+    while True:
+        listed = {one["name"]: one for one in http.get("/models").json()["models"]}
+        if all(name in listed for name in names):
+            return listed
+        assert time.monotonic() < deadline, listed
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def lying(http, made, models_dir):
+    """`lab/a` and `lab/b` lie in the service's directory, `lost` too, whose base does not."""
+    (models_dir / "lab").mkdir(exist_ok=True)
+    files = [models_dir / "lab/a.adapter.safetensors", models_dir / "lab/b.adapter.safetensors"]
+    files.append(models_dir / "lost.adapter.safetensors")
+    for source, target in zip("abc", files, strict=True):
+        beside = target.with_name(f".{target.name}")
+        shutil.copy(made[source], beside)
+        beside.replace(target)
+    wait_for(http, "lab/a", "lab/b", "lost")
+    yield
+    for file in files:
+        file.unlink()
+
+
+def test_every_address_answers_with_the_adapter_that_is_asked_for(http, lying, expected, service_url, tmp_path):
+    listed = wait_for(http)
+    assert {name: (listed[name]["adapter"], listed[name]["base"]) for name in ("tiny", "lab/a", "lost")} == {
+        "tiny": (False, None),
+        "lab/a": (True, "tiny"),
+        "lost": (True, None),
+    }
+    assert (listed["lost"]["state"], listed["lab/a"]["checkpoint"]) == ("broken", expected["a"][0])
+    assert "trained from other.safetensors" in listed["lost"]["problem"]
+    for name in ("a", "b"):
+        digest, means = expected[name]
+        for asked in ({"adapter": f"lab/{name}"}, {"adapter": digest[:12], "model": "tiny"}, {"model": f"lab/{name}"}):
+            answer = http.post("/predict", json=REQUEST | asked).json()
+            assert answer["checkpoint"] == digest
+            found = np.array([one["mean"] for one in answer["predictions"]])
+            np.testing.assert_allclose(found, means, rtol=1e-4, atol=1e-5)
+        card = http.get("/model", params={"adapter": f"lab/{name}"}).json()
+        assert (card["checkpoint"], card["base"]) == (digest, expected[None][0])
+        assert http.get("/perturbations", params={"adapter": f"lab/{name}", "search": "SRC"}).json()["matching"] == 1
+    assert http.post("/predict", json=REQUEST).json()["checkpoint"] == expected[None][0]
+    with ServiceClient(service_url, adapter="lab/a") as client:
+        path = client.save_prediction_job(
+            client.submit_prediction(NAMES, 16, seed=3, output="mean"), tmp_path / "j.h5ad"
+        )
+    np.testing.assert_allclose(
+        np.asarray(ad.read_h5ad(path).X.todense())[: len(NAMES)], expected["a"][1], rtol=1e-5, atol=1e-6
+    )
+    out = tmp_path / "u.h5ad"
+    options = [
+        "--url",
+        service_url,
+        "--adapter",
+        "lab/b",
+        "-p",
+        ",".join(NAMES),
+        "-n",
+        "16",
+        "--seed",
+        "3",
+        "-o",
+        str(out),
+    ]
+    run = CliRunner().invoke(app, ["predict", *options, "--output", "mean"])
+    assert run.exit_code == 0, run.output
+    assert ad.read_h5ad(out).uns["steval"]["checkpoint_sha256"] == expected["b"][0]
+
+
+def test_an_adapter_that_there_is_not_is_a_clear_404_everywhere(http, lying, service_url):
+    cases = {
+        ("lab/z", None): ("unknown_adapter", "there is no adapter 'lab/z'; nearest known lab/a"),
+        ("tiny", None): ("unknown_adapter", "there is no adapter 'tiny'"),
+        ("lab/a", "lab/b"): ("unknown_adapter", "the model 'lab/b' has no adapter 'lab/a': that belongs to 'tiny'"),
+        ("lab/a", "none"): ("unknown_model", "there is no model 'none'"),
+    }
+    for (adapter, model), (code, words) in cases.items():
+        named = {name: value for name, value in (("adapter", adapter), ("model", model)) if value}
+        refused = [
+            http.post("/predict", json=REQUEST | named),
+            http.post("/predictions", json=REQUEST | named),
+            http.get("/model", params=named),
+            http.get("/perturbations", params=named),
+            http.post("/score", json={"predictions": "cells.h5ad", **named}),
+        ]
+        assert [(one.status_code, one.json()["error"]["code"]) for one in refused] == [(404, code)] * 5
+        assert all(words in one.json()["error"]["message"] for one in refused)
+    lost = [
+        http.post("/predict", json=REQUEST | {"adapter": "lost"}),
+        http.post("/score", json={"predictions": "cells.h5ad", "adapter": "lost"}),
+    ]
+    assert [(one.status_code, one.json()["error"]["code"]) for one in lost] == [(503, "bad_model")] * 2
+    with ServiceClient(service_url, adapter="lab/z") as client, pytest.raises(DataError, match="no adapter 'lab/z'"):
+        client.predict_means(["STAT1"], 16)
+
+
+def test_a_scoring_job_takes_columns_and_data_of_the_adapter(http, lying, service_url, service_dir):
+    with ServiceClient(service_url, adapter="lab/a") as client:
+        job = client.submit_score("cells.h5ad", on_server=True, profile="minimal", metrics_only=True)
+        result = client.wait_for_score(job)
+        client.remove_score(job)
+    assert result["record"]["adapter"].endswith("a.adapter.safetensors")
+
+
+def test_requests_of_several_adapters_at_once_each_get_their_own_cells(http, lying, expected, service_url):
+    failures: list[str] = []
+
+    def ask(name: str | None) -> None:
+        named = {} if name is None else {"adapter": f"lab/{name}"}
+        with httpx.Client(base_url=service_url, timeout=60) as client:
+            for number in range(6):
+                answer = client.post(
+                    "/predict", json=REQUEST | named | {"cells": 16, "perturbations": NAMES[: 1 + number % 5]}
+                )
+                facts = answer.json()
+                digest, means = expected[name]
+                found = np.array([one["mean"] for one in facts["predictions"]])
+                if facts["checkpoint"] != digest or not np.allclose(found, means[: len(found)], rtol=1e-4, atol=1e-5):
+                    failures.append(f"{name}: {facts['checkpoint']}")
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in (None, "a", "b") * 3]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert failures == []
+
+
+class Shelves:
+    def __init__(self, directory: Path):
+        self.directory, self.made = directory, []
+
+    def __call__(self, **options) -> Shelf:
+        shelf = Shelf(
+            lambda found, base: model_of(found.path, base),
+            service_metrics(),
+            directory=self.directory,
+            patience=0.05,
+            **options,
+        )
+        self.made.append(shelf)
+        shelf.refresh()
+        return shelf
+
+
+@pytest.fixture
+def shelves(tmp_path):
+    (tmp_path / "models").mkdir()
+    maker = Shelves(tmp_path / "models")
+    yield maker
+    for shelf in maker.made:
+        shelf.close()
+
+
+def put(source: Path, target: Path) -> None:
+    beside = target.with_name(f".{target.name}.new")
+    shutil.copy(source, beside)
+    beside.replace(target)
+
+
+def taken(shelf: Shelf, name: str) -> Lease:
+    if (lease := shelf.lease(name)) is None:
+        shelf.load(name).result(30)
+        lease = shelf.lease(name)
+    assert lease is not None
+    return lease
+
+
+def states(shelf: Shelf) -> dict[str, str]:
+    return {item.name: item.state for item in shelf.items()}
+
+
+def settle(shelf: Shelf) -> None:
+    for _ in range(2):
+        shelf.refresh()
+    for _ in range(2):
+        shelf._loader.submit(int).result(30)
+
+
+def test_an_adapter_has_its_files_name_unless_a_checkpoint_has_it(tmp_path, made):
+    for name in (
+        "x.safetensors",
+        "x.adapter.safetensors",
+        "y.adapter.safetensors",
+        "run/checkpoints/best-val.safetensors",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made["a" if "adapter" in name else "base"], tmp_path / name)
+    shutil.copy(made["a"], tmp_path / "run/checkpoints/best-val.adapter.safetensors")
+    assert list(checkpoints_below(tmp_path)) == ["run", "x", "x.adapter", "y"]
+
+
+def test_a_base_comes_with_its_adapter_and_goes_after_it(shelves, made):
+    put(made["base"], shelves.directory / "base.safetensors")
+    put(made["other"], shelves.directory / "other.safetensors")
+    for name in ("a", "b"):
+        put(made[name], shelves.directory / f"{name}.adapter.safetensors")
+    sizes = {item: made[item].stat().st_size for item in ("base", "other", "a", "b")}
+    shelf = shelves(max_bytes=sizes["base"] + sizes["a"] + sizes["b"] + 3 * 250_000)
+    lease = taken(shelf, "a")
+    taken(shelf, "b").close()
+    assert states(shelf) == {"a": "loaded", "b": "loaded", "base": "loaded", "other": "available"}
+    with pytest.raises(ServiceError, match="in use"):  # the base is in use by `a`, which is answering
+        shelf.load("other").result(30)
+    assert states(shelf)["base"] == "loaded"
+    lease.close()
+    taken(shelf, "other").close()
+    assert states(shelf) == {"a": "available", "b": "available", "base": "available", "other": "loaded"}
+
+
+def test_a_changed_base_leaves_its_adapters_what_they_are_until_theirs_come(shelves, made, service_cells, tmp_path):
+    put(made["base"], shelves.directory / "base.safetensors")
+    put(made["a"], shelves.directory / "a.adapter.safetensors")
+    shelf = shelves()
+    first = taken(shelf, "a")
+    digest = first.model.predictor.digest
+    first.close()
+    shutil.copy(shelves.directory / "base.safetensors", tmp_path / "same.safetensors")
+    put(tmp_path / "same.safetensors", shelves.directory / "base.safetensors")  # the same content anew: still one base
+    settle(shelf)
+    again, base = taken(shelf, "a"), taken(shelf, "base")
+    assert again.model is not first.model
+    assert again.model.shared is base.model.shared
+    again.close(), base.close()
+    # the next adapter is there before its base: what answers stays until both are
+    put(made["c"], shelves.directory / "a.adapter.safetensors")
+    settle(shelf)
+    item = next(one for one in shelf.items() if one.name == "a")
+    assert (item.state, item.checkpoint) == ("loaded", digest)
+    assert "trained from other.safetensors" in (item.problem or "")
+    put(made["other"], shelves.directory / "base.safetensors")
+    for _ in range(2):
+        settle(shelf)
+    lease = taken(shelf, "a")
+    assert lease.model.predictor.digest == load_adapted(made["other"], made["c"]).digest
+    assert {(one.state, one.problem) for one in shelf.items()} == {("loaded", None)}
+    lease.close()
+
+
+def test_given_adapters_are_loaded_at_the_start_and_keep_their_names(made):
+    shelf = Shelf(
+        lambda found, base: model_of(found.path, base),
+        service_metrics(),
+        default=made["base"],
+        adapters={"left": made["a"]},
+    )
+    shelf.bring_given()
+    assert {(one.name, one.state, one.base) for one in shelf.items()} == {
+        ("tiny", "loaded", None),
+        ("left", "loaded", "tiny"),
+    }
+    assert shelf.find(None, "left").checkpoint_path == made["base"]
+    assert shelf.find(None).name == "tiny"
+    shelf.close()
+
+
+def test_the_command_refuses_adapters_before_anything_starts(made, tmp_path):
+    cases = [
+        ([made["base"], "--adapter", made["a"]], 2, "is not NAME=PATH"),
+        ([made["base"], "--adapter", f"x={made['a']}", "--adapter", f"x={made['b']}"], 2, "'x' is given twice"),
+        ([made["base"], "--adapter", f"x={tmp_path / 'none'}"], 2, "no such file"),
+        (["--models", tmp_path, "--adapter", f"x={made['a']}"], 2, "adapters belong to a checkpoint"),
+        ([made["base"], "--adapter", f"x={made['c']}"], 3, "is not for"),
+    ]
+    for arguments, code, words in cases:
+        run = CliRunner().invoke(app, ["serve", *map(str, arguments)])
+        assert (run.exit_code, words in " ".join(run.output.split())) == (code, True), run.output
+
+
+def test_adapters_survive_the_environment(made):
+    settings = ServiceSettings(checkpoint=made["base"], adapters={"a": made["a"], "b": made["b"]})
+    variables = settings.to_environment()
+    assert variables["STEVAL_ADAPTERS"] == f"a={made['a']}:b={made['b']}"
+    assert ServiceSettings.from_environment(variables).adapters == settings.adapters
+    with pytest.raises(ConfigError, match="STEVAL_ADAPTERS takes NAME=PATH"):
+        ServiceSettings.from_environment({"STEVAL_ADAPTERS": "a"})
+    assert load_checkpoint(made["base"]).digest
