@@ -19,6 +19,7 @@ from steval.trainer.progress.notices import OnStep, Tell
 from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.progress.sinks import require_loggers
 from steval.trainer.progress.stopping import RunInterrupted, StoppedAtOnceError, StopSignal
+from steval.trainer.progress.weights_and_biases import keep_artifacts
 from steval.trainer.session import Session
 from steval.trainer.settings.network import plan_network
 from steval.trainer.sources import open_cells
@@ -102,6 +103,8 @@ def finetune(
             raise RunInterrupted(_interruption(directory, stopped), stopped.number) from None
         if finish is not None and leader and result.finished:
             finish(result)
+        if "wandb" in run.config.loggers and leader and result.finished:
+            keep_artifacts(directory, run.config.wandb_project)
         return result
 
 

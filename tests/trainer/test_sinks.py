@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from steval.errors import ConfigError
 from steval.trainer.progress.sinks import CsvSink, cut_back
-from support.tiny_runs import PHASES, run, tiny_config
+from support.tiny_runs import PHASES, run, stop_at, tiny_config
 
 
 def place(step: int, phase: str, phase_step: int) -> dict[str, object]:
@@ -51,6 +53,61 @@ def test_a_logger_that_is_not_installed_is_named_before_anything_is_written(
     screen_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="`loggers` asks for wandb, which is not installed"):
+    with pytest.raises(
+        ConfigError, match=r"`loggers: \[wandb\]` needs wandb, which is not installed.*'\.\[wandb\]'.*take it out"
+    ):
         run(tiny_config(screen_path, "loggers=[wandb]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class FakeWandb(ModuleType):
+    """What we call of the package, which is too large for the tests' environment; keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.begun: list[dict[str, Any]] = []
+        self.rows: list[tuple[str, int]] = []
+        self.kept: dict[str, list[str]] = {}
+        self.open = 0
+
+    def init(self, **options: Any) -> "FakeWandb":
+        self.begun.append(options)
+        self.open += 1
+        self.id = options.get("id") or f"run-{len(self.begun)}"
+        return self
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.rows += [(name, step) for name in values]
+
+    def Artifact(self, name: str, type: str) -> SimpleNamespace:
+        files = self.kept.setdefault(f"{type} {name}", [])
+        return SimpleNamespace(add_file=lambda path: files.append(Path(path).name))
+
+    def log_artifact(self, artifact: SimpleNamespace) -> None:
+        assert self.open == 1
+
+    def finish(self) -> None:
+        self.open -= 1
+
+
+def test_a_run_goes_to_wandb_with_its_files_and_goes_on_there_when_it_is_resumed(
+    screen_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = tiny_config(screen_path, "loggers=[wandb]", "wandb_project=cells", phases=PHASES[:1])
+    run(config, tmp_path / "my run", on_step=stop_at(4))
+    assert (len(fake.begun), fake.open, fake.kept) == (1, 0, {})
+    assert (fake.begun[0]["project"], fake.begun[0]["name"], fake.begun[0]["config"]) == (
+        "cells",
+        "my run",
+        config.as_dict(),
+    )
+    run(None, tmp_path / "my run", resume=True)
+    assert [begun.get("id") for begun in fake.begun] == [None, "run-1", "run-1"]
+    assert {step for name, step in fake.rows if name == "val/gene"} == {0, 4, 7}
+    assert fake.kept == {
+        "model my-run-checkpoint": ["best-val.safetensors"],
+        "run my-run-run": ["config.yaml", "run.json", "metrics.csv"],
+    }
+    assert fake.open == 0

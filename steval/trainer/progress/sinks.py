@@ -15,6 +15,7 @@ from steval.data.files import atomic_path
 from steval.errors import ConfigError, DataError
 from steval.trainer.config import LoggerName
 from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.progress.weights_and_biases import WandbSink, require_wandb
 
 PLACE = ("step", "phase", "phase_step", "seconds")
 """Leading columns: optimiser steps over all phases, phase name, steps within it, seconds of training."""
@@ -106,23 +107,6 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class WandbSink:
-    """A Weights & Biases run; `WANDB_MODE=offline` keeps it on disk."""
-
-    def __init__(self, directory: Path, project: str, settings: Mapping[str, Any]):
-        wandb = _require("wandb", "wandb")
-        self._run = wandb.init(dir=str(directory), project=project, name=directory.name, config=dict(settings))
-
-    def write(self, place: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=int(place["step"]))
-
-    def sync(self) -> None:
-        """wandb's own process keeps what it was given."""
-
-    def close(self) -> None:
-        self._run.finish()
-
-
 def _require(module: str, package: str) -> ModuleType:
     from importlib import import_module
 
@@ -169,7 +153,7 @@ def open_sinks(
     if "tensorboard" in loggers:
         sinks.append(TensorBoardSink(directory.events_dir, purge_step))
     if "wandb" in loggers:
-        sinks.append(WandbSink(directory.path, project, settings))
+        sinks.append(WandbSink(directory, project, settings, resumed=purge_step is not None))
     return [CsvSink(directory.metrics_path), *sinks]
 
 
@@ -178,4 +162,4 @@ def require_loggers(loggers: Sequence[LoggerName]) -> None:
     if "tensorboard" in loggers:
         _require("torch.utils.tensorboard", "tensorboard")
     if "wandb" in loggers:
-        _require("wandb", "wandb")
+        require_wandb()
