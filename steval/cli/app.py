@@ -19,7 +19,7 @@ from steval.wording import needs_extra, printable
 LONGEST_NAME = 200
 """Characters of a file's name in a message about it."""
 COMMANDS = (
-    "demo", "prepare", "init", "finetune", "predict", "score", "metrics", "pack", "serve", "batch", "compare", "doctor",
+    "demo", "prepare", "init", "finetune", "sweep", "predict", "score", "metrics", "pack", "serve", "batch", "compare", "doctor",
     "calibrate", "inspect", "convert", "merge",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
@@ -28,7 +28,7 @@ ON_CHECKPOINTS = frozenset({"calibrate", "inspect", "convert", "merge"})
 
 EXTRAS = {
     "lightning": "train", "tensorboard": "train", "bentoml": "serve", "httpx": "serve", "ray": "ray", "huggingface_hub": "hub",
-    "wandb": "wandb",
+    "wandb": "wandb", "optuna": "sweep",
 }  # fmt: skip
 """Packages that come with one of steval's extras alone."""
 

@@ -124,6 +124,7 @@ OPTIONS: dict[str, Shown] = {
     "--engine": Shown(RUNNING, "local|ray"),
     "--address": Shown(RUNNING, "ADDRESS"),
     "--shard": Shown(RUNNING, "K/N"),
+    "--trials": Shown(RUNNING, "N"),
     "--collect": Shown(RUNNING),
     "--verify": Shown(INPUT),
     "--url": Shown(SERVICE, "URL"),

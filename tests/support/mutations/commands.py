@@ -97,6 +97,7 @@ LINES = (
     _line("finetune quick-cpu --dry-run", 1, *TINY, "--set", "data.files=[cells.h5ad]"),
     _line("finetune --from-arc-config <arc/config.yaml --print-config"),
     _line("batch <night.yaml --dry-run -o >night", 2),
+    _line("sweep <rates.yaml --dry-run", 1),
     _line("batch <night.yaml -o >night", 0.1),
     _line("demo -o >demo", 0.05, "--set", "phases.0.steps=1", "--set", "phases.1.steps=1", "--set", "loggers=[csv]"),
     _line("serve <m.safetensors --controls <cells.h5ad --api-key-file <keys.txt --port TAKEN", 1, code=2),
@@ -134,6 +135,7 @@ def write_valid_inputs(place: Path, server: CommandServer, environment: dict[str
         "arc-genes.txt": "\n".join(f"g{number}" for number in range(24)),
         "request.csv": "perturbation,num_cells\nSTAT1,6\nSRC,3\n",
         "keys.txt": KEY_LINE + "\n",
+        "rates.yaml": yaml.safe_dump({"config": "config.yaml", "space": {"seed": [1, 2]}, "trials": 2}, sort_keys=False),
         "night.yaml": yaml.safe_dump(
             {
                 "checkpoints": [{"path": "m.safetensors", "name": "first"}],
