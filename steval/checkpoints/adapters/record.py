@@ -36,13 +36,14 @@ class AdapterRecord(Settings):
         """Tensors that the base must have, and their sha256."""
         return {**self.borrowed, **self.adapted}
 
-    def lacking(self, manifest: Manifest) -> list[str]:
-        """Tensors that a checkpoint of `manifest` would have to have; none: it is the base."""
-        return [name for name, digest in self.needed.items() if manifest.tensors.get(name) != digest]
+    def is_for(self, manifest: Manifest) -> bool:
+        """Whether a checkpoint of `manifest` is the base."""
+        found = manifest.tensors
+        return all(found.get(name) == digest for part in (self.adapted, self.borrowed) for name, digest in part.items())
 
     def require_base(self, manifest: Manifest, base_path: Path, path: Path) -> None:
         """Raise `CheckpointError` unless the checkpoint of `manifest` is the base of this record, of the file `path`."""
-        wrong = self.lacking(manifest)
+        wrong = [name for name, digest in self.needed.items() if manifest.tensors.get(name) != digest]
         if wrong:
             shown = ", ".join(wrong[:_MOST_NAMED]) + (" …" if len(wrong) > _MOST_NAMED else "")
             raise CheckpointError(

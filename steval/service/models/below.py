@@ -54,7 +54,7 @@ class Found:
 
     def is_base_of(self, record: AdapterRecord) -> bool:
         """Whether this checkpoint has what an adapter takes from its base."""
-        return self.record is None and self.manifest is not None and not record.lacking(self.manifest)
+        return self.record is None and self.manifest is not None and record.is_for(self.manifest)
 
     @property
     def checkpoint_path(self) -> Path:

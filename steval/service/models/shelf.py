@@ -204,9 +204,8 @@ class Shelf:
                 slot.found = dataclasses.replace(slot.found, signature=found.signature)
                 self._failed(slot, found.problem)
             elif found.is_lost:
-                slot.problem = no_base(
-                    found
-                )  # looked at again until its base is there, and what answers stays till then
+                # looked at again until its base is there; what answers stays till then
+                slot.problem = no_base(found)
             elif slot.loading is None:
                 slot.loading = self._loader.submit(self._bring, slot, found)
 

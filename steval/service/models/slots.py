@@ -73,8 +73,11 @@ class Slots:
 
     def put(self, found: Found) -> None:
         """A new file, not loaded."""
-        self._slots[found.name] = Slot(found, problem=found.problem)
-        self.bind()
+        slot = self._slots[found.name] = Slot(found, problem=found.problem)
+        if found.record is None:
+            self.bind()
+        else:
+            slot.found = self.bound(found)
 
     def pop(self, name: str) -> Slot:
         """Take a slot out."""
