@@ -20,10 +20,10 @@ LONGEST_NAME = 200
 """Characters of a file's name in a message about it."""
 COMMANDS = (
     "demo", "prepare", "init", "finetune", "sweep", "predict", "score", "metrics", "pack", "serve", "batch", "compare", "doctor",
-    "calibrate", "inspect", "convert", "merge",
+    "calibrate", "inspect", "convert", "merge", "push",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
-ON_CHECKPOINTS = frozenset({"calibrate", "inspect", "convert", "merge"})
+ON_CHECKPOINTS = frozenset({"calibrate", "inspect", "convert", "merge", "push"})
 """Those whose modules lie in the room `checkpoints`."""
 
 EXTRAS = {

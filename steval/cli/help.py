@@ -128,6 +128,8 @@ OPTIONS: dict[str, Shown] = {
     "--collect": Shown(RUNNING),
     "--verify": Shown(INPUT),
     "--url": Shown(SERVICE, "URL"),
+    "--private": Shown(WRITTEN),
+    "--card": Shown(WRITTEN),
     "--api-key": Shown(SERVICE, "KEY"),
     "--models": Shown(SERVICE, "DIR"),
     "--host": Shown(SERVICE, "IP"),

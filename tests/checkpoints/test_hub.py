@@ -20,7 +20,7 @@ from steval.cli.app import app
 from steval.errors import CheckpointError, ConfigError
 from steval.service.settings import ServiceSettings, require_checkpoint
 from support.adapters import write_adapter_to
-from support.fake_hub import FakeHub, fake_hub, files_below
+from support.fake_hub import TOKEN, FakeHub, fake_hub, files_below
 from support.in_process import plan_of
 from support.service_models import lognorm_cells, write_checkpoint
 
@@ -271,6 +271,57 @@ def test_forms_of_references():
     assert HubReference.parse("hf://a/b") == HubReference("a/b", None, "")
     assert HubReference.parse("hf:/a/b@v1.0/c/d.safetensors") == HubReference("a/b", "v1.0", "c/d.safetensors")
     assert str(HubReference.parse("hf://a/b@refs%2Fpr%2F2/c")) == "hf://a/b@refs%2Fpr%2F2/c"
+
+
+def test_a_checkpoint_is_pushed_with_a_card_of_its_own_words(
+    hub: FakeHub, checkpoint: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    licensed = write_checkpoint(tmp_path / "l.safetensors", lognorm_cells(), licence="CC-BY | 4.0", notes=("a note",))
+    (reference,) = run("push", licensed, "hf://lab/new/models/l.safetensors").split()
+    commit = hub.revisions["lab/new"]["main"]
+    assert reference == f"hf://lab/new@{commit}/models/l.safetensors"
+    assert locate_checkpoint(reference).read_bytes() == licensed.read_bytes()
+    card = hub.repositories["lab/new"][commit]["README.md"].decode()
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["library_name"], front["license_name"]) == ("steval", "CC-BY | 4.0")
+    for words in (
+        "5 trained perturbations: MED12, SRC",
+        "120 genes (lognorm, total 10000)",
+        "CC-BY \\| 4.0",
+        "- a note",
+    ):
+        assert words in card
+    assert "Nothing is on record of how good" in card
+    assert "steval predict hf://lab/new/models/l.safetensors" in card
+    assert str(tmp_path) not in card
+    hub.repositories["lab/new"][commit]["README.md"] = b"mine"
+    assert "left as it is" in run("push", checkpoint, "hf://lab/new")
+    files = hub.repositories["lab/new"][hub.revisions["lab/new"]["main"]]
+    assert (files["README.md"], files["m.safetensors"]) == (b"mine", checkpoint.read_bytes())
+    adapter = write_adapter_to(checkpoint, tmp_path / "a.adapter.safetensors", seed=1)
+    run("push", adapter, "hf://lab/new", "--card", "--json")
+    files = hub.repositories["lab/new"][hub.revisions["lab/new"]["main"]]
+    assert files["a.adapter.safetensors"] == adapter.read_bytes()
+    assert b"library_name" in files["README.md"]
+
+
+def test_what_cannot_be_pushed_is_said_before_anything_is_sent(
+    hub: FakeHub, checkpoint: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    damaged = tmp_path / "d.safetensors"
+    damaged.write_bytes(checkpoint.read_bytes()[:-1] + b"x")
+    for source, target, words in (
+        (checkpoint, "hf://lab/new", "the hub does not let you: log in"),
+        (checkpoint, "hf://lab/new/model.bin", "a file that ends in .safetensors"),
+        (checkpoint, "hf://lab/new/x.adapter.safetensors", "an adapter keeps the ending"),
+        (damaged, "hf://lab/new", "does not match its digest"),
+    ):
+        done = CliRunner().invoke(app, ["push", str(source), target])
+        assert (done.exit_code in (2, 3), words in " ".join(done.output.split())) == (True, True), done.output
+    assert hub.asked == ["POST /api/repos/create"]
+    assert hub.repositories == {}
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

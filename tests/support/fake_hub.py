@@ -1,5 +1,6 @@
 """A server that speaks the file interface of a model hub: what `huggingface_hub` asks to settle revisions, list and fetch."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_right"
 
 
 @dataclass
@@ -23,7 +26,6 @@ class FakeHub:
     """Paths whose content arrives with a byte changed."""
     asked: list[str] = field(default_factory=list)
     """Method and address of every request."""
-    uploaded: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
 
     def put(self, repo: str, files: dict[str, bytes], revision: str = "main") -> str:
@@ -57,6 +59,9 @@ def fake_hub() -> Generator[FakeHub]:
 
         def do_GET(self) -> None:
             _answer(self, hub)
+
+        def do_POST(self) -> None:
+            _take(self, hub)
 
         def do_HEAD(self) -> None:
             _answer(self, hub)
@@ -104,6 +109,42 @@ def _answer(handler: BaseHTTPRequestHandler, hub: FakeHub) -> None:
         _send(handler, 200, json.dumps(listing).encode())
     else:
         _send_file(handler, hub, files, "/".join(rest[2:]), commit)
+
+
+def _take(handler: BaseHTTPRequestHandler, hub: FakeHub) -> None:
+    """A repository is made, or a commit of files in one JSON line each; only who has the token may."""
+    content = handler.rfile.read(int(handler.headers.get("Content-Length", "0")))
+    parts = [unquote(part) for part in urlsplit(handler.path).path.strip("/").split("/")]
+    hub.asked.append(f"{handler.command} /{'/'.join(parts)}")
+    if handler.headers.get("Authorization") != f"Bearer {TOKEN}":
+        _send(handler, 401, b'{"error": "Invalid username or password."}')
+        return
+    if parts == ["api", "repos", "create"]:
+        asked = json.loads(content)
+        repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        if repo in hub.repositories:
+            _send(handler, 409, json.dumps({"url": f"{hub.url}/{repo}", "error": "exists"}).encode())
+            return
+        hub.put(repo, {".gitattributes": b""})
+        _send(handler, 200, json.dumps({"url": f"{hub.url}/{repo}"}).encode())
+    elif parts == ["api", "validate-yaml"]:
+        _send(handler, 200, b'{"errors": [], "warnings": []}')
+    elif parts[4] == "preupload":
+        modes = [
+            {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+            for one in json.loads(content)["files"]
+        ]
+        _send(handler, 200, json.dumps({"files": modes}).encode())
+    else:
+        repo, revision = "/".join(parts[2:4]), parts[5]
+        files = dict(hub.repositories[repo][hub.revisions[repo][revision]])
+        for line in content.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+        commit = hub.put(repo, files, revision)
+        answer = {"commitUrl": f"{hub.url}/{repo}/commit/{commit}", "commitOid": commit, "success": True}
+        _send(handler, 200, json.dumps(answer).encode())
 
 
 def _send_file(handler: BaseHTTPRequestHandler, hub: FakeHub, files: dict[str, bytes], name: str, commit: str) -> None:

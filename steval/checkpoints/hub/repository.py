@@ -7,12 +7,13 @@ are read.
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, unquote
 
+from steval import __version__
 from steval.data.files import sha256_file
 from steval.errors import CheckpointError, ConfigError
 from steval.wording import needs_extra
@@ -62,6 +63,29 @@ class HubRepository:
         hub = _hub()
         commit = _asked(reference, lambda: hub.HfApi().resolve_revision(reference.repo, revision=reference.revision))
         return cls(reference.repo, str(commit), reference)
+
+    @classmethod
+    def create(cls, reference: HubReference, *, private: bool) -> Self:
+        """As `open`, of a repository that is made where it is not there; a branch must be. Errors as `open`."""
+        hub = _hub()
+        _asked(reference, lambda: hub.HfApi().create_repo(reference.repo, private=private, exist_ok=True))
+        return cls.open(reference)
+
+    def commit_files(self, files: Mapping[str, Path | bytes]) -> str:
+        """Put files, by their paths in the repository, on the branch that was asked for; returns the commit. Errors as `open`."""
+        hub = _hub()
+        operations = [
+            hub.CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
+            for name, content in files.items()
+        ]
+        message = f"{', '.join(files)} by steval {__version__}"
+        made = _asked(
+            self.asked,
+            lambda: hub.HfApi().create_commit(
+                self.repo, operations, revision=self.asked.revision, commit_message=message, parent_commit=self.commit
+            ),
+        )
+        return str(made.oid)
 
     def names(self) -> list[str]:
         """Paths of all files at the commit, sorted; without a network those that the cache has."""
@@ -133,6 +157,10 @@ def _explained(error: Exception, reference: HubReference) -> Exception:
         return CheckpointError(
             f"{reference}: there is no repository {reference.repo}, or it is private: look at the name; for a private one log in "
             "with hf auth login, or set HF_TOKEN"
+        )
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        return CheckpointError(
+            f"{reference}: the hub does not let you: log in with hf auth login, or set HF_TOKEN, as somebody who may write there"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(f"{reference}: {reference.repo} has no revision {reference.revision!r}")
