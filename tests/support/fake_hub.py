@@ -87,7 +87,7 @@ def _answer(handler: BaseHTTPRequestHandler, hub: FakeHub) -> None:
             handler,
             401,
             b"Invalid username or password.",
-            {"X-Error-Code": "RepoNotFound"} if repo not in hub.private else {},
+            {"X-Error-Code": "RepoNotFound"},
         )
         return
     if repo in hub.gated:

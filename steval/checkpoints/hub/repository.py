@@ -61,8 +61,14 @@ class HubRepository:
     def open(cls, reference: HubReference) -> Self:
         """Settle the revision to a commit, by asking the hub, else by the cache. Raises `CheckpointError`, `ConfigError`."""
         hub = _hub()
-        commit = _asked(reference, lambda: hub.HfApi().resolve_revision(reference.repo, revision=reference.revision))
-        return cls(reference.repo, str(commit), reference)
+        is_offline = hub.constants.is_offline_mode()
+        commit = _asked(
+            reference,
+            lambda: hub.HfApi().resolve_revision(
+                reference.repo, revision=reference.revision, local_files_only=is_offline
+            ),
+        )
+        return cls(reference.repo, commit.resolved, reference)  # `commit` itself is the text that was asked for
 
     @classmethod
     def create(cls, reference: HubReference, *, private: bool) -> Self:
@@ -124,7 +130,10 @@ def _hub() -> Any:
     """The package; a `ConfigError` where it is not installed."""
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
+        import huggingface_hub.file_download
+        import huggingface_hub.utils
     except ImportError as error:
         raise ConfigError(needs_extra("an hf:// reference", "huggingface_hub", "hub")) from error
     if not sys.stderr.isatty():
@@ -160,7 +169,7 @@ def _explained(error: Exception, reference: HubReference) -> Exception:
         )
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return CheckpointError(
-            f"{reference}: the hub does not let you: log in with hf auth login, or set HF_TOKEN, as somebody who may write there"
+            f"{reference}: the hub does not let you: log in with hf auth login, or set HF_TOKEN, as one who may read or write it"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(f"{reference}: {reference.repo} has no revision {reference.revision!r}")
