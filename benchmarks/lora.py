@@ -46,7 +46,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "staged": [{"trains": HEADS}, {"trains": "all"}],
     "full": [{"trains": "all"}],
 }
-LARGE = {"hidden_dim": 672, "num_layers": 4, "num_heads": 8, "intermediate_size": 2688}
+LARGE = {"hidden_dim": 672, "num_layers": 4, "num_heads": 8, "intermediate_dim": 2688}
 LARGE_WAYS = ("full", "adapters and heads", "adapters alone")
 KEPT = "results.json"
 
