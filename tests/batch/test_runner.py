@@ -16,6 +16,7 @@ from steval.batch.results import error_of, is_whole
 from steval.batch.work import tasks
 from steval.checkpoints import store
 from steval.data.cells.cellfile import CellFile
+from steval.data.cells.record import read_record
 from steval.data.cells.scale import sample_indices
 from steval.data.columns import Columns
 from steval.errors import ConfigError
@@ -297,11 +298,12 @@ def test_an_adapter_gives_what_predict_gives_with_it(case: Path, tmp_path: Path)
         given = None if job.adapter is None else Path(job.adapter.place)
         theirs = predict_here(base, given, case / "data" / "packaged.h5ad", tmp_path / f"{job.name}.h5ad", job.output)
         ours = ad.read_h5ad(plan.layout.predictions(job))
-        assert ours.uns["steval"]["checkpoint_sha256"] == theirs.uns["steval"]["checkpoint_sha256"] == job.model_digest
+        digests = [read_record(cells.uns)["details"]["checkpoint_digest"] for cells in (ours, theirs)]
+        assert digests == [job.model_digest] * 2
         np.testing.assert_allclose(ours.X.toarray(), theirs.X.toarray(), rtol=1e-4, atol=1e-6)
     scored = read_json(plan.layout.directory(plan.jobs[0]) / "score" / "score.json")
     assert scored is not None
-    assert scored["record"]["adapter"] == str(case / "left.adapter.safetensors")
+    assert scored["record"]["model"]["adapter"] == str(case / "left.adapter.safetensors")
 
 
 def predict_here(base: Path, adapter: Path | None, real: Path, out: Path, output: str) -> ad.AnnData:

@@ -17,6 +17,7 @@ from steval.checkpoints.location import local, locate_checkpoint, pinned_referen
 from steval.checkpoints.store import load_checkpoint
 from steval.checkpoints.weight_source import read_weight_source
 from steval.cli.app import app
+from steval.data.cells.record import read_record
 from steval.errors import CheckpointError, ConfigError
 from steval.service.settings import ServiceSettings, require_checkpoint
 from support.adapters import write_adapter_to
@@ -54,6 +55,10 @@ def run(*arguments: object) -> str:
     done = CliRunner().invoke(app, [str(one) for one in arguments])
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def checkpoint_of(predictions: Path) -> str:
+    return read_record(ad.read_h5ad(predictions).uns)["details"]["checkpoint"]
 
 
 def test_a_file_is_fetched_once_and_named_by_its_commit(hub: FakeHub, checkpoint: Path):
@@ -98,7 +103,7 @@ def test_every_output_names_the_commit(hub: FakeHub, checkpoint: Path, tmp_path:
     cells, out = tmp_path / "real.h5ad", tmp_path / "preds.h5ad"
     lognorm_cells().write_h5ad(cells)
     run("predict", f"{given}/m.safetensors", "-o", out, "--perturbations", "STAT1", "--cells", 8)
-    assert ad.read_h5ad(out).uns["steval"]["checkpoint"] == f"{pinned}/m.safetensors"
+    assert checkpoint_of(out) == f"{pinned}/m.safetensors"
     run(
         "predict",
         given,
@@ -111,7 +116,7 @@ def test_every_output_names_the_commit(hub: FakeHub, checkpoint: Path, tmp_path:
         "--cells",
         8,
     )
-    assert ad.read_h5ad(out).uns["steval"]["checkpoint"] == f"{pinned}/a.adapter.safetensors"
+    assert checkpoint_of(out) == f"{pinned}/a.adapter.safetensors"
     assert f"{pinned}/m.safetensors" in run("inspect", f"{given}/m.safetensors", "--json")
     merged = tmp_path / "merged.safetensors"
     run("merge", given, f"{given}/a.adapter.safetensors", "-o", merged)
