@@ -108,15 +108,15 @@ def wait_for(http: httpx.Client, *names: str) -> dict[str, dict]:
 
 @pytest.fixture
 def lying(http, made, models_dir):
-    """`lab/a` and `lab/b` lie in the service's directory, `lost` too, whose base does not."""
-    (models_dir / "lab").mkdir(exist_ok=True)
-    files = [models_dir / "lab/a.adapter.safetensors", models_dir / "lab/b.adapter.safetensors"]
+    """`tuned/a` and `tuned/b` lie in the service's directory, `lost` too, whose base does not."""
+    (models_dir / "tuned").mkdir(exist_ok=True)
+    files = [models_dir / "tuned/a.adapter.safetensors", models_dir / "tuned/b.adapter.safetensors"]
     files.append(models_dir / "lost.adapter.safetensors")
     for source, target in zip("abc", files, strict=True):
         beside = target.with_name(f".{target.name}")
         shutil.copy(made[source], beside)
         beside.replace(target)
-    wait_for(http, "lab/a", "lab/b", "lost")
+    wait_for(http, "tuned/a", "tuned/b", "lost")
     yield
     for file in files:
         file.unlink()
@@ -124,25 +124,29 @@ def lying(http, made, models_dir):
 
 def test_every_address_answers_with_the_adapter_that_is_asked_for(http, lying, expected, service_url, tmp_path):
     listed = wait_for(http)
-    assert {name: (listed[name]["adapter"], listed[name]["base"]) for name in ("tiny", "lab/a", "lost")} == {
+    assert {name: (listed[name]["adapter"], listed[name]["base"]) for name in ("tiny", "tuned/a", "lost")} == {
         "tiny": (False, None),
-        "lab/a": (True, "tiny"),
+        "tuned/a": (True, "tiny"),
         "lost": (True, None),
     }
-    assert (listed["lost"]["state"], listed["lab/a"]["checkpoint"]) == ("broken", expected["a"][0])
+    assert (listed["lost"]["state"], listed["tuned/a"]["checkpoint"]) == ("broken", expected["a"][0])
     assert "trained from other.safetensors" in listed["lost"]["problem"]
     for name in ("a", "b"):
         digest, means = expected[name]
-        for asked in ({"adapter": f"lab/{name}"}, {"adapter": digest[:12], "model": "tiny"}, {"model": f"lab/{name}"}):
+        for asked in (
+            {"adapter": f"tuned/{name}"},
+            {"adapter": digest[:12], "model": "tiny"},
+            {"model": f"tuned/{name}"},
+        ):
             answer = http.post("/predict", json=REQUEST | asked).json()
             assert answer["checkpoint"] == digest
             found = np.array([one["mean"] for one in answer["predictions"]])
             np.testing.assert_allclose(found, means, rtol=1e-4, atol=1e-5)
-        card = http.get("/model", params={"adapter": f"lab/{name}"}).json()
+        card = http.get("/model", params={"adapter": f"tuned/{name}"}).json()
         assert (card["checkpoint"], card["base"]) == (digest, expected[None][0])
-        assert http.get("/perturbations", params={"adapter": f"lab/{name}", "search": "SRC"}).json()["matching"] == 1
+        assert http.get("/perturbations", params={"adapter": f"tuned/{name}", "search": "SRC"}).json()["matching"] == 1
     assert http.post("/predict", json=REQUEST).json()["checkpoint"] == expected[None][0]
-    with ServiceClient(service_url, adapter="lab/a") as client:
+    with ServiceClient(service_url, adapter="tuned/a") as client:
         job = client.submit_prediction(NAMES, 16, seed=3, output="mean")
         means = ad.read_h5ad(client.save_prediction_job(job, tmp_path / "j.h5ad"))
     found = means[means.obs["predicted"].to_numpy()].X
@@ -152,7 +156,7 @@ def test_every_address_answers_with_the_adapter_that_is_asked_for(http, lying, e
         "--url",
         service_url,
         "--adapter",
-        "lab/b",
+        "tuned/b",
         "-p",
         ",".join(NAMES),
         "-n",
@@ -169,10 +173,13 @@ def test_every_address_answers_with_the_adapter_that_is_asked_for(http, lying, e
 
 def test_an_adapter_that_there_is_not_is_a_clear_404_everywhere(http, lying, service_url):
     cases = {
-        ("lab/z", None): ("unknown_adapter", "there is no adapter 'lab/z'; nearest known lab/"),
+        ("tuned/z", None): ("unknown_adapter", "there is no adapter 'tuned/z'; nearest known tuned/"),
         ("tiny", None): ("unknown_adapter", "there is no adapter 'tiny'"),
-        ("lab/a", "lab/b"): ("unknown_adapter", "the model 'lab/b' has no adapter 'lab/a': that belongs to 'tiny'"),
-        ("lab/a", "none"): ("unknown_model", "there is no model 'none'"),
+        ("tuned/a", "tuned/b"): (
+            "unknown_adapter",
+            "the model 'tuned/b' has no adapter 'tuned/a': that belongs to 'tiny'",
+        ),
+        ("tuned/a", "none"): ("unknown_model", "there is no model 'none'"),
     }
     for (adapter, model), (code, words) in cases.items():
         named = {name: value for name, value in (("adapter", adapter), ("model", model)) if value}
@@ -190,12 +197,15 @@ def test_an_adapter_that_there_is_not_is_a_clear_404_everywhere(http, lying, ser
         http.post("/score", json={"predictions": "cells.h5ad", "adapter": "lost"}),
     ]
     assert [(one.status_code, one.json()["error"]["code"]) for one in lost] == [(503, "bad_model")] * 2
-    with ServiceClient(service_url, adapter="lab/z") as client, pytest.raises(DataError, match="no adapter 'lab/z'"):
+    with (
+        ServiceClient(service_url, adapter="tuned/z") as client,
+        pytest.raises(DataError, match="no adapter 'tuned/z'"),
+    ):
         client.predict_means(["STAT1"], 16)
 
 
 def test_a_scoring_job_takes_columns_and_data_of_the_adapter(http, lying, service_url, service_dir):
-    with ServiceClient(service_url, adapter="lab/a") as client:
+    with ServiceClient(service_url, adapter="tuned/a") as client:
         job = client.submit_score("cells.h5ad", on_server=True, profile="minimal", metrics_only=True)
         result = client.wait_for_score(job)
         client.remove_score(job)
@@ -206,7 +216,7 @@ def test_requests_of_several_adapters_at_once_each_get_their_own_cells(http, lyi
     failures: list[str] = []
 
     def ask(name: str | None) -> None:
-        named = {} if name is None else {"adapter": f"lab/{name}"}
+        named = {} if name is None else {"adapter": f"tuned/{name}"}
         with httpx.Client(base_url=service_url, timeout=60) as client:
             for number in range(6):
                 answer = client.post(

@@ -92,9 +92,11 @@ class _Sweep:
                 trial = self._study.ask()
             else:
                 break
-            chosen, begun = self._study.chosen(trial), True
+            seen, chosen, begun = self._study.last_step(trial), self._study.chosen(trial), True
             try:
-                self._running.append(begin_trial(self._out, self._space, trial.number, trial, chosen, self._steval))
+                self._running.append(
+                    begin_trial(self._out, self._space, trial.number, trial, chosen, seen, self._steval)
+                )
             except StevalError as error:  # values that do not go together
                 self._study.fail(trial, str(error))
                 self._tell(f"trial {trial.number} is not possible: {error}")

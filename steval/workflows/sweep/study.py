@@ -71,6 +71,11 @@ class SweepStudy:
         for frozen in self._study.get_trials(states=(self._optuna.trial.TrialState.RUNNING,)):
             yield self._optuna.trial.Trial(self._study, frozen._trial_id)
 
+    def last_step(self, trial: Any) -> int:
+        """The last step that a trial reported a value of; -1: none."""
+        frozen = next(one for one in self._study.trials if one.number == trial.number)
+        return max(frozen.intermediate_values, default=-1)
+
     def chosen(self, trial: Any) -> dict[str, Any]:
         """The values of a trial, drawn where they were not."""
         return {name: _plain(one, _drawn(trial, name, one)) for name, one in self._space.space.items()}

@@ -38,8 +38,9 @@ class RunningTrial:
     process: subprocess.Popen[bytes]
     log: Path
     metric: str
+    seen: int = -1
+    """The last step that the study has a value of."""
     given_up: bool = False
-    _seen: int = -1
     _changed: int = field(default=0, repr=False)
 
     def news(self) -> list[tuple[int, float]]:
@@ -57,8 +58,8 @@ class RunningTrial:
             line for line in lines if line.endswith("\n")
         )  # the last may be in the middle of being written
         found = [(int(row["step"]), float(row[self.metric])) for row in rows if row.get(self.metric)]
-        new = [(step, value) for step, value in found if step > self._seen]
-        self._seen = max((step for step, _ in new), default=self._seen)
+        new = [(step, value) for step, value in found if step > self.seen]
+        self.seen = max((step for step, _ in new), default=self.seen)
         return new
 
     def stop(self) -> None:
@@ -78,7 +79,13 @@ class RunningTrial:
 
 
 def begin_trial(
-    out: Path, space: SweepSpace, number: int, trial: Any, chosen: dict[str, Any], steval: Command = own_steval
+    out: Path,
+    space: SweepSpace,
+    number: int,
+    trial: Any,
+    chosen: dict[str, Any],
+    seen: int,
+    steval: Command = own_steval,
 ) -> RunningTrial:
     """Start the process of a trial, or let one go on that was interrupted."""
     name = f"{number:04d}"
@@ -101,7 +108,7 @@ def begin_trial(
             steval(arguments), stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=dict(os.environ),
             start_new_session=True,  # Ctrl-C is for the sweep, which tells its trials
         )  # fmt: skip
-    return RunningTrial(trial, number, directory, process, log, settings.checks.select_best)
+    return RunningTrial(trial, number, directory, process, log, settings.checks.select_best, seen)
 
 
 def require_at_rest(out: Path, number: int) -> None:
