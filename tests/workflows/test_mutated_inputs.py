@@ -59,7 +59,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 def test_every_command_has_a_line() -> None:
-    assert {line.command for line in LINES} == set(COMMANDS)
+    # push would need a hub: tests/checkpoints/test_hub.py has one
+    assert {line.command for line in LINES} == set(COMMANDS) - {"push"}
 
 
 @pytest.mark.parametrize("number", NUMBERS)
