@@ -48,7 +48,7 @@ from steval.predictor.controls import checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.means import predicted_means
 from steval.predictor.requests import request_names
-from steval.service.http.encoding import ARROW, H5AD, JSON
+from steval.service.forms import ARROW, H5AD, JSON
 
 NUM_PERTURBATIONS = 200
 NUM_CONTROLS = 512

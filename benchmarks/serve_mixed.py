@@ -29,7 +29,7 @@ import httpx
 from serve import NUM_PERTURBATIONS, Service, write_checkpoint
 
 from steval.checkpoints.store import load_checkpoint
-from steval.service.http.encoding import ARROW, H5AD
+from steval.service.forms import ARROW, H5AD
 
 JOB_PAUSE = 3.0
 PATIENCE = 120.0

@@ -36,7 +36,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _HOMES[name].rpartition(".")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
+    try:
+        return getattr(import_module(f"{__name__}.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(f"{__name__}."):
+            raise
+        raise AttributeError(
+            f"{__name__}.{name} comes with steval; installed is steval-client, which has steval.service.client.ServiceClient"
+        ) from error
 
 
 def __dir__() -> list[str]:

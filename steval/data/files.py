@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from safetensors import SafetensorError
-
 from steval.data.outputs import destination
 from steval.errors import ConfigError, DataError, OutputError
 from steval.machine import machine_name, process_birth, process_is_gone
@@ -38,6 +36,8 @@ def atomic_tensors(path: Path) -> Generator[Path]:
     That writer makes files that their owner alone can read, under a name of its own beside the one it is given, which stay where
     the process is killed: so both lie in a directory that is removed with all that is in it.
     """
+    from safetensors import SafetensorError  # here: the client's distribution comes without
+
     path = destination(path)
     with atomic_path(path) as partial, ScratchDirectory(path.name, path.parent) as directory:
         partial.touch()

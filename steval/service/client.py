@@ -5,29 +5,30 @@
 
 Errors of the service come back as steval's own: `ConfigError` (400, 401, 403, 406), `DataError` (404, 413, 415, 422) with the
 service's words, `ServiceError` for the rest. Where the service is busy, requests are repeated as `Retry-After` says.
+
+This module is also the distribution `steval-client` (`client/` of the repository), for people without torch: it imports httpx
+and nothing else that is not Python's own; what gives arrays imports numpy, and pyarrow for single cells, when it is called.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
-import numpy as np
 
 from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
-from steval.predictor.requests import PredictionVocabulary
-from steval.service.http.encoding import ARROW, ARROW_KEY, H5AD, JSON
+from steval.service.forms import ARROW, H5AD, JSON, MOST_LISTED
 from steval.service.proxies import choose_proxy, without_secrets
-from steval.service.received import whole_table
-from steval.service.schemas import MOST_LISTED
+from steval.service.received import PredictedCells, PredictedMeans, cells_of, means_of
 from steval.wording import whole_number
+
+if TYPE_CHECKING:
+    from steval.predictor.requests import PredictionVocabulary
 
 DEFAULT_TIMEOUT = 600.0
 PATIENCE = 60.0
@@ -37,30 +38,6 @@ Asked = Sequence[str | Mapping[str, Any]]
 """Names, or mappings with the fields of `schemas.PredictItem`."""
 _CONFIG_STATUS = frozenset({400, 401, 403, 406})
 _DATA_STATUS = frozenset({404, 413, 415, 422})
-
-
-@dataclass(frozen=True)
-class PredictedMeans:
-    """Mean profiles: `means [P, G]` float32 in the order of `perturbations` and `genes`; `facts` has scale, seed, digest."""
-
-    genes: list[str]
-    perturbations: list[str]
-    means: np.ndarray
-    controls: dict[str, np.ndarray]
-    """Measured mean of the controls by cell type, `[G]` float32."""
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PredictedCells:
-    """Predicted cells: `cells [n, G]` float32 with a label for each row."""
-
-    genes: list[str]
-    cells: np.ndarray
-    perturbations: list[str]
-    cell_types: list[str]
-    control_cells: list[str]
-    facts: dict[str, Any]
 
 
 class ServiceClient:
@@ -128,8 +105,13 @@ class ServiceClient:
         asked = {"search": search, "limit": limit, "offset": offset, **self._model}
         return self._json("GET", "/perturbations", ("total", "perturbations"), params=asked)
 
-    def vocabulary(self) -> PredictionVocabulary:
-        """What can be asked for: the whole vocabulary, page by page, with the control and its cell types."""
+    def vocabulary(self) -> "PredictionVocabulary":
+        """What can be asked for: the whole vocabulary, page by page, with the control and its cell types.
+
+        It is the command line's own, so steval is needed; `perturbations` lists names without it.
+        """
+        from steval.predictor.requests import PredictionVocabulary
+
         fields = ("control", "cell_types", "num_perturbations")
         card = self._json("GET", "/model", fields, params=self._model)
         names: list[str] = []
@@ -139,6 +121,20 @@ class ServiceClient:
                 break
             names += [entry["name"] for entry in page]
         return PredictionVocabulary([*names, card["control"]], card["control"], card["cell_types"])
+
+    def predict(
+        self,
+        perturbations: Asked,
+        cells: int = 100,
+        *,
+        seed: int = 0,
+        cell_type: str | None = None,
+        batch: str | None = None,
+    ) -> dict[str, Any]:
+        """Mean profiles as the service's JSON says them: `genes`, `predictions` (each with `perturbation` and `mean`, a list of
+        numbers in the order of the genes), `controls`, and the facts of `PredictedMeans`."""
+        body = _body(perturbations, cells, seed, cell_type, batch, "mean") | self._model
+        return self._json("POST", "/predict", ("predictions", "genes"), json=body, headers={"Accept": JSON})
 
     def predict_means(
         self,
@@ -150,17 +146,7 @@ class ServiceClient:
         batch: str | None = None,
     ) -> PredictedMeans:
         """A mean profile for each perturbation; the same as `steval predict --output mean` with these options."""
-        body = _body(perturbations, cells, seed, cell_type, batch, "mean") | self._model
-        answer = self._json("POST", "/predict", ("predictions", "genes"), json=body, headers={"Accept": JSON})
-        predictions = answer.pop("predictions")
-        controls = {one["cell_type"]: np.array(one["mean"], dtype=np.float32) for one in answer.pop("controls")}
-        return PredictedMeans(
-            genes=answer.pop("genes"),
-            perturbations=[one["perturbation"] for one in predictions],
-            means=np.array([one["mean"] for one in predictions], dtype=np.float32),
-            controls=controls,
-            facts=answer,
-        )
+        return means_of(self.predict(perturbations, cells, seed=seed, cell_type=cell_type, batch=batch))
 
     def predict_cells(
         self,
@@ -173,18 +159,7 @@ class ServiceClient:
     ) -> PredictedCells:
         """Every predicted cell; an answer that was cut off is a `ServiceError`."""
         body = _body(perturbations, cells, seed, cell_type, batch, "cells") | self._model
-        table = whole_table(self._call("POST", "/predict", json=body, headers={"Accept": ARROW}).content)
-        facts = json.loads(table.schema.metadata[ARROW_KEY])
-        genes = facts.pop("genes")
-        expression = table["expression"].combine_chunks()
-        return PredictedCells(
-            genes=genes,
-            cells=expression.flatten().to_numpy(zero_copy_only=False).reshape(len(table), len(genes)),
-            perturbations=table["perturbation"].to_pylist(),
-            cell_types=table["cell_type"].to_pylist(),
-            control_cells=table["control_cell"].to_pylist(),
-            facts=facts,
-        )
+        return cells_of(self._call("POST", "/predict", json=body, headers={"Accept": ARROW}).content)
 
     def save_predictions(
         self,

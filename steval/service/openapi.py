@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from steval import __version__
-from steval.service.http.encoding import JSON
+from steval.service.forms import JSON
 from steval.service.http.routing import Operation, Route, RouteTable
 from steval.service.schemas import (
     ErrorAnswer,

@@ -13,8 +13,6 @@ from steval.settings import Settings
 
 MOST_NAMES = 10_000
 LONGEST_NAME = 512
-SHOWN_NAMES, MOST_LISTED, MOST_OFFSET = 50, 1000, 2**31
-"""Of `GET /perturbations`: names without `limit`, the most that it takes, and the most that `offset` takes."""
 Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME, strict=True)]
 
 

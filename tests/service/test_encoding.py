@@ -7,16 +7,8 @@ import pytest
 import zstandard
 
 from steval.errors import NotFiniteError, ServiceError
-from steval.service.http.encoding import (
-    ARROW,
-    H5AD,
-    ArrowStream,
-    choose_format,
-    compress,
-    json_numbers,
-    json_object,
-    wants_zstd,
-)
+from steval.service.forms import ARROW, H5AD, choose_format, wants_zstd
+from steval.service.http.encoding import ArrowStream, compress, json_numbers, json_object
 from steval.service.received import whole_table
 
 
