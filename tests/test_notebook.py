@@ -13,6 +13,7 @@ import steval as sv
 from steval.cli.app import app
 from steval.data.cells.record import read_record
 from steval.errors import ConfigError, DataError, EvaluationError, UnknownPerturbationError
+from support.documented import ROOT, blocks
 
 SMALL = {
     "recipe": "quick-cpu",
@@ -60,6 +61,16 @@ def test_what_type_checkers_are_told_is_what_there_is():
     listed = stub[stub.index("__all__") :]
     assert [name for name in sv.__all__ if f'"{name}"' not in listed] == []
     assert listed.count('"') == 2 * len(sv.__all__)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (source,) = blocks(ROOT / "README.md", "python")
+    names: dict = {"SMALL": SMALL}
+    *before, shown = source.replace('"quick-cpu"', "SMALL").strip().splitlines()
+    exec("\n".join(before), names)
+    assert eval(shown, names)._repr_png_()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prepared_cells_are_those_of_the_command(parts, tmp_path):

@@ -1,7 +1,5 @@
 """Every `sh` block of docs/finetuning.md runs, in order, in one directory."""
 
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +8,16 @@ import pytest
 from typer.testing import CliRunner
 
 from steval.cli.app import app
+from support.documented import ROOT, commands_to_run
 
-PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
-
-
-def commands() -> list[list[str]]:
-    """The lines of the page's `sh` blocks, split as a shell does."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    return [shlex.split(line) for block in blocks for line in block.splitlines() if line]
+PAGE = ROOT / "docs" / "finetuning.md"
 
 
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(commands()) >= 7
-    for program, *arguments in commands():
+    assert len(commands_to_run(PAGE)) >= 7
+    for program, *arguments in commands_to_run(PAGE):
         if program == "python":
             subprocess.run([sys.executable, *arguments], check=True)
             continue

@@ -1,21 +1,16 @@
 """Every command and the Python of docs/prediction.md run, in order, in one directory."""
 
 import re
-import shlex
 import shutil
-from pathlib import Path
 
 import anndata as ad
 import pytest
 from typer.testing import CliRunner
 
 from steval.cli.app import app
+from support.documented import ROOT, blocks, commands_to_run
 
-PAGE = Path(__file__).parents[2] / "docs" / "prediction.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+PAGE = ROOT / "docs" / "prediction.md"
 
 
 @pytest.fixture
@@ -29,7 +24,7 @@ def directory(checkpoint, cells_path, tmp_path, monkeypatch):
 
 
 def test_commands(directory):
-    lines = [shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line]
+    lines = commands_to_run(PAGE)
     assert len(lines) >= 4
     for program, *arguments in lines:
         assert program == "steval"
@@ -39,7 +34,7 @@ def test_commands(directory):
 
 
 def test_python(directory, capsys):
-    for block in blocks("python"):
+    for block in blocks(PAGE, "python"):
         exec(block, {})
     assert "STAT1 H1 (16, 120)" in capsys.readouterr().out
 

@@ -1,7 +1,6 @@
 """Every `sh` block of docs/coming-from-arc-state.md runs, in order; its tables name the flags that arc-state has."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from typer.testing import CliRunner
 
 from steval.cli.app import app
 from steval.data.example import example
+from support.documented import ROOT, commands_to_run
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "coming-from-arc-state.md"
 INFER = """
 --checkpoint --adata --embed-key --pert-col --output --model-dir --celltype-col --celltypes --batch-col --control-pert --seed
@@ -38,8 +37,7 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     shutil.copytree(ROOT / "tests" / "data" / "golden" / "arc_run", tmp_path / "arc_run")
     example().write_h5ad(tmp_path / "counts.h5ad")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    lines = [shlex.split(line) for block in blocks for line in block.splitlines() if line]
+    lines = commands_to_run(PAGE)
     assert len(lines) >= 10
     for program, *arguments in lines:
         assert program == "steval"

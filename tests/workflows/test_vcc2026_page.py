@@ -1,8 +1,6 @@
 """Every command of docs/vcc2026.md runs, in order, on a bundle of the challenge's shape; and what the commands refuse."""
 
 import json
-import re
-import shlex
 import zipfile
 from pathlib import Path
 
@@ -16,15 +14,11 @@ from steval.data.challenge.bundle import prepare_bundle, prepared_contexts
 from steval.errors import ConfigError, DataError
 from steval.predictor.contexts import context_files
 from support.challenge import CONTEXTS, NUM_CELLS, write_screen_and_bundle
+from support.documented import ROOT, commands_to_run
 
-PAGE = Path(__file__).parents[2] / "docs" / "vcc2026.md"
+PAGE = ROOT / "docs" / "vcc2026.md"
 SHORT = {"finetune": ["--set", "phases.0.steps=4", "--set", "checks.validate_every=4"]}
 """What makes a command of the page quick."""
-
-
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    return [shlex.split(line) for block in blocks for line in block.splitlines() if line]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +28,8 @@ def directory(tmp_path_factory):
     write_screen_and_bundle(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        assert len(commands()) == 6
-        for program, command, *arguments in commands():
+        assert len(commands_to_run(PAGE)) == 6
+        for program, command, *arguments in commands_to_run(PAGE):
             assert program == "steval"
             result = CliRunner().invoke(app, [command, *arguments, *SHORT.get(command, [])])
             assert result.exit_code == 0, f"{command} {arguments}: {result.output}"
