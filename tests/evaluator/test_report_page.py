@@ -24,6 +24,8 @@ else:
         pytest.skip("chromium is not installed", allow_module_level=True)
 
 PNG = b"\x89PNG\r\n\x1a\n"
+READABLE = 8
+"""Pixels of the smallest text of a figure on a phone."""
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +59,13 @@ def test_a_served_report_sorts_picks_and_saves(served):
     url, report = served
     with driver.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 390, "height": 800}, accept_downloads=True)
+        page = browser.new_page(viewport={"width": 360, "height": 800}, accept_downloads=True)
         troubles: list[str] = []
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.goto(url)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        heights = "[...document.querySelectorAll('.drawing svg text')].map(text => text.getBoundingClientRect().height)"
+        assert min(page.evaluate(heights)) >= READABLE
 
         page.get_by_text("All perturbations").click()
         table = page.locator("details table.sortable")

@@ -81,13 +81,14 @@ _TEMPLATE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>steva
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink); }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } figure { margin: 1rem 0; max-width: 52rem; }
 figure svg { width: 100%; height: auto; } figcaption { color: var(--muted); font-size: .9rem; }
+@media (max-width: 44rem) { figure svg { min-width: 36rem; } }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0 2rem; font-size: .92rem; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; } td { overflow-wrap: break-word; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { border-bottom: 2px solid; } td { border-bottom: 1px solid var(--grid); }
 </style>
 <h1>{{ names | join(" · ") }}</h1>
-{% for caption, svg in figures %}<figure>{{ svg | safe }}<figcaption>{{ caption }}</figcaption></figure>{% endfor %}
+{% for caption, svg in figures %}<figure><div class="scroll">{{ svg | safe }}</div><figcaption>{{ caption }}</figcaption></figure>{% endfor %}
 {% for title, frame in frames %}<h2>{{ title }}</h2><div class="scroll"><table><thead><tr>
 {% for name in frame.columns %}<th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in frame.rows() %}<tr>{% for value in row -%}
