@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from steval.nearest import Names
 from steval.nearest import nearest_names as nearest_names
-from steval.wording import listed
+from steval.wording import counted, listed
 
 MOST_SUGGESTED = 10
 """Unknown names that get suggestions."""
@@ -87,9 +87,9 @@ class UnknownPerturbationError(DataError):
             f"{_short(name)}: nearest known {listed(near) if near else 'none'}" for name, near in self.nearest.items()
         ]
         if len(self.unknown) > MOST_SUGGESTED:
-            problems.append(f"and {len(self.unknown) - MOST_SUGGESTED} more unknown names")
+            problems.append(f"and {counted(len(self.unknown) - MOST_SUGGESTED, 'more unknown name')}")
         super().__init__(
-            f"unknown perturbation{'s' if len(self.unknown) > 1 else ''}; the checkpoint knows {len(known)} names",
+            f"unknown perturbation{'s' if len(self.unknown) > 1 else ''}; the checkpoint knows {counted(len(known), 'name')}",
             problems,
         )
 

@@ -36,8 +36,8 @@ def _readable(name: str) -> str:
 
 
 def counted(number: int, thing: str, things: str | None = None) -> str:
-    """`1 perturbation`, `2 perturbations`."""
-    return f"{number} {thing if number == 1 else things or thing + 's'}"
+    """`1 perturbation`, `12,000 perturbations`; `things` where it is more than an `s`: `1 job waits`, `2 jobs wait`."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def memory_size(num_bytes: float) -> str:

@@ -11,6 +11,7 @@ from steval.batch.jobs import Job, read_json
 from steval.batch.plan import BatchPlan
 from steval.batch.results import error_of, is_whole, score_of
 from steval.data.files import atomic_path
+from steval.wording import counted
 
 NAME = "leaderboard"
 TEMPLATE = Path(__file__).parent / "leaderboard.html.j2"
@@ -96,6 +97,7 @@ def render(frame: pl.DataFrame) -> str:
     loader = jinja2.FileSystemLoader([TEMPLATE.parent, TEMPLATES])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
+    environment.filters["counted"] = counted
     environment.filters["arrow"] = with_arrow
     template = environment.get_template(TEMPLATE.name)
     metrics = [name for name in frame.columns if name not in SCHEMA and not name.endswith(("_low", "_high"))]

@@ -20,7 +20,7 @@ from steval.batch.work.stages import job_stages
 from steval.data.files import atomic_path
 from steval.errors import ConfigError, StevalError
 from steval.machine import num_cores
-from steval.wording import whole_number
+from steval.wording import counted, whole_number
 
 logger = logging.getLogger(__name__)
 Shard = tuple[int, int]
@@ -97,7 +97,9 @@ def run_batch(path: Path, manifest: BatchManifest, *, shard: Shard | None = None
         with atomic_path(root / f"{name}.yaml") as partial:
             partial.write_text(manifest.to_yaml(), encoding="utf-8")
         unfinished = [job for job in jobs if not is_whole(plan.layout, job)]
-        logger.info("%d jobs, %d of them done before; results go to %s", len(jobs), len(jobs) - len(unfinished), root)
+        logger.info(
+            "%s, %d of them done before; results go to %s", counted(len(jobs), "job"), len(jobs) - len(unfinished), root
+        )
         engine = make_engine(manifest.run) if unfinished else None
         try:
             counts = Runner(plan, jobs, ledger, engine).run() if engine else RunCounts(reused=len(jobs))

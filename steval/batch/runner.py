@@ -20,6 +20,7 @@ from steval.batch.work.stages import job_stages
 from steval.data.files import require_directory
 from steval.errors import BatchError
 from steval.logs import progress_bar
+from steval.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ class Runner:
         elif self._active:
             lacking = sorted({path.name for active in self._active.values() for path in active.missing})
             raise BatchError(
-                f"the batch stands still: {len(self._active)} jobs wait for {len(lacking)} tasks that nobody does "
+                f"the batch stands still: {counted(len(self._active), 'job waits', 'jobs wait')} for "
+                f"{counted(len(lacking), 'task')} that nobody does "
                 f"({', '.join(lacking[:5])}). This is a bug; what is done is kept, and the same command goes on from there"
             )
         elif self._open:
@@ -114,7 +116,9 @@ class Runner:
         self._next_word = time.monotonic() + WORD_SECONDS
         holders = self._ledger.holders([job.key for job in self._open])
         logger.info(
-            "waiting for %d jobs that others hold: %s", len(self._open), ", ".join(sorted(set(holders.values()))) or "?"
+            "waiting for %s: %s",
+            counted(len(self._open), "job that others hold", "jobs that others hold"),
+            ", ".join(sorted(set(holders.values()))) or "?",
         )
 
     def _reconcile(self) -> None:

@@ -25,6 +25,7 @@ from steval.model.groups import is_unused
 from steval.model.lora import merged
 from steval.model.network import StateTransition
 from steval.settings import json_digest
+from steval.wording import counted
 
 OTHER_MODELS = frozenset(
     {
@@ -81,12 +82,13 @@ def read_arc(source: Path, attention: str | None = None) -> ArcModel:
     if adapters is not None:
         base, weights = weights, merged(weights, adapters.pairs, adapters.scale)
         notes.append(
-            f"LoRA adapters of rank {adapters.rank} (alpha {adapters.alpha:g}) beside {len(adapters.pairs)} matrices, added to them"
+            f"LoRA adapters of rank {adapters.rank} (alpha {adapters.alpha:g}) beside "
+            f"{counted(len(adapters.pairs), 'matrix', 'matrices')}, added to them"
         )
     notes += [f"attention {regime.attention}: {regime.reason}", *vocabulary.notes]
     notes += [f"{flag} is on in the file and changes nothing that is computed" for flag in ignored_flags(hyper)]
     if dropped:
-        notes.append(f"left out {len(dropped)} stored tensors that nothing reads: {', '.join(dropped)}")
+        notes.append(f"left out {counted(len(dropped), 'stored tensor')} that nothing reads: {', '.join(dropped)}")
     return ArcModel(
         source=source,
         checkpoint_path=checkpoint_path,

@@ -22,6 +22,7 @@ from steval.errors import CheckpointError, ConfigError
 from steval.model.config import Attention, ModelConfig
 from steval.model.lora_settings import LoraSettings
 from steval.settings import Settings
+from steval.wording import counted
 
 _HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "feature_name", "index"})
 SAME_FEATURES = 1e-6
@@ -217,13 +218,18 @@ def _unseen(known: dict[str, Tensor], width: int, path: Path, notes: list[str]) 
     differing = [name for name in shared if float((found[name] - known[name]).abs().max()) > SAME_FEATURES]
     if shared and len(differing) == len(shared):
         raise ConfigError(
-            f"{path} disagrees with the model on all {len(shared)} perturbations that both have ({', '.join(shared[:3])}): "
+            f"{path} disagrees with the model on every one of {counted(len(shared), 'perturbation')} that both have "
+            f"({', '.join(shared[:3])}): "
             "these are other features than the model was trained with"
         )
     added = {name: vector for name, vector in found.items() if name not in known}
-    notes.append(f"features of {len(added)} perturbations from {path.name}, which the model was not trained on")
+    notes.append(
+        f"features of {counted(len(added), 'perturbation')} from {path.name}, which the model was not trained on"
+    )
     if differing:
-        notes.append(f"{path.name} has other features for {len(differing)} trained perturbations; the model's own stay")
+        notes.append(
+            f"{path.name} has other features for {counted(len(differing), 'trained perturbation')}; the model's own stay"
+        )
     return added
 
 
@@ -252,7 +258,7 @@ def _gene_list(num_genes: int, given: dict[str, list[str]], recorded: dict[str, 
             return genes
     found = {source: len(genes) for source, genes in {**recorded, **given}.items()}
     raise ConfigError(
-        f"the names of the model's {num_genes:,} genes are not known"
+        f"the names of the model's {counted(num_genes, 'gene')} are not known"
         + (f" (found {', '.join(f'{n:,} in {source}' for source, n in found.items())})" if found else "")
         + "; they are not guessed. Give the genes of the training data, in its order, with --genes FILE.txt|.csv|.h5ad "
         "(may be repeated)"
@@ -301,7 +307,9 @@ def _batches(model: ArcModel, notes: list[str]) -> tuple[str, ...]:
         return batches
     if batches:
         raise CheckpointError(
-            f"the batch map has {len(batches)} names, the network {num_codes} batch codes; they are not of one run"
+            f"the batch map has {counted(len(batches), 'name')}, the network {counted(num_codes, 'batch code')}; they "
+            "are not of one run"
         )
-    notes.append(f"the {num_codes} batches have no names and are called by their codes, 0 to {num_codes - 1}")
+    unnamed = counted(num_codes, "batch without a name", "batches without names")
+    notes.append(f"{unnamed}, called by code: 0 to {num_codes - 1}")
     return tuple(str(code) for code in range(num_codes))

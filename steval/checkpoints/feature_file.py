@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steval.errors import CheckpointError, ConfigError
+from steval.wording import counted
 
 MAX_FEATURE_BYTES = 16 * 2**30
 """Largest unpacked feature file: 20,000 genes of 5,120 float64 numbers are 0.8 GB."""
@@ -57,7 +58,7 @@ def _read_npz(path: Path) -> Features:
         with zipfile.ZipFile(path) as archive:
             declared = sum(entry.file_size for entry in archive.infolist())
         if declared > min(MAX_FEATURE_BYTES, MAX_UNPACKING * path.stat().st_size):
-            raise CheckpointError(f"{path} would unpack to {declared:,} bytes; refused as a zip bomb")
+            raise CheckpointError(f"{path} would unpack to {counted(declared, 'byte')}; refused as a zip bomb")
         with np.load(path, allow_pickle=False) as arrays:
             if {"names", "features"} == set(arrays.files):
                 return _from_matrix([str(name) for name in arrays["names"]], arrays["features"], path)
@@ -84,7 +85,7 @@ def _read_parquet(path: Path) -> Features:
     if len(text) != 1 or not rest:
         raise CheckpointError(
             f"{path} must have one text column with the perturbation names and the features beside it; it has "
-            f"{len(text)} text columns ({', '.join(text[:5])}) and {len(rest)} others"
+            f"{counted(len(text), 'text column')} ({', '.join(text[:5])}) and {counted(len(rest), 'other')}"
         )
     names = [str(name) for name in table[text[0]].to_pylist()]
     try:
@@ -131,7 +132,7 @@ def _from_matrix(names: Sequence[str], matrix: np.ndarray, path: Path) -> Featur
         raise CheckpointError(f"{path} holds no features")
     if matrix.ndim != 2 or len(matrix) != len(names) or not matrix.shape[1] or matrix.dtype.kind not in "fiu":
         raise CheckpointError(
-            f"{path}: expected a matrix of numbers [names, length] for {len(names)} names, got {matrix.dtype} of shape "
+            f"{path}: expected a matrix of numbers [names, length] for {counted(len(names), 'name')}, got {matrix.dtype} of shape "
             f"{list(matrix.shape)}"
         )
     repeated = [name for name, count in Counter(names).items() if count > 1]

@@ -18,6 +18,7 @@ from steval.data.reference import DataReference
 from steval.errors import CheckpointError, ConfigError
 from steval.model.config import ModelConfig
 from steval.settings import Settings
+from steval.wording import counted
 
 FORMAT_VERSION = 1
 METADATA_KEY = "steval"
@@ -138,7 +139,7 @@ def read_header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(handle.read(8), "little")
             if size < 10 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise CheckpointError(
-                    f"{path} is not a whole safetensors file: its header claims {length} bytes, the file has {size}"
+                    f"{path} is not a whole safetensors file: its header claims {counted(length, 'byte')}, the file has {size:,}"
                 )
             return _parse_header(handle.read(length), path, size - 8 - length)
     except FileNotFoundError as error:
@@ -207,6 +208,6 @@ def _parse_header(raw: bytes, path: Path, num_data_bytes: int) -> dict[str, Any]
         ) from error
     if end != num_data_bytes:
         raise CheckpointError(
-            f"{path} is truncated or padded: tensors need {end} bytes, the file holds {num_data_bytes}"
+            f"{path} is truncated or padded: tensors need {counted(end, 'byte')}, the file holds {num_data_bytes:,}"
         )
     return header

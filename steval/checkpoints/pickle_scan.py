@@ -5,6 +5,7 @@ import pickletools
 from typing import Any
 
 from steval.errors import CheckpointError
+from steval.wording import counted
 
 MAX_TUPLE_DEPTH = 100
 """Tuples nested deeper are no data: hashing one as a key recurses in C until the process dies."""
@@ -27,7 +28,9 @@ def names_used(data: bytes, source: str) -> set[str]:
         if opcode.name in ("GLOBAL", "INST"):
             names.add(str(argument).replace(" ", "."))
         elif opcode.name in _PUTS and int(argument or 0) > len(data):
-            raise CheckpointError(f"{source}: memo number {argument} in a pickle of {len(data)} bytes; refused")
+            raise CheckpointError(
+                f"{source}: memo number {argument} in a pickle of {counted(len(data), 'byte')}; refused"
+            )
         if depths.step(opcode, argument) > MAX_TUPLE_DEPTH:
             raise CheckpointError(f"{source}: tuples nested more than {MAX_TUPLE_DEPTH} deep; refused")
     return names

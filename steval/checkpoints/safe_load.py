@@ -23,6 +23,7 @@ from steval.checkpoints.location import require_plain
 from steval.checkpoints.pickle_scan import names_used
 from steval.checkpoints.stand_ins import DTypeName, InertObject, encode_latin1, make_scalar, rebuild_tensor
 from steval.errors import CheckpointError
+from steval.wording import counted
 
 MAX_ARCHIVE_BYTES = 64 * 2**30
 """Largest torch archive that is opened (a 160 M parameter network with its optimiser is under 2 GB)."""
@@ -100,7 +101,9 @@ def load_foreign(path: Path) -> Any:
             )
         size = path.stat().st_size
         if size > MAX_PICKLE_BYTES:
-            raise CheckpointError(f"{path}: a pickle of {size:,} bytes is over the limit of {MAX_PICKLE_BYTES:,}")
+            raise CheckpointError(
+                f"{path}: a pickle of {counted(size, 'byte')} is over the limit of {MAX_PICKLE_BYTES:,}"
+            )
         return _load_stream(path.read_bytes(), str(path))
     except CheckpointError:
         raise
@@ -125,12 +128,15 @@ def _check_directory(path: Path, entries: list[zipfile.ZipInfo]) -> str:
     """The name of the archive's pickle; a directory that torch would not have written is refused."""
     size = path.stat().st_size
     if size > MAX_ARCHIVE_BYTES:
-        raise CheckpointError(f"{path}: an archive of {size:,} bytes is over the limit of {MAX_ARCHIVE_BYTES:,}")
+        raise CheckpointError(
+            f"{path}: an archive of {counted(size, 'byte')} is over the limit of {MAX_ARCHIVE_BYTES:,}"
+        )
     declared = sum(entry.file_size for entry in entries)
     compressed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if compressed or declared > size:
         raise CheckpointError(
-            f"{path} declares {declared:,} bytes in an archive of {size:,} ({len(compressed)} compressed entries); "
+            f"{path} declares {counted(declared, 'byte')} in an archive of {size:,} "
+            f"({counted(len(compressed), 'compressed entry', 'compressed entries')}); "
             "torch stores its archives uncompressed, so this is not a file of torch's, or a zip bomb"
         )
     names = [entry.filename for entry in entries]
@@ -143,7 +149,9 @@ def _check_directory(path: Path, entries: list[zipfile.ZipInfo]) -> str:
         )
     pickle_size = next(entry.file_size for entry in entries if entry.filename == pickles[0])
     if pickle_size > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"{path}: its pickle of {pickle_size:,} bytes is over the limit of {MAX_PICKLE_BYTES:,}")
+        raise CheckpointError(
+            f"{path}: its pickle of {counted(pickle_size, 'byte')} is over the limit of {MAX_PICKLE_BYTES:,}"
+        )
     return pickles[0]
 
 
@@ -190,7 +198,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
             raise CheckpointError(f"{self.source}: persistent reference {kind!r} is not a tensor storage; refused")
         num_bytes = int(num_elements) * dtype.itemsize
         if not 0 <= num_bytes <= self.size:
-            raise CheckpointError(f"{self.source}: a tensor of {num_bytes:,} bytes in a file of {self.size:,}; refused")
+            raise CheckpointError(
+                f"{self.source}: a tensor of {counted(num_bytes, 'byte')} in a file of {self.size:,}; refused"
+            )
         if str(key) not in self.storages:
             if sum(storage.nbytes() for storage in self.storages.values()) + num_bytes > self.size:
                 raise CheckpointError(f"{self.source}: its tensors are larger than the file; refused")

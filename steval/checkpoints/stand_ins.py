@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from steval.wording import counted
+
 _NUMPY_CODE = re.compile(r"[biufUS]\d{1,5}|\?")
 
 
@@ -59,7 +61,7 @@ class _MakeScalar(_Function):
         data = raw.encode("latin1") if isinstance(raw, str) else raw
         numpy_type = np.dtype(dtype.order + dtype.code)
         if len(data) != numpy_type.itemsize:
-            raise pickle.UnpicklingError(f"a numpy scalar of {len(data)} bytes for dtype {dtype.code}")
+            raise pickle.UnpicklingError(f"a numpy scalar of {counted(len(data), 'byte')} for dtype {dtype.code}")
         return np.frombuffer(data, dtype=numpy_type)[0].item() if data else numpy_type.type().item()
 
 

@@ -20,7 +20,7 @@ from steval.machine import num_cores
 from steval.model.config import Attention
 from steval.model.lora import LoraPair, attach
 from steval.model.network import StateTransition
-from steval.wording import listed
+from steval.wording import counted, listed
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -118,7 +118,9 @@ def packed(
     manifest = manifest.model_copy(update={"training_effects": facts})
     problems = _inconsistencies(manifest)
     if effects is not None and manifest.output_genes is not None and effects.num_genes != len(manifest.output_genes):
-        problems.append(f"training effects have {effects.num_genes} genes, output_genes {len(manifest.output_genes)}")
+        problems.append(
+            f"training effects have {counted(effects.num_genes, 'gene')}, output_genes {len(manifest.output_genes)}"
+        )
     if problems:
         raise CheckpointError(f"{path} is not written: its description contradicts itself", problems)
     require_finite_tensors(tensors, path)
@@ -272,7 +274,9 @@ def _unpack_effects(tensors: Mapping[str, torch.Tensor], manifest: Manifest, pat
     except DataError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if manifest.output_genes is None or effects.num_genes != len(manifest.output_genes):
-        raise CheckpointError(f"{path}: its training effects have {effects.num_genes} genes, not those of its output")
+        raise CheckpointError(
+            f"{path}: its training effects have {counted(effects.num_genes, 'gene')}, not those of its output"
+        )
     return effects
 
 
@@ -310,7 +314,9 @@ def _expected_shapes(manifest: Manifest, num_tensors: int, path: Path) -> dict[s
     model = manifest.model
     depth = model.backbone.num_layers + model.num_encoder_layers + model.num_decoder_layers
     if depth > num_tensors:
-        raise CheckpointError(f"{path} holds {num_tensors} tensors, too few for the {depth} layers of its model config")
+        raise CheckpointError(
+            f"{path} holds {counted(num_tensors, 'tensor')}, too few for the {counted(depth, 'layer')} of its model config"
+        )
     try:
         with torch.device("meta"):
             state = StateTransition(model).state_dict()
@@ -337,7 +343,7 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         ("output_genes", manifest.output_genes, output_dim),
     ):
         if genes is not None and len(genes) != dim:
-            problems.append(f"{what} has {len(genes)} names, the model {dim}")
+            problems.append(f"{what} has {counted(len(genes), 'name')}, the model {dim}")
     if manifest.control not in names:
         problems.append(f"the control {manifest.control!r} is not among the perturbations")
     if manifest.decoding.asks_anchor and manifest.training_effects is None:
@@ -345,7 +351,9 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
     if manifest.decoding.kind == "carried" and (manifest.output_genes is None or manifest.scale != "lognorm"):
         problems.append("decoding carries effects of genes on the lognorm scale, which this model does not predict")
     if model.batch_encoder and len(manifest.batches) != model.batch_dim:
-        problems.append(f"batches has {len(manifest.batches)} names, the batch encoder {model.batch_dim} codes")
+        problems.append(
+            f"batches has {counted(len(manifest.batches), 'name')}, the batch encoder {counted(model.batch_dim, 'code')}"
+        )
     return problems
 
 

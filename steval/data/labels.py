@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from steval.errors import DataError
+from steval.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def labelled_rows(obs: pd.DataFrame, columns: Sequence[str], source: str, *, dro
     kept = ~np.logical_or.reduce(list(missing.values()))
     told = ", ".join(f"{count} without {column!r}" for column, count in lacking.items())
     logger.warning(
-        "%s: %d of %d cells are left out, since they have no label (%s)", source, (~kept).sum(), len(obs), told
+        "%s: %d of %s left out, without a label (%s)", source, (~kept).sum(), counted(len(obs), "cell"), told
     )
     return np.flatnonzero(kept)
 
@@ -88,6 +89,6 @@ def labelled_rows(obs: pd.DataFrame, columns: Sequence[str], source: str, *, dro
 def unlabelled(count: int, total: int, column: str, source: str) -> DataError:
     """The error about cells without a label."""
     return DataError(
-        f"{source}: {count} of {total} cells have no value in obs column {column!r}; label them, or leave them out with "
+        f"{source}: {count} of {counted(total, 'cell')} have no value in obs column {column!r}; label them, or leave them out with "
         "--drop-unlabelled (in a configuration: columns.drop_unlabelled)"
     )

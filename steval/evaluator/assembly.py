@@ -29,6 +29,7 @@ from steval.evaluator.schemas import (
     OVERALL_SCHEMA,
 )
 from steval.evaluator.stages import PairScore, ScoreWork
+from steval.wording import counted
 
 PACKAGES = ("cell-eval", "pdex", "anndata", "numpy", "scipy", "polars", "numba", "scikit-learn")
 NO_TRAINING = (
@@ -152,7 +153,7 @@ def _note(row: Mapping[str, Any], missing: int, evaluation: Evaluation) -> str |
         on_counts = evaluation.counts is not None
         counts = "as the worst there is" if on_counts else "as 0"
         effect = "left out of the mean" if defined else f"so the mean is undefined and counts {counts}"
-        parts = [f"{missing} perturbations have no value, {effect}", *reasons[:2]]
+        parts = [f"{counted(missing, 'perturbation has', 'perturbations have')} no value, {effect}", *reasons[:2]]
     if defined and unclipped is not None and not np.isfinite(unclipped):
         parts.append("the baseline's mean is undefined or already the best value, so the member counts as 0")
     return "; ".join(parts) or None

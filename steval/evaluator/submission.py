@@ -23,7 +23,7 @@ from steval.data.outputs import require_output
 from steval.errors import ConfigError, DataError, EvaluationError
 from steval.evaluator.challenge.archive import write_archive
 from steval.evaluator.challenge.packed import Submission
-from steval.wording import listed
+from steval.wording import counted, listed
 
 WATERMARK = ("watermark.txt", b"vcc-prep")
 OUTPUT_PERTURBATION = "target_gene"
@@ -61,7 +61,7 @@ def pack(
         cells = cells.labelled(named, "perturbation", *(("cell_type",) if with_cell_type else ()))
         if max_cells is not None and cells.num_cells > max_cells:
             raise EvaluationError(
-                f"{pred} holds {cells.num_cells} cells; a submission holds at most {max_cells}. "
+                f"{pred} holds {counted(cells.num_cells, 'cell')}; a submission holds at most {max_cells}. "
                 "Predict fewer cells per perturbation"
             )
         order, reordered = _gene_order(cells.genes, genes, str(pred))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from steval.errors import ConfigError
 from steval.model.config import ModelConfig
+from steval.wording import counted
 
 ParameterGroup = Literal["encoders", "outputs", "top", "middle", "lower"]
 PARAMETER_GROUPS: tuple[ParameterGroup, ...] = ("encoders", "outputs", "top", "middle", "lower")
@@ -46,7 +47,7 @@ def parameter_group(name: str, num_layers: int, top_blocks: int) -> ParameterGro
     block = block_index(name)
     if block is None or block >= num_layers:
         raise ConfigError(
-            f"{name!r} is no parameter of an ST network with {num_layers} blocks; "
+            f"{name!r} is no parameter of an ST network with {counted(num_layers, 'block')}; "
             f"allowed are {', '.join(_ROOTS)} and {_BACKBONE}.(layers|h).0..{num_layers - 1}, norm or ln_f"
         )
     below_top = max(num_layers - top_blocks, 0)

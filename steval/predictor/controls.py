@@ -20,6 +20,7 @@ from steval.data.cells.scale import Scale, require_scale, sample_indices
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.labels import label_codes, labels_of, labels_or
 from steval.errors import ConfigError, DataError
+from steval.wording import counted
 
 UNLABELLED = "unlabelled"
 """Cell type of a file that names none, where the checkpoint does not have exactly one."""
@@ -229,7 +230,7 @@ class _Fit:
         width = self._cells.obsm(key, [0]).shape[1]
         if width != self._manifest.model.input_dim:
             raise DataError(
-                f"obsm[{key!r}] of {self._cells.name} has {width} columns; the checkpoint's input has "
+                f"obsm[{key!r}] of {self._cells.name} has {counted(width, 'column')}; the checkpoint's input has "
                 f"{self._manifest.model.input_dim}"
             )
         self.notes["obsm"] = key

@@ -12,6 +12,7 @@ from steval.checkpoints.feature_file import read_features
 from steval.checkpoints.manifest import PerturbationEntry
 from steval.checkpoints.store import Checkpoint
 from steval.errors import ConfigError, DataError
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def with_features(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         {name: table[name] for name in table if name in row and name != checkpoint.manifest.control}, checkpoint
     )
     new = [name for name in table if name not in row]
-    log.info("%s: features of %d perturbations that the checkpoint does not know", path, len(new))
+    log.info("%s: features of %s that the checkpoint does not know", path, counted(len(new), "perturbation"))
     entries = tuple(PerturbationEntry(name=name, trained=False) for name in new)
     manifest = checkpoint.manifest.model_copy(update={"perturbations": checkpoint.manifest.perturbations + entries})
     features = torch.cat([checkpoint.features, *(table[name][None] for name in new)])
@@ -53,9 +54,15 @@ def is_one_hot(features: Tensor) -> bool:
 
 
 def _require_width(table: Mapping[str, Tensor], pert_dim: int, path: Path) -> None:
-    wrong = [f"{name!r} has {value.numel()} numbers" for name, value in table.items() if value.shape != (pert_dim,)]
+    wrong = [
+        f"{name!r} has {counted(value.numel(), 'number')}"
+        for name, value in table.items()
+        if value.shape != (pert_dim,)
+    ]
     if wrong:
-        raise DataError(f"{path}: the checkpoint's perturbation features are {pert_dim} numbers each", wrong[:20])
+        raise DataError(
+            f"{path}: the checkpoint's perturbation features are {counted(pert_dim, 'number')} each", wrong[:20]
+        )
     if not table:
         raise DataError(f"{path} holds no features")
 
@@ -69,7 +76,7 @@ def _require_same(table: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     differ = [name for name, value in zip(table, difference, strict=True) if value > limit]
     if differ:
         raise DataError(
-            f"the features file describes {len(differ)} known perturbations otherwise than the checkpoint "
+            f"the features file describes {counted(len(differ), 'known perturbation')} otherwise than the checkpoint "
             f"({', '.join(differ[:5])}); unseen ones described that way would be misread. Use features from the model that "
             "made the checkpoint's"
         )

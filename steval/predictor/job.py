@@ -26,6 +26,7 @@ from steval.predictor.ensemble import Ensemble
 from steval.predictor.features import with_features
 from steval.predictor.output import ContextCells, OutputOptions, WrittenPredictions, takes_sparse_cells, write_contexts
 from steval.predictor.requests import PredictionRequest, PredictionVocabulary
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def open_controls(job: PredictionJob, checkpoint: Checkpoint) -> ControlPool:
         pool = checkpoint_controls(checkpoint)
     else:
         pool = _of_file(path, job, checkpoint)
-    log.info("predictions start from %s (%d cells)", pool.name, len(pool))
+    log.info("predictions start from %s (%s)", pool.name, counted(len(pool), "cell"))
     return pool
 
 

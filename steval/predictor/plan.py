@@ -13,7 +13,7 @@ from steval.errors import ConfigError
 from steval.predictor.controls import ControlPool, control_mean
 from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedItem, PlannedSet
-from steval.wording import listed
+from steval.wording import counted, listed
 
 MOST_SET_CELLS = 2**16
 
@@ -68,7 +68,8 @@ def make_plan(
     size = set_size or manifest.model.cell_set_size
     if size > MOST_SET_CELLS:
         raise ConfigError(
-            f"sets of {size} cells cannot be predicted: every cell of a set looks at every other; at most {MOST_SET_CELLS} are "
+            f"sets of {counted(size, 'cell')} cannot be predicted: every cell of a set looks at every other; at most "
+            f"{MOST_SET_CELLS:,} are "
             "allowed (--set-size)"
         )
     members = _Members(pool)
@@ -115,7 +116,7 @@ class _Members:
         known = listed(self._names, 20)
         if asked is None:
             raise ConfigError(
-                f"{self._pool.name} hold {len(self._names)} cell types ({known}); choose with --cell-type NAME or all"
+                f"{self._pool.name} hold {counted(len(self._names), 'cell type')} ({known}); choose with --cell-type NAME or all"
             )
         raise ConfigError(f"{self._pool.name} hold no cells of cell type {asked!r}; they hold: {known}")
 

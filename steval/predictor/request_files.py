@@ -29,7 +29,7 @@ from steval.predictor.requests import (
     require_known,
     require_unique,
 )
-from steval.wording import listed
+from steval.wording import counted, listed
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _read_table(path: Path, default_cells: int, known: Sequence[str]) -> list[Re
     problems: list[str] = []
     for number, values in lines:
         if len(values) != len(fields):
-            problems.append(f"line {number}: {len(values)} values for {len(fields)} columns")
+            problems.append(f"line {number}: {counted(len(values), 'value')} for {counted(len(fields), 'column')}")
             continue
         row = {field: value.strip() for field, value in zip(fields, values, strict=True) if field}
         item, found = _item(row, default_cells)

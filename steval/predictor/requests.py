@@ -11,6 +11,7 @@ from steval.data.columns import Columns
 from steval.data.effects.decoding import DecodingChoice
 from steval.errors import ConfigError, UnknownPerturbationError
 from steval.settings import Settings
+from steval.wording import counted
 
 DEFAULT_CELLS = 100
 """Cells per perturbation where a request does not say."""
@@ -68,7 +69,9 @@ class PredictionRequest(Settings):
         if not items:
             raise ValueError("name at least one perturbation")
         if (total := sum(item.num_cells for item in items)) > MOST_CELLS:
-            raise ValueError(f"{total} cells of {len(items)} perturbations; a request has at most {MOST_CELLS} in all")
+            raise ValueError(
+                f"{counted(total, 'cell')} of {counted(len(items), 'perturbation')}; a request has at most {MOST_CELLS:,} in all"
+            )
         return items
 
     @property

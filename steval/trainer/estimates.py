@@ -15,7 +15,7 @@ from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.feeding import AHEAD
 from steval.trainer.progress.notices import Notice
-from steval.wording import memory_size
+from steval.wording import counted, memory_size
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -175,8 +175,8 @@ def memory_notices(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool) 
         for choice, memory in zip(choices, found, strict=True)
     ]
     sets = config.sets
-    holder, batch = "GPU" if on_gpu else "process", f"{sets.per_batch} sets of {sets.size} cells"
-    title = f"Memory of a {holder} in {unit}: {size.total:,} parameters, {batch}"
+    holder, batch = "GPU" if on_gpu else "process", f"{counted(sets.per_batch, 'set')} of {counted(sets.size, 'cell')}"
+    title = f"Memory of a {holder} in {unit}: {counted(size.total, 'parameter')}, {batch}"
     columns = ("devices", "precision", "recompute", "weights", "grads", "Adam", "kept", "cells", "total")
     return [Notice(title, columns, tuple(rows)), _beside_devices(config, size)]
 

@@ -23,6 +23,7 @@ from steval.data.effects.record import TrainingEffects
 from steval.data.training.cells import TrainingCells
 from steval.model.config import ModelConfig
 from steval.trainer.settings.network import NetworkSettings
+from steval.wording import counted
 
 ENCODER = "pert_encoder.0"
 MOST_PAIRS = 2000
@@ -63,7 +64,8 @@ def start_from_data(
             effects, _ = measure_training(cells)
             changed, num_axes = outputs_from_effects(model, effects)
             tensors |= changed
-            outputs = f"mean and {num_axes} principal axes of {effects.num_pairs:,} training effects"
+            axes = counted(num_axes, "principal axis", "principal axes")
+            outputs = f"mean and {axes} of {counted(effects.num_pairs, 'training effect')}"
         else:
             outputs = f"{random} ({reason})"
     return tensors, (("perturbation encoder, first layer", encoder), ("project_out, last layer", outputs))

@@ -17,7 +17,7 @@ from steval.trainer.progress.notices import Notice, duration
 from steval.trainer.settings.network import names_backbone
 from steval.trainer.settings.phases import PhaseSettings
 from steval.trainer.sources import Base
-from steval.wording import memory_size
+from steval.wording import counted, memory_size
 
 MISMATCH = (
     "the input is the embedding {key!r}, and the evaluator compares genes: the published rounds with embedding input "
@@ -81,8 +81,8 @@ def preflight_notice(
     memory = estimate_memory(config, model, on_gpu=torch.cuda.is_available())
     rows = [
         ("starts from", base.source.name if base else "nothing (fresh weights)"),
-        ("input space", f"{model.input_key or 'expression'}, {model.input_dim:,} columns"),
-        ("output space", f"{model.output_space}, {model.output_dim:,} columns, head {model.head}"),
+        ("input space", f"{model.input_key or 'expression'}, {counted(model.input_dim, 'column')}"),
+        ("output space", f"{model.output_space}, {counted(model.output_dim, 'column')}, head {model.head}"),
         ("evaluator's space", evaluated),
         *((label, text) for label, text in cells.summary().items() if label != "input"),
         ("cells per set", f"{sets.size}"),
@@ -100,7 +100,7 @@ def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step
     weights = 4 * sum(p.numel() for p in skeleton(model).parameters())
     cells = config.total_steps * config.sets.per_batch * config.sets.accumulation * config.sets.size
     rows = (
-        ("steps", f"{config.total_steps:,} in {len(config.phases)} phases"),
+        ("steps", f"{config.total_steps:,} in {counted(len(config.phases), 'phase')}"),
         ("cells seen", f"{cells:,} on each device"),
         (
             "time",
@@ -137,8 +137,8 @@ def phase_notice(
         for label, groups in by_label.items()
     ]
     title = (
-        f"Phase {number + 1} of {count}, {phase.name}: {phase.steps:,} steps, {phase.schedule}, "
-        f"{trainable:,} of {total:,} parameters train" + (f" (frozen: {', '.join(frozen)})" if frozen else "")
+        f"Phase {number + 1} of {count}, {phase.name}: {counted(phase.steps, 'step')}, {phase.schedule}, "
+        f"{trainable:,} of {counted(total, 'parameter')} train" + (f" (frozen: {', '.join(frozen)})" if frozen else "")
     )
     return Notice(title, ("part", "parameters", "peak rate", "weight decay (matrices)"), tuple(rows))
 

@@ -22,6 +22,7 @@ from steval.errors import ConfigError
 from steval.evaluator.measure.distances import PAIRS_AT_ONCE, Matrix, column_means
 from steval.evaluator.measure.groups import Group
 from steval.model.hardware import lowered_by
+from steval.wording import counted
 
 DEFAULT_MEMORY = 8 << 30
 """Bytes of device memory."""
@@ -56,7 +57,7 @@ class DeviceRanks:
         num_values = int(control.starts[-1])
         if num_values * 2 * 8 > memory_bytes:
             raise ConfigError(
-                f"the controls' {num_values:,} values need {num_values * 16 / 2**30:.1f} GiB of the device, which may use "
+                f"the controls' {counted(num_values, 'value')} need {num_values * 16 / 2**30:.1f} GiB of the device, which may use "
                 f"{memory_bytes / 2**30:.1f}; give more with --device-memory, or score on the processors (--device cpu)"
             )
         self._device, self._memory, self._lock = device, memory_bytes, lock

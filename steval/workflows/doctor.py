@@ -11,6 +11,7 @@ from steval.trainer.progress.rundir import RunDirectory
 from steval.trainer.recipes import config_path
 from steval.trainer.settings.arc_translation import arc_values, translate
 from steval.trainer.settings.network import names_backbone
+from steval.wording import counted
 from steval.workflows.curves import read_curves
 from steval.workflows.symptoms import Symptom, curve_symptoms
 
@@ -102,7 +103,7 @@ def _start_findings(config: FinetuneConfig, fresh: bool) -> list[Symptom]:
     if fresh and frozen:
         names, steps = ", ".join(phase.name for phase in frozen), sum(phase.steps for phase in frozen)
         evidence = (
-            f"the run began with random weights, and phase {names} ({steps:,} of {config.total_steps:,} steps) freezes "
+            f"the run began with random weights, and phase {names} ({steps:,} of {counted(config.total_steps, 'step')}) freezes "
             f"{', '.join(frozen[0].frozen_blocks)}: what it freezes never learned anything"
         )
         change = "start with --init-from CKPT, or take recipe quick-cpu or full"
@@ -121,7 +122,7 @@ def _end_findings(config: FinetuneConfig, record: Mapping[str, Any]) -> list[Sym
         where = (
             f"stopped after step {step:,}" if status == "stopped" and step is not None else "did not come to its end"
         )
-        evidence = f"the run {where}; it has {config.total_steps:,} steps"
+        evidence = f"the run {where}; it has {counted(config.total_steps, 'step')}"
         change = "unless it is still at work, continue it: steval finetune --resume RUN"
         return [Symptom("warning", "not finished", evidence, change)]
     if best and best["step"] == step:

@@ -18,6 +18,7 @@ from steval.errors import ConfigError
 from steval.settings import parse_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.recipes import recipe_path, with_recipe
+from steval.wording import counted
 
 HELD_OUT = 0.1
 """Share of the perturbations that validates, and as large a one that tests."""
@@ -88,8 +89,9 @@ def configuration_text(data: Path, found: Found, recipe: str, seed: int) -> str:
     columns, scale = found.columns, found.scale
     num = len({name for names in found.contexts.values() for name in names})
     lines = [
-        f"# Made by steval init from {data.name}: {found.num_cells:,} cells, {found.num_genes:,} genes, {num:,} perturbations in "
-        f"{len(found.contexts)} cell types",
+        f"# Made by steval init from {data.name}: {counted(found.num_cells, 'cell')}, "
+        f"{counted(found.num_genes, 'gene')}, {counted(num, 'perturbation')} in "
+        f"{counted(len(found.contexts), 'cell type')}",
         f"recipe: {recipe}                 # the base; keys here go on top (steval finetune {recipe} --print-config shows all)",
         "data:",
         f"  files: [{_quoted(str(data.absolute()))}]",
@@ -109,7 +111,7 @@ def configuration_text(data: Path, found: Found, recipe: str, seed: int) -> str:
     size = next((size for size in SET_SIZES if size <= found.median_cells), SET_SIZES[-1])
     lines += [
         "sets:",
-        f"  size: {size}                  # cells of a set; a perturbation has {found.median_cells} cells at the median",
+        f"  size: {size}                  # cells of a set; a perturbation has {counted(found.median_cells, 'cell')} at the median",
     ]
     return "\n".join(lines) + "\n"
 
@@ -119,14 +121,16 @@ def _split_lines(found: Found, seed: int) -> list[str]:
     names = sorted({name for names in found.contexts.values() for name in names})
     if len(names) < FEWEST:
         return [
-            f"  # {len(names)} perturbations are too few to hold out whole ones: cells of each validate and test",
+            f"  # {counted(len(names), 'perturbation is', 'perturbations are')} too few to hold out whole ones: cells "
+            "of each validate and test",
             "  split: {by: cells, val: 0.1, test: 0.1}",
         ]
     drawn = np.random.default_rng(seed).permutation(names)
     count = max(1, round(HELD_OUT * len(names)))
     parts = {"val": set(drawn[:count]), "test": set(drawn[count : 2 * count])}
     lines = [
-        f"  # {count} perturbations validate and {count} test, drawn with seed {seed}: their cells never train",
+        f"  # {counted(count, 'perturbation validates', 'perturbations validate')} and "
+        f"{counted(count, 'tests', 'test')}, drawn with seed {seed}: their cells never train",
         "  split:",
         "    by: contexts",
     ]

@@ -118,7 +118,7 @@ def test_a_loop_that_cannot_go_on_says_so_and_ends(case: Path, monkeypatch):
     with Ledger(ledger_path(plan.layout.root, None)) as ledger:
         runner = Runner(plan, plan.jobs, ledger, InProcessEngine())
         monkeypatch.setattr(runner, "_settle", lambda outcome: None)
-        with pytest.raises(BatchError, match="stands still: 1 jobs wait for 3 tasks that nobody does"):
+        with pytest.raises(BatchError, match="stands still: 1 job waits for 3 tasks that nobody does"):
             runner.run()
         assert ledger.states([plan.jobs[0].key])[plan.jobs[0].key].state == "free"
 
@@ -158,7 +158,7 @@ def test_who_waits_for_others_says_for_whom(case: Path, caplog):
         runner = Runner(plan, plan.jobs, ledger, InProcessEngine())
         threading.Timer(0.5, lambda: Ledger(ledger.path).leave(them)).start()
         assert runner.run().finished == [job.name]
-    assert "waiting for 1 jobs that others hold: process 7 on far" in caplog.text
+    assert "waiting for 1 job that others hold: process 7 on far" in caplog.text
 
 
 @pytest.mark.slow

@@ -150,7 +150,9 @@ def test_more_cells_than_a_request_may_have_are_refused_with_the_limit(tmp_path,
     with pytest.raises(ConfigError, match=rf"line 2: num_cells .* at most {MOST_CELLS}, got '{number}'"):
         read(write(tmp_path, f"perturbation,num_cells\nSTAT1,{number}\n"))
     several = "perturbation,num_cells\n" + "".join(f"{name},{MOST_CELLS // 2}\n" for name in KNOWN[:3])
-    with pytest.raises(ConfigError, match=f"150000000 cells of 3 perturbations; a request has at most {MOST_CELLS}"):
+    with pytest.raises(
+        ConfigError, match=f"150,000,000 cells of 3 perturbations; a request has at most {MOST_CELLS:,}"
+    ):
         read(write(tmp_path, several))
     with pytest.raises(ConfigError, match="at most"):
         request_names(["STAT1", "SRC"], 5).with_limits(min_cells=MOST_CELLS)
@@ -163,7 +165,7 @@ def test_a_large_request_is_planned_at_once_and_drawn_as_it_is_taken(checkpoint)
     first = next(plan.sets())
     (alone,) = make_plan(request_names(["STAT1"], first.num_cells), pool, checkpoint.manifest).sets()
     np.testing.assert_array_equal(first.control_indices, alone.control_indices)
-    with pytest.raises(ConfigError, match=r"sets of 1000000000000 cells .* at most 65536"):
+    with pytest.raises(ConfigError, match=r"sets of 1,000,000,000,000 cells .* at most 65,536"):
         make_plan(request_names(["STAT1"], 5), pool, checkpoint.manifest, set_size=10**12)
 
 

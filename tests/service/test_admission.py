@@ -42,7 +42,7 @@ def test_waiting_too_long_is_503_with_a_time_to_come_back():
         admission = Admission(10, seconds=0.05)
         held = await admission.admit("", 10)
         with pytest.raises(
-            ServiceError, match="10 cells wait or are computed, 5 more are over the limit of 10;"
+            ServiceError, match="10 cells waiting or computed, 5 more are over the limit of 10;"
         ) as refused:
             await admission.admit("", 5)
         assert (refused.value.http_status, refused.value.code) == (503, "busy")

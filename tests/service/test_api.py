@@ -176,12 +176,12 @@ def test_broken_rules_are_422(http, body):
 def test_ten_thousand_perturbations_are_413(http):
     names = [f"GENE{number}" for number in range(10_000)]
     error = error_of(post(http, {"perturbations": names, "cells": 1}), 413, "too_many_cells")
-    assert "10000 cells" in error["message"]
+    assert "10,000 cells" in error["message"]
 
 
 def test_cells_of_single_entries_count_too(http):
     names = [{"perturbation": name, "num_cells": 1001} for name in ("SRC", "STAT1")]
-    assert "2002 cells" in error_of(post(http, {"perturbations": names, "cells": 1}), 413, "too_many_cells")["message"]
+    assert "2,002 cells" in error_of(post(http, {"perturbations": names, "cells": 1}), 413, "too_many_cells")["message"]
 
 
 def test_entries_may_have_numbers_and_batches_of_their_own(http, reference):

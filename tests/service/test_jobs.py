@@ -187,7 +187,7 @@ def test_a_bomb_that_is_uploaded_fails_its_job_alone(client, http, tmp_path):
     with h5py.File(path, "w") as handle:
         handle.create_dataset("X", (10**6, 10**6), "f4", chunks=(1000, 1000), compression="gzip")
     job_id = client.submit_score(path)
-    with pytest.raises(DataError, match="1000000 cells"):
+    with pytest.raises(DataError, match="1,000,000 cells"):
         client.wait_for_score(job_id, timeout=60)
     assert http.get("/readyz").status_code == 200
 

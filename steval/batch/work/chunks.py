@@ -10,6 +10,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.errors import DataError
 from steval.predictor.cells.predicted import PredictedBlock, PredictionFacts
 from steval.predictor.plan import PredictionPlan
+from steval.wording import counted
 
 Chunks = Sequence[tuple[Path, tuple[int, int]]]
 """Files with the items of the request that each holds, first and last+1; in order, all items once."""
@@ -26,7 +27,9 @@ def chunk_blocks(plan: PredictionPlan, chunks: Chunks) -> "Generator[Iterator[Pr
         for cells, (path, (start, end)) in zip(files, chunks, strict=True):
             expected = sum(item.num_cells for item in plan.items[start:end])
             if cells.num_cells != expected:
-                raise DataError(f"{path} holds {cells.num_cells} predicted cells, and {expected} were asked for")
+                raise DataError(
+                    f"{path} holds {counted(cells.num_cells, 'predicted cell')}, and {expected} were asked for"
+                )
         yield _blocks(plan, files, chunks)
 
 

@@ -16,6 +16,7 @@ from steval.data.labels import labels_of, labels_or, unique_labels
 from steval.errors import DataError, StevalError
 from steval.predictor.request_files import items_of
 from steval.predictor.requests import RequestItem, require_known
+from steval.wording import counted
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _unscorable(output_genes: tuple[str, ...] | None, view: DataView) -> list[st
     if not extra and not lacking:
         return []
     return [
-        f"the checkpoint predicts {len(output_genes)} genes and the data has {len(view.genes)}; only the same genes are "
+        f"the checkpoint predicts {counted(len(output_genes), 'gene')} and the data has {len(view.genes)}; only the same genes are "
         f"scored ({len(extra)} are in the data alone, {len(lacking)} in the checkpoint alone). Make the data with: "
         "steval prepare --genes"
     ]

@@ -70,7 +70,8 @@ def batch(
     _show_result(result, json)
     if result.problems:
         raise BatchError(
-            f"{len(result.problems)} of {result.leaderboard.height} jobs have no result; run the same command to try them again",
+            f"without a result: {len(result.problems)} of {counted(result.leaderboard.height, 'job')}; run the same "
+            "command to try them again",
             result.problems,
         )
 
@@ -90,7 +91,7 @@ def _show_plan(plan: "Outline", as_json: bool) -> None:
         }
         for one in plan.jobs
     ]
-    basis = f"from {plan.measured} measured tasks" if plan.measured else "a guess until tasks were measured"
+    basis = f"from {counted(plan.measured, 'measured task')}" if plan.measured else "a guess until tasks were measured"
     summary = {
         "jobs": len(rows),
         "tasks": sum(one.num_tasks for one in plan.jobs),

@@ -97,7 +97,7 @@ def score(
         from steval.workflows.score import ScoreRequest, data_directories, parse_metrics, score_predictions
 
     if len(paths) > 2:
-        raise typer.BadParameter(f"takes [CKPT] PREDS, got {len(paths)} paths")
+        raise typer.BadParameter(f"takes [CKPT] PREDS, got {counted(len(paths), 'path')}")
     if integrity not in ("basic", "full"):
         raise typer.BadParameter(f"basic or full, got {integrity!r}", param_hint="--integrity")
     report, directory = score_predictions(

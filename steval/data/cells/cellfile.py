@@ -33,6 +33,7 @@ from steval.data.rows.sources import (
 )
 from steval.data.rows.unreadable import reading
 from steval.errors import DataError
+from steval.wording import counted
 
 
 class CellFile:
@@ -137,7 +138,7 @@ class CellFile:
     def select(self, indices: np.ndarray) -> Self:
         """The cells `indices [n]` as a CellFile of their own, read from the same open file."""
         indices = np.asarray(indices, dtype=np.int64)
-        name = f"{self.name} ({len(indices)} of {self.num_cells} cells)"
+        name = f"{self.name} ({len(indices)} of {counted(self.num_cells, 'cell')})"
         return self._view(
             SelectedRows(self._source, indices), self.genes, name, obs=self.obs.iloc[indices], var=self.var
         )
@@ -233,7 +234,8 @@ class CellFile:
             found = read_coded(self._labels(), column)
         if len(found.codes) != self.num_cells:
             raise DataError(
-                f"{self.name} is damaged: obs column {column!r} has {len(found.codes)} values for {self.num_cells} cells"
+                f"{self.name} is damaged: obs column {column!r} has {counted(len(found.codes), 'value')} for "
+                f"{counted(self.num_cells, 'cell')}"
             )
         return found
 
@@ -319,7 +321,8 @@ def _require_elements(handle: h5py.File, path: Path) -> None:
 def _require_shape(shape: tuple[int, ...], num_obs: int, num_var: int, path: Path) -> None:
     if tuple(shape) != (num_obs, num_var):
         raise DataError(
-            f"{path}: X is {shape[0]} × {shape[1]}, but there are {num_obs} cells in obs and {num_var} genes in var"
+            f"{path}: X is {shape[0]} × {shape[1]}, but there are {counted(num_obs, 'cell')} in obs and "
+            f"{counted(num_var, 'gene')} in var"
         )
     if not num_obs:
         raise DataError(f"{path} holds no cells")

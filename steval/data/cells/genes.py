@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from steval.data.cells.cellfile import CellFile
 from steval.data.files import read_text
 from steval.errors import DataError
-from steval.wording import listed
+from steval.wording import counted, listed
 
 FillMissing = Literal["error", "zero"]
 _HEADERS = frozenset({"gene", "genes", "gene_name", "gene_names", "gene_symbol"})
@@ -69,7 +69,8 @@ def align(
     missing = tuple(gene for gene in target if gene not in known)
     if missing and fill_missing == "error":
         raise DataError(
-            f"{what} lacks {len(missing)} of the {len(target)} genes that are needed: {listed(missing)}. Give data with these "
+            f"{what} lacks {len(missing)} of the {counted(len(target), 'gene that is', 'genes that are')} needed: "
+            f"{listed(missing)}. Give data with these "
             f"genes{f', or allow zeros in their place with {to_fill} (recorded in the output)' if to_fill else ''}"
         )
     present = position_of_source[position_of_source >= 0]
@@ -89,7 +90,8 @@ def require_unique(genes: Sequence[str], what: str = "the data") -> None:
         return
     repeated = sorted(gene for gene, count in Counter(genes).items() if count > 1)
     raise DataError(
-        f"{what} has {len(repeated)} gene names that occur more than once: {listed(repeated)}. Make them unique "
+        f"{what} has {counted(len(repeated), 'gene name that occurs', 'gene names that occur')} more than once: "
+        f"{listed(repeated)}. Make them unique "
         "(by gene id, or by adding up the columns) before steval reads them"
     )
 
@@ -99,7 +101,7 @@ def require_named(genes: Sequence[str], what: str = "the data") -> None:
     unnamed = sum(not gene.strip() for gene in genes)
     if unnamed:
         raise DataError(
-            f"{what}: {unnamed} of {len(genes)} genes have no name; name them, or leave them out with steval prepare "
+            f"{what}: {unnamed} of {counted(len(genes), 'gene')} have no name; name them, or leave them out with steval prepare "
             "--drop-unlabelled"
         )
 

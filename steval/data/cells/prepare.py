@@ -189,7 +189,7 @@ def _plan(
             _transform(cells.rows(kept[sample_indices(len(kept), MOST_CELLS)]), measured, settings, merge, None),
             names, settings.hvg,
         )  # fmt: skip
-        done.append(f"{len(genes)} highly variable genes of {len(names)} kept")
+        done.append(f"{counted(len(genes), 'highly variable gene')} of {len(names)} kept")
     alignment = None
     if genes is not None:
         alignment = align(names, genes, settings.fill_missing, name, to_fill="--fill-missing zero")
@@ -321,7 +321,7 @@ def _filter(cells: CellFile, columns: Columns, settings: PrepareSettings, done: 
         enough = (totals >= settings.min_counts) & (detected >= settings.min_genes)
         _note(
             done, int((keep & ~enough).sum()),
-            "cell", f"under {settings.min_counts:g} counts or {settings.min_genes} genes dropped",
+            "cell", f"under {settings.min_counts:g} counts or {counted(settings.min_genes, 'gene')} dropped",
         )  # fmt: skip
         keep &= enough
     sizes = labels[keep].value_counts()
@@ -330,7 +330,7 @@ def _filter(cells: CellFile, columns: Columns, settings: PrepareSettings, done: 
         lost = keep & labels.isin(rare).to_numpy()
         dropped = counted(int(lost.sum()), "cell")
         done.append(
-            f"{counted(len(rare), 'perturbation')} with fewer than {settings.min_cells} cells dropped ({dropped})"
+            f"{counted(len(rare), 'perturbation')} with fewer than {counted(settings.min_cells, 'cell')} dropped ({dropped})"
         )
         keep &= ~lost
     if not (labels[keep] == columns.control).any():
@@ -343,7 +343,7 @@ def _describe(
 ) -> list[str]:
     lines = []
     if merge:
-        lines.append(f"columns of the same gene added up: {len(merge.names)} genes remain")
+        lines.append(f"columns of the same gene added up: {counted(len(merge.names), 'gene remains', 'genes remain')}")
     if measured.scale == "counts":
         lines.append(f"counts scaled to {settings.target_sum:g} per cell, then log1p")
     else:

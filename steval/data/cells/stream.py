@@ -16,6 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from steval.data.disk_files import new_hdf5
+from steval.wording import counted
 
 Blocks = Callable[[], Iterable[sp.csr_matrix]]
 """All cells in order, as CSR blocks in canonical form; called once for the values and once for their columns."""
@@ -60,7 +61,7 @@ class H5adStream:
                     written += piece.nbytes
                     yield piece.data.cast("B") if len(piece) else b""
                 if written != size:
-                    raise ValueError(f"the cells hold {written} bytes of {field}, {size} were announced")
+                    raise ValueError(f"the cells hold {counted(written, 'byte')} of {field}, {size} were announced")
                 handle.seek(offset + size)
             yield from _read(handle, self.size - handle.tell())
 

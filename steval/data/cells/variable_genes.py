@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from steval.errors import DataError
+from steval.wording import counted
 
 MOST_CELLS = 20_000
 """Cells that decide; more change little and need memory."""
@@ -22,7 +23,7 @@ def variable_genes(cells: sp.csr_matrix, genes: Sequence[str], number: int) -> l
 
     expressed = np.flatnonzero(cells.getnnz(axis=0))
     if number > len(expressed):
-        raise DataError(f"--hvg {number}: the cells express {len(expressed)} genes")
+        raise DataError(f"--hvg {number}: the cells express {counted(len(expressed), 'gene')}")
     sample = ad.AnnData(cells[:, expressed].astype(np.float64), uns={"log1p": {"base": None}})
     found = sc.pp.highly_variable_genes(sample, n_top_genes=number, flavor="seurat", inplace=False)
     assert found is not None

@@ -16,6 +16,7 @@ from steval.data.cells.record import KEY
 from steval.data.disk_files import DiskFile
 from steval.data.files import atomic_path
 from steval.errors import NotFiniteError
+from steval.wording import counted
 
 OutputLayout = Literal["csr", "dense"]
 Compression = Literal["gzip", "lzf", "none"]
@@ -34,7 +35,9 @@ def require_finite(values: np.ndarray | sp.csr_matrix, what: str) -> None:
     if not plain.size or plain.dtype.kind != "f" or bool(np.isfinite(plain.max()) and np.isfinite(plain.min())):
         return
     count = int((~np.isfinite(plain)).sum())
-    raise NotFiniteError(f"{what}: {count} of {plain.size} values are NaN or infinite, and no such file is written")
+    raise NotFiniteError(
+        f"{what}: {count} of {counted(plain.size, 'value')} are NaN or infinite, and no such file is written"
+    )
 
 
 class CellWriter:
@@ -88,7 +91,9 @@ class CellWriter:
         """Add cells: `block [n, G]` in the scale of the record, `obs` with n values a column."""
         frame = numbered_obs(obs, self.num_cells)
         if block.shape != (len(frame), len(self._genes)):
-            raise ValueError(f"block of shape {block.shape} for {len(frame)} cells × {len(self._genes)} genes")
+            raise ValueError(
+                f"block of shape {block.shape} for {counted(len(frame), 'cell')} × {counted(len(self._genes), 'gene')}"
+            )
         require_finite(block, f"cells {self.num_cells} to {self.num_cells + len(frame) - 1} of {self.path}")
         if self._layout == "dense":
             self._append_dense(block)

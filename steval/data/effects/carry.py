@@ -22,6 +22,7 @@ import scipy.sparse as sp
 from steval.data.cells.scale import LARGEST_LOGNORM
 from steval.data.compiled import compiled
 from steval.errors import DataError
+from steval.wording import counted
 
 CARRIED_AT_ONCE = 4096
 """Cells that are carried together at most: who needs more of one perturbation carries them in parts of this size."""
@@ -61,8 +62,9 @@ def carry(
     num_cells, num_genes = cells.shape
     if not num_cells or wanted.shape != (num_genes,) or not np.isfinite(wanted).all():
         raise DataError(
-            f"a mean is carried by at least one cell and given for each gene as a finite number: there are {num_cells} cells "
-            f"of {num_genes} genes, and a mean of shape {list(wanted.shape)}"
+            "a mean is carried by at least one cell and given for each gene as a finite number: there are "
+            f"{counted(num_cells, 'cell')} "
+            f"of {counted(num_genes, 'gene')}, and a mean of shape {list(wanted.shape)}"
             + ("" if np.isfinite(wanted).all() else " with NaN or infinite values")
         )
     if not 0 <= zeros_follow <= 1:

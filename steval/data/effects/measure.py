@@ -15,6 +15,7 @@ from steval.data.labels import labels_of, labels_or
 from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.data.training.cells import TrainingCells
 from steval.errors import DataError
+from steval.wording import counted
 
 BLOCK_CELLS = 1024
 
@@ -143,7 +144,8 @@ def _measured(
         raise DataError(f"the training cells hold no control cells ({control!r}); effects are changes from the control")
     if len(groups) * num_genes > MOST_VALUES:
         raise DataError(
-            f"{len(groups):,} pairs of perturbation and context × {num_genes:,} genes are more than the {MOST_VALUES:,} "
+            f"{counted(len(groups), 'pair')} of perturbation and context × {counted(num_genes, 'gene')} are more than "
+            f"the {MOST_VALUES:,} "
             "values that a record of training effects holds; train on fewer contexts, or decode as the network puts out"
         )
     sums, squares = np.zeros((len(groups), num_genes)), np.zeros((len(groups), num_genes))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from steval.errors import DataError
+from steval.wording import counted
 
 MOST_VALUES = 2**27
 """Pairs × genes that a record holds at most: 268 MB in half precision."""
@@ -107,7 +108,7 @@ class TrainingEffects:
         problems = [f"missing {name}" for name in sorted(expected.keys() - arrays.keys())]
         problems += [f"unexpected {name}" for name in sorted(arrays.keys() - expected.keys())]
         problems += [
-            f"{name} has {arrays[name].ndim} dimensions instead of {dimensions}"
+            f"{name} has {counted(arrays[name].ndim, 'dimension')} instead of {dimensions}"
             for name, dimensions in expected.items()
             if name in arrays and arrays[name].ndim != dimensions
         ]
@@ -149,7 +150,7 @@ class TrainingEffects:
         for codes, names in (("perturbation_codes", self.perturbations), ("context_codes", self.contexts)):
             values = getattr(self, codes)
             if pairs and (values.min() < 0 or values.max() >= len(names)):
-                problems.append(f"{codes} lie outside the {len(names)} names")
+                problems.append(f"{codes} lie outside the {counted(len(names), 'name')}")
         for name in ("num_cells", "num_controls"):
             if (getattr(self, name) < 1).any():
                 problems.append(f"{name} must be at least 1")

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from steval.data.compiled import compiled
 from steval.errors import DataError
+from steval.wording import counted
 
 LARGEST_COLUMN = np.iinfo(np.int32).max
 
@@ -75,7 +76,7 @@ def number_type(dtype: "np.dtype[Any]", what: str) -> "np.dtype[Any]":
 
 def outside(what: str, num_columns: int) -> DataError:
     """The error about values that lie beyond the columns of their matrix."""
-    return DataError(f"{what} is damaged: X holds values outside its {num_columns} columns")
+    return DataError(f"{what} is damaged: X holds values outside its {counted(num_columns, 'column')}")
 
 
 @compiled

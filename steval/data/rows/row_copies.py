@@ -26,6 +26,7 @@ from steval.data.rows.sources import Rows, StoredRows
 from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 from steval.logs import progress_bar
+from steval.wording import counted
 
 BLOCK_VALUES = 1 << 22
 SORTING_BYTES = 1 << 28
@@ -143,7 +144,7 @@ def _csc_blocks(
     for start in range(0, num_values, BLOCK_VALUES):
         rows = _block(stored["indices"], start)
         if rows.min() < 0 or rows.max() >= num_cells:
-            raise DataError(f"{matrix.path} is damaged: X holds values outside its {num_cells} rows")
+            raise DataError(f"{matrix.path} is damaged: X holds values outside its {counted(num_cells, 'row')}")
         lengths += np.bincount(rows, minlength=num_cells)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     group.create_dataset("indptr", data=indptr)

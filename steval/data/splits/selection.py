@@ -20,6 +20,7 @@ from steval.data.splits.assignment import (
     with_table,
 )
 from steval.errors import DataError
+from steval.wording import counted
 
 
 def open_reference(
@@ -48,7 +49,9 @@ def _open(path: Path, reference: DataReference, genes: Sequence[str] | None) -> 
     if genes is None or cells.genes == list(genes):
         return cells
     alignment = align(cells.genes, genes, what=str(path))
-    return cells.transformed(alignment.apply, genes, cells.uns, f"{cells.name} (aligned to {len(genes)} genes)")
+    return cells.transformed(
+        alignment.apply, genes, cells.uns, f"{cells.name} (aligned to {counted(len(genes), 'gene')})"
+    )
 
 
 class _Part:

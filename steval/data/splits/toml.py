@@ -21,6 +21,7 @@ from pydantic import Field
 from steval.data.files import matching, read_text
 from steval.errors import ConfigError, DataError
 from steval.settings import Settings
+from steval.wording import counted
 
 HeldOut = Literal["val", "test"]
 SECTIONS = ("datasets", "training", "zeroshot", "fewshot")
@@ -49,7 +50,7 @@ class SplitTable(Settings):
         if dataset is None:
             if len(self.rules) != 1:
                 raise ConfigError(
-                    f"the split file names {len(self.rules)} data sets ({', '.join(self.rules)}); say which is meant"
+                    f"the split file names {counted(len(self.rules), 'data set')} ({', '.join(self.rules)}); say which is meant"
                 )
             return next(iter(self.rules.values()))
         if dataset not in self.rules:

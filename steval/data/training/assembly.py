@@ -22,6 +22,7 @@ from steval.data.training.files import LabelledFile
 from steval.data.training.obsm_store import ObsmStore
 from steval.data.training.row_store import RowStore, SourceFile
 from steval.errors import ConfigError, DataError
+from steval.wording import counted
 
 
 def require_same_columns(files: Sequence[LabelledFile]) -> None:
@@ -75,7 +76,8 @@ def build_row_store(
         sources.append(SourceFile(file.matrix_path, file.num_cells, alignment, target_sum))
         if not alignment.is_identity:
             notes.append(
-                f"{file.path.name}: {alignment.num_extra} extra genes dropped, {len(alignment.missing)} missing genes zero"
+                f"{file.path.name}: {counted(alignment.num_extra, 'extra gene')} dropped, "
+                f"{counted(len(alignment.missing), 'missing gene')} zero"
                 + (", genes reordered by name" if alignment.reordered else "")
             )
         if target_sum:
@@ -154,7 +156,7 @@ def left_out_notes(files: Sequence[LabelledFile], kept: Sequence[np.ndarray]) ->
     """What to say of the cells that `labelled_cells` left out."""
     pairs = zip(files, kept, strict=True)
     lost = {file.path.name: file.num_cells - len(rows) for file, rows in pairs if len(rows) < file.num_cells}
-    return [f"{name}: {count} cells without a label left out" for name, count in lost.items()]
+    return [f"{name}: {counted(count, 'cell')} without a label left out" for name, count in lost.items()]
 
 
 def build_features(names: Sequence[str], control: str, vectors: Mapping[str, Any] | None, source: str) -> np.ndarray:

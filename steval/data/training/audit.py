@@ -14,6 +14,7 @@ import pandas as pd
 from steval.data.cells.cellfile import CellFile
 from steval.data.training.row_store import RowStore
 from steval.errors import DataError
+from steval.wording import counted
 
 MIN_GENES = 30
 """A profile of fewer expressed genes is no proof that two cells are one."""
@@ -38,7 +39,7 @@ class SplitAudit:
             if self.content_checked
             else "names (the data is on disk: copies under other names are not seen)"
         )
-        return f"no perturbed cell is in two parts ({self.num_cells:,} cells, compared by {what})"
+        return f"no perturbed cell is in two parts ({counted(self.num_cells, 'cell')}, compared by {what})"
 
 
 def audit_split(
@@ -101,7 +102,8 @@ def _fail(leaked: np.ndarray, part_codes: np.ndarray, paths: Sequence[Path], sto
         number, row = store.locate(cell)
         lines.append(f"{paths[number].name}, row {row}: in {parts[part_codes[cell]]}")
     raise DataError(
-        f"the split has {len(leaked)} perturbed cells whose measured profile is in more than one of train, val and test: the data "
+        f"the split has {counted(len(leaked), 'perturbed cell')} whose measured profile is in more than one of train, "
+        "val and test: the data "
         "holds the same cells more than once. Remove the copies, or put them into one part",
         [*lines, *(["…"] if len(leaked) > SHOWN else [])],
     )

@@ -31,6 +31,7 @@ from steval.data.training.files import expand_files, matrix_paths, read_labelled
 from steval.data.training.obsm_store import ObsmStore
 from steval.data.training.row_store import RowStore
 from steval.settings import Settings
+from steval.wording import counted
 
 
 class CellsSettings(Settings):
@@ -233,7 +234,7 @@ class TrainingCells:
     def summary(self) -> dict[str, str]:
         """What was opened, for a preflight table: label → text."""
         rows = {
-            "files": f"{len(self.paths)} ({self.num_cells:,} cells)",
+            "files": f"{len(self.paths)} ({counted(self.num_cells, 'cell')})",
             "cells are read from": self._place(),
             "genes": f"{len(self.genes):,}",
             "input": self.input_key or "expression",
@@ -241,14 +242,14 @@ class TrainingCells:
             if self.target_sum
             else f"{self.scale}, target_sum unknown",
             "perturbations": f"{len(self.perturbations) - 1:,} and the control {self.columns.control!r}",
-            "perturbation features": f"{self.pert_dim:,} dimensions",
+            "perturbation features": counted(self.pert_dim, "dimension"),
             "cell types": f"{len(self.cell_types):,}",
             "batches": f"{len(self.batches):,}",
         }
         for name in PARTS:
             rows[name] = (
-                f"{len(self.part(name)):,} cells of {len(self.part_perturbations(name)):,} perturbations, "
-                f"{len(self.controls(name)):,} control cells"
+                f"{counted(len(self.part(name)), 'cell')} of {counted(len(self.part_perturbations(name)), 'perturbation')}, "
+                f"{counted(len(self.controls(name)), 'control cell')}"
             )
         rows["audit"] = self.audit.describe() if self.audit else "none"
         return rows | {f"note {number}": note for number, note in enumerate(self.notes, start=1)}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from steval.errors import DataError, nearest_names
-from steval.wording import listed
+from steval.wording import counted, listed
 
 
 def one_hot(num_names: int) -> np.ndarray:
@@ -36,7 +36,9 @@ def feature_rows(
         f"the vector of {name!r} is not finite" for name, array in arrays.items() if not np.isfinite(array).all()
     ]
     if problems or not arrays:
-        raise DataError(f"{source} does not fit the perturbations of the data ({len(names)} names)", problems)
+        raise DataError(
+            f"{source} does not fit the perturbations of the data ({counted(len(names), 'name')})", problems
+        )
     (dimension,) = shapes.pop()
     zero = np.zeros(dimension, dtype=np.float32)
     return np.stack([arrays.get(name, zero) for name in names])

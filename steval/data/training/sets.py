@@ -15,6 +15,7 @@ from steval.data.training.cells import TrainingCells
 from steval.data.training.obsm_store import ObsmStore
 from steval.data.training.row_store import Allocate, RowStore, SparseRows
 from steval.errors import ConfigError, DataError
+from steval.wording import counted
 
 ControlMapping = Literal["cell_type", "batch"]
 Sampling = Literal["cells", "perturbations"]
@@ -128,7 +129,8 @@ class CellSetSampler:
         number, count = shard
         if self.sets_per_batch % count:
             raise ConfigError(
-                f"sets_per_batch ({self.sets_per_batch}) must be a multiple of the {count} processes that share it"
+                f"sets_per_batch ({self.sets_per_batch}) must be a multiple of the "
+                f"{counted(count, 'process', 'processes')} that share it"
             )
         first = index * self.sets_per_batch
         last = first + self.sets_per_batch if self.training else min(first + self.sets_per_batch, self.num_sets)

@@ -22,7 +22,7 @@ from steval.data.columns import Columns
 from steval.data.labels import is_labelled, unlabelled
 from steval.errors import DataError, EvaluationError
 from steval.evaluator.cells.sides import Cells, CellSource, StoredCells, cell_types, few_cells, group_rows, open_cells
-from steval.wording import listed
+from steval.wording import counted, listed
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,9 @@ def _same_genes(pred: CellFile, real: CellFile, names: tuple[str, str]) -> GeneA
     if alignment.num_extra:
         known = set(real.genes)
         extra = [gene for gene in pred.genes if gene not in known]
-        raise DataError(f"{names[0]}: {len(extra)} genes are not among those of the {names[1]}: {listed(extra)}")
+        raise DataError(
+            f"{names[0]}: {counted(len(extra), 'gene is', 'genes are')} not among those of the {names[1]}: {listed(extra)}"
+        )
     return alignment
 
 

@@ -44,7 +44,7 @@ def label_problems(perturbations: np.ndarray, contexts: np.ndarray | None, panel
     """
     problems = []
     if len(perturbations) > MOST_CELLS:
-        problems.append(f"{len(perturbations):,} cells; a submission holds at most {MOST_CELLS:,}")
+        problems.append(f"{counted(len(perturbations), 'cell')}; a submission holds at most {MOST_CELLS:,}")
     num_controls = int((perturbations == control).sum())
     if num_controls:
         problems.append(
@@ -143,7 +143,7 @@ class ValueCheck:
             if found.number
         ]
         if self.row_sizes.sum() > MOST_VALUES:
-            problems.append(f"{self.row_sizes.sum():,} stored values; scoring takes at most {MOST_VALUES:,}")
+            problems.append(f"{counted(self.row_sizes.sum(), 'stored value')}; scoring takes at most {MOST_VALUES:,}")
         too_large = np.flatnonzero(self._totals > LARGEST_TOTAL)
         if len(too_large):
             problems.append(

@@ -26,6 +26,7 @@ from steval.evaluator.metrics.changes import de_counts
 from steval.evaluator.metrics.evaluation import Evaluation
 from steval.evaluator.reference.members import Overall
 from steval.evaluator.reference.training import TrainingSummary
+from steval.wording import counted
 
 if TYPE_CHECKING:
     from steval.evaluator.metrics.count_inputs import CountInputs
@@ -127,7 +128,8 @@ def _contract(facts: Facts) -> Verdict:
         "ok",
         0.0,
         0.0,
-        f"Both sides hold the same {len(pair.genes)} genes{reordered} and {len(pair.perturbations)} perturbations.",
+        f"Both sides hold the same {counted(len(pair.genes), 'gene')}{reordered} and "
+        f"{counted(len(pair.perturbations), 'perturbation')}.",
     )
 
 

@@ -6,6 +6,7 @@ from steval.evaluator.integrity.verdict import Verdict, graded, skipped
 from steval.evaluator.measure.count_rules import LEAST_CPM
 from steval.evaluator.metrics.count_functions import scatter_ratio
 from steval.evaluator.metrics.count_inputs import CountInputs
+from steval.wording import counted
 
 LEAST_SEEN = 1.0
 """CPM of the controls from which an untested gene is looked at; below it a few counts make large ratios."""
@@ -37,7 +38,8 @@ def check_untested_genes(inputs: CountInputs) -> Verdict:
         status,
         ratio,
         UNTESTED_WARN,
-        f"The {len(low)} genes of {LEAST_SEEN:g} to {LEAST_CPM:g} CPM in controls are expressed at least {ratio:.2g} × as strongly "
+        f"{counted(len(low), 'gene')} of {LEAST_SEEN:g} to {LEAST_CPM:g} CPM in controls: expressed at least "
+        f"{ratio:.2g} × as strongly "
         f"as in real perturbed or control cells, chance aside (all perturbations together, or the 90 % quantile of them){effect}",
     )
 
@@ -79,7 +81,8 @@ def check_injected_mass(inputs: CountInputs) -> Verdict:
         status,
         share,
         INJECTED_WARN,
-        f"{share:.1%} of the predicted counts lie on the {few} genes that exceed real and control cells most (90 % quantile of "
+        f"{share:.1%} of the predicted counts lie on the {counted(few, 'gene that exceeds', 'genes that exceed')} "
+        "real and control cells most (90 % quantile of "
         f"perturbations){effect}",
     )
 

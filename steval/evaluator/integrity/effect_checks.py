@@ -8,6 +8,7 @@ import polars as pl
 from steval.evaluator.integrity.evidence import SideEvidence
 from steval.evaluator.integrity.verdict import Verdict, graded, skipped
 from steval.evaluator.metrics.changes import SIGNIFICANT_FDR
+from steval.wording import counted
 
 SPREAD_WARN, SPREAD_FAIL = 0.15, 0.03
 """Spread between perturbations as a share of the real one; bad when low."""
@@ -113,7 +114,8 @@ def check_target_spike(pred: SideEvidence, real: SideEvidence, genes: Sequence[s
         status,
         share,
         SPIKED_WARN,
-        f"In {share:.0%} of {len(targets)} perturbations the target gene's predicted change lies beyond the real one, or on the "
+        f"In {share:.0%} of {counted(len(targets), 'perturbation')} the target gene's predicted change lies beyond "
+        "the real one, or on the "
         f"other side of no change, by more than {SPIKE_FACTOR:g} × the largest real change of any gene (at most "
         f"{worst:.2g} ×){effect}",
     )
@@ -155,7 +157,8 @@ def check_low_significant(
         shares.append(sum(gene in low for gene in significant) / max(len(significant), 1))
     if numbers[0] < FEWEST_SIGNIFICANT:
         sentence = (
-            f"The prediction calls {numbers[0]} genes significant in all; too few to look for weak genes among them."
+            f"The prediction calls {counted(numbers[0], 'gene')} significant in all; too few to look for weak genes "
+            "among them."
         )
         return Verdict("ok", None, LOW_SHARE_WARN, sentence)
     excess = shares[0] - (shares[1] if numbers[1] >= FEWEST_SIGNIFICANT else LOW_QUANTILE)
@@ -182,7 +185,7 @@ def check_significant(real: np.ndarray, pred: np.ndarray) -> Verdict:
     which = (
         "most perturbations"
         if chosen.all()
-        else f"the {chosen.sum()} perturbations with {QUIET_GENES} real ones at most"
+        else f"the {counted(chosen.sum(), 'perturbation')} with {QUIET_GENES} real ones at most"
     )
     effect = (
         "."

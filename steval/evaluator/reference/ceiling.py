@@ -22,6 +22,7 @@ from steval.evaluator.cells.sides import StoredCells
 from steval.evaluator.metrics.catalog import BY_COLUMN
 from steval.evaluator.metrics.evaluation import evaluate
 from steval.evaluator.reference.members import metric_means
+from steval.wording import counted
 
 
 def disjoint_halves(
@@ -94,7 +95,7 @@ def estimate_ceiling(
         means.append(metric_means(results, columns))
     notes = []
     if dropped:
-        notes.append(f"ceiling: {len(dropped)} perturbations with fewer than 2 real cells are left out")
+        notes.append(f"ceiling: {counted(len(dropped), 'perturbation')} with fewer than 2 real cells left out")
     return Ceiling(
         corrected={column: spearman_brown(column, means[0][column]) for column in columns},
         replicate={column: _mean([mean[column] for mean in means]) for column in columns},

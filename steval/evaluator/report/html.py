@@ -20,6 +20,7 @@ from steval.evaluator.report.drawing import COLOURS, draw
 from steval.evaluator.report.figures import draw_changes, draw_distributions, draw_members, draw_overlap
 from steval.evaluator.report.report import PREDICTION, ScoreReport, of_type
 from steval.evaluator.report.standing import ADVICE, ADVICE_PAGE, Standing, standing
+from steval.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,6 +82,7 @@ def _page(report: ScoreReport, notes: list[str]) -> str:
     environment.filters["json"] = lambda value: json.dumps(value, indent=1)
     environment.filters["data"] = _as_data
     environment.filters["arrow"] = with_arrow
+    environment.filters["counted"] = counted
     types = report.breakdown["cell_type"].unique(maintain_order=True).to_list()
     sections = [_section(report, cell_type, position, notes) for position, cell_type in enumerate(types)]
     mean = report.overall.filter(pl.col("cell_type").is_null() & (pl.col("predictor") == PREDICTION))

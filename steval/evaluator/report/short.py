@@ -19,8 +19,8 @@ def short_text(report: ScoreReport) -> str:
     lines = [
         f"{_named(row)}: {number(row['value'], 4)}" + _beside(row) for row in report.breakdown.iter_rows(named=True)
     ]
-    scored = f" in {types.n_unique()} cell types" if types.n_unique() > 1 else ""
-    head = f"Score of {report.results['perturbation'].n_unique()} perturbations{scored}"
+    scored = f" in {counted(types.n_unique(), 'cell type')}" if types.n_unique() > 1 else ""
+    head = f"Score of {counted(report.results['perturbation'].n_unique(), 'perturbation')}{scored}"
     return "\n".join([head, standing(report).sentence, *(f"  {line}" for line in lines)])
 
 

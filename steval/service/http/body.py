@@ -12,7 +12,7 @@ from steval.service.http.access import KEY_NAME, NOBODY
 from steval.service.http.answers import error_answer
 from steval.service.http.routing import WITH_BODY, Route, RouteTable
 from steval.service.settings import ServiceSettings
-from steval.wording import whole_number
+from steval.wording import counted, whole_number
 
 
 class BodyMiddleware:
@@ -72,7 +72,7 @@ class BodyMiddleware:
         own, share = self._in_progress[owner], most if owner == NOBODY else max(1, most // 2)
         if total < most and own < share:
             return
-        which = f"{total} requests" if total >= most else f"{own} requests of this key"
+        which = counted(total, "request") if total >= most else f"{counted(own, 'request')} of this key"
         raise ServiceError(
             f"{which} are in progress, the most that are allowed; come back later",
             status=429,
@@ -200,7 +200,7 @@ def _require_length(headers: Headers, limit: int) -> None:
 
 
 def _too_large(limit: int) -> ServiceError:
-    return ServiceError(f"the body is larger than the limit of {limit} bytes", status=413, code="too_large")
+    return ServiceError(f"the body is larger than the limit of {counted(limit, 'byte')}", status=413, code="too_large")
 
 
 def _either(names: Iterable[str]) -> str:

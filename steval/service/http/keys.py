@@ -18,6 +18,7 @@ from steval.data.files import atomic_path, read_text
 from steval.data.outputs import destination
 from steval.errors import ConfigError, DataError
 from steval.service.http.tenants import Tenant, read_rules
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class KeyFile:
         except ConfigError as error:
             log.error("the key file has changed and cannot be read; the keys from before stay valid: %s", error)
         else:
-            log.info("the key file was read again: %d tenants", len(self._ring.names))
+            log.info("the key file was read again: %s", counted(len(self._ring.names), "tenant"))
 
 
 def read_keys(path: Path) -> KeyRing:

@@ -9,6 +9,7 @@ from steval.errors import ServiceError
 from steval.service.http.telemetry import ServiceMetrics
 from steval.service.models.below import Found
 from steval.service.models.loaded import Model
+from steval.wording import counted
 
 
 @dataclass(eq=False)
@@ -47,7 +48,8 @@ class ModelMemory:
             while limit is not None and self._num_bytes + needed > limit:
                 if needed > limit:
                     raise ServiceError(
-                        f"the model {found.name!r} needs {needed} bytes, more than the {limit} that this service has for models "
+                        f"the model {found.name!r} needs {counted(needed, 'byte')}, more than the {limit} that this "
+                        "service has for models "
                         "(STEVAL_MAX_MODEL_BYTES)",
                         status=503,
                         code="model_too_large",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from steval.errors import ServiceError
 from steval.service.http.access import NOBODY
+from steval.wording import counted
 
 
 class Place:
@@ -57,7 +58,8 @@ class Admission:
         except TimeoutError as error:
             self._leave(owner, waiting)
             raise ServiceError(
-                f"the queue is full: {self._held.total()} cells wait or are computed, {num_cells} more are over the limit of "
+                f"the queue is full: {counted(self._held.total(), 'cell')} waiting or computed, {num_cells} more are over the "
+                "limit of "
                 f"{self._limit(owner)}"
                 + (" of this key" if owner != NOBODY else "")
                 + "; come back after the time in Retry-After",

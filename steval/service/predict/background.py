@@ -9,9 +9,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from steval.errors import ConfigError, OutputError, ServiceError
 from steval.machine import num_cores
+from steval.service.forms import ARROW, H5AD
 from steval.service.http.access import CHARGE, KEY_NAME, NOBODY
 from steval.service.http.answers import disk_answer, error_answer, validation_answer
-from steval.service.http.encoding import ARROW, H5AD
 from steval.service.http.observe import AUDIT
 from steval.service.http.quotas import Charge
 from steval.service.http.tenants import CELLS, JOBS
@@ -21,6 +21,7 @@ from steval.service.models.loaded import Model
 from steval.service.predict.job_process import NAMES
 from steval.service.runtime import Runtime
 from steval.service.schemas import PredictionJob, PredictionJobs, PredictionsBody
+from steval.wording import counted
 
 SOON = 2
 _MEDIA_TYPES = {"h5ad": H5AD, "arrow": ARROW}
@@ -131,7 +132,8 @@ def _details(runtime: Runtime, model: Model, body: PredictionsBody) -> dict[str,
 def _require_size(body: PredictionsBody, most: int) -> None:
     if body.num_cells > most:
         raise ServiceError(
-            f"the request asks for {body.num_cells} cells of {len(body.perturbations)} perturbations; the limit is {most} a job: "
+            f"the request asks for {counted(body.num_cells, 'cell')} of "
+            f"{counted(len(body.perturbations), 'perturbation')}; the limit is {most:,} a job: "
             "send several",
             status=413,
             code="too_many_cells",

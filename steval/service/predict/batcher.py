@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from steval.errors import ServiceError
 from steval.predictor.cells.predicted import PredictedSet
 from steval.predictor.sets import PlannedSet
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,8 @@ class MicroBatcher:
                 raise ServiceError("the service is shutting down", status=503, code="shutting_down", retry_after=5)
             if self._reserved and self._reserved + num_cells > self._max_queued_cells:
                 raise ServiceError(
-                    f"the queue is full: {self._reserved} cells wait, {num_cells} more are over the limit of "
+                    f"the queue is full: {counted(self._reserved, 'cell waits', 'cells wait')}, {num_cells} more are "
+                    "over the limit of "
                     f"{self._max_queued_cells}; come back after the time in Retry-After",
                     status=503,
                     code="busy",
@@ -215,7 +217,7 @@ class MicroBatcher:
                 left.popleft().future.set_result(predicted)
         except Exception as error:  # noqa: BLE001 (handed to the requests it belongs to)
             log.warning(
-                "a batch of %d sets failed (%s); its %d unfinished sets run alone", len(batch), error, len(left)
+                "a batch of %s failed (%s); its %d unfinished run alone", counted(len(batch), "set"), error, len(left)
             )
             for waiting in left:
                 self._run_alone(waiting)

@@ -26,20 +26,9 @@ from steval.predictor.cells.predicted import PredictedBlock, PredictedSet
 from steval.predictor.means import predicted_means
 from steval.predictor.output import write_predictions
 from steval.predictor.plan import PredictionPlan
+from steval.service.forms import ARROW, H5AD, JSON, Format, choose_format, wants_zstd
 from steval.service.http.conditional import has_tag, not_modified
-from steval.service.http.encoding import (
-    ARROW,
-    H5AD,
-    JSON,
-    Format,
-    choose_format,
-    compress,
-    compressed,
-    json_array,
-    json_numbers,
-    json_object,
-    wants_zstd,
-)  # fmt: skip
+from steval.service.http.encoding import compress, compressed, json_array, json_numbers, json_object
 from steval.service.http.quotas import Charge
 from steval.service.http.tenants import CELLS
 from steval.service.models.loaded import Model
@@ -51,6 +40,7 @@ from steval.service.predict.cache import AnswerCache
 from steval.service.runtime import Runtime
 from steval.service.schemas import PredictBody
 from steval.settings import json_digest
+from steval.wording import counted
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Response)
@@ -209,16 +199,18 @@ def _require_size(model: Model, body: PredictBody, kind: Format) -> None:
     settings = model.settings
     if body.num_cells > settings.max_cells:
         raise ServiceError(
-            f"the request asks for {body.num_cells} cells of {len(body.perturbations)} perturbations; the limit is "
-            f"{settings.max_cells} a request: send several",
+            f"the request asks for {counted(body.num_cells, 'cell')} of "
+            f"{counted(len(body.perturbations), 'perturbation')}; the limit is "
+            f"{settings.max_cells:,} a request: send several",
             status=413,
             code="too_many_cells",
         )
     num_values = len(body.perturbations) * len(model.genes)
     if kind == "json" and num_values > settings.max_json_values:
         raise ServiceError(
-            f"{len(body.perturbations)} profiles of {len(model.genes)} genes are {num_values} numbers; the limit for JSON is "
-            f"{settings.max_json_values}: ask for Accept: {ARROW} or {H5AD}",
+            f"{counted(len(body.perturbations), 'profile')} of {counted(len(model.genes), 'gene')}: "
+            f"{counted(num_values, 'number')}; the limit for JSON is "
+            f"{settings.max_json_values:,}: ask for Accept: {ARROW} or {H5AD}",
             status=413,
             code="too_large_for_json",
         )

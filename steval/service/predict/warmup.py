@@ -8,6 +8,7 @@ from steval.errors import CheckpointError
 from steval.predictor.controls import ControlPool
 from steval.predictor.engine import EncodedControls, Predictor
 from steval.predictor.requests import request_names
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ def warm_up(predictor: Predictor, pool: "ControlPool | EncodedControls", *, comp
         )
     if record is None or not compare:
         log.info(
-            "warm-up: %d cells of %s are finite (there is no recorded prediction to compare with)", num_cells, name
+            "warm-up: %s of %s, all finite (there is no recorded prediction to compare with)",
+            counted(num_cells, "cell"),
+            name,
         )
         return
     expected = np.array(record.mean, dtype=np.float64)
@@ -49,4 +52,6 @@ def warm_up(predictor: Predictor, pool: "ControlPool | EncodedControls", *, comp
             f"{difference:.2g} of the largest value (allowed {TOLERANCE[predictor.dtype]:g}). This machine, its libraries or the "
             "options (dtype, attention) do not reproduce the model; predictions would not be those that were validated"
         )
-    log.info("warm-up: %d cells of %s agree with the checkpoint's record within %.1e", num_cells, name, difference)
+    log.info(
+        "warm-up: %s of %s, as the checkpoint records them within %.1e", counted(num_cells, "cell"), name, difference
+    )

@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from steval.wording import counted
+
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -72,7 +74,9 @@ def confine(directory: Path, inputs: Path, readable: Iterable[Path], limits: Lim
     keep the rights that are taken here.
     """
     if (threads := _num_threads()) != 1:
-        raise RuntimeError(f"{threads} threads at the time of confinement; what starts them is to be imported later")
+        raise RuntimeError(
+            f"{counted(threads, 'thread')} at the time of confinement; what starts them is to be imported later"
+        )
     missing: list[str] = []
     given = [inputs, *(path for path in readable if path.exists())]
     _limit(limits)

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from steval.errors import DataError
+from steval.wording import counted
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MOST_OBJECTS = 20_000
@@ -65,7 +66,7 @@ def _check_links_and_sizes(root: h5py.File, what: str, max_values: int) -> None:
     _check_matrix(root, what, max_values)
     if num_values > max(MOST_OTHER_VALUES, 3 * max_values):
         raise DataError(
-            f"{what} would unfold to {num_values} values; the limit is {max(MOST_OTHER_VALUES, 3 * max_values)}"
+            f"{what} would unfold to {counted(num_values, 'value')}; the limit is {max(MOST_OTHER_VALUES, 3 * max_values)}"
         )
     for matrix in sparse:
         _check_sparse(matrix, what)
@@ -104,6 +105,7 @@ def _check_matrix(handle: h5py.File, what: str, max_values: int) -> None:
         raise DataError(f"{what}: X is not a matrix of cells × genes")
     if shape[0] * shape[1] > max_values:
         raise DataError(
-            f"{what}: X has {shape[0]} cells × {shape[1]} genes = {shape[0] * shape[1]} values; this service scores up to "
+            f"{what}: X has {counted(shape[0], 'cell')} × {counted(shape[1], 'gene')} = "
+            f"{counted(shape[0] * shape[1], 'value')}; this service scores up to "
             f"{max_values}. Score it on the command line: steval score"
         )

@@ -15,6 +15,7 @@ from steval.trainer.config import OptimiserSettings
 from steval.trainer.fit.schedules import rate_factor
 from steval.trainer.fit.sharding import sharded_state
 from steval.trainer.settings.phases import PhaseSettings
+from steval.wording import counted
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def parameter_sets(network: StateTransition, phase: PhaseSettings, weight_decay:
     if not grouped:
         raise ConfigError(
             f"phase {phase.name!r} trains {', '.join(phase.trains)}, but the network has no parameter there; with "
-            f"{num_layers} blocks and top_blocks {phase.top_blocks}, add another group to `trains`"
+            f"{counted(num_layers, 'block')} and top_blocks {phase.top_blocks}, add another group to `trains`"
         )
     return [
         ParameterSet(label, rate, decay, tuple(n for n, _ in items), sum(p.numel() for _, p in items))

@@ -40,6 +40,7 @@ from steval.predictor.controls import cell_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.requests import PredictionRequest, RequestItem
 from steval.trainer.progress.notices import Notice
+from steval.wording import counted
 from steval.workflows.checkpoints.calibration import (
     DRAWS,
     Choice,
@@ -210,7 +211,7 @@ def calibration_notice(found: Calibrated) -> Notice:
     expected = found.record.get("expected")
     if expected is not None:
         error = "" if expected["standard_error"] is None else f" ± {expected['standard_error']:.1f}"
-        text = f"{expected['leaderboard']:.1f}{error} of 100 ({expected['pairs']} pairs: {expected['kind']})"
+        text = f"{expected['leaderboard']:.1f}{error} of 100 ({counted(expected['pairs'], 'pair')}: {expected['kind']})"
         rows.append(("expected score", text))
     return Notice("Calibration: how predictions become cells", ("setting", "value"), tuple(rows))
 

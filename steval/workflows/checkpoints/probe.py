@@ -21,7 +21,7 @@ from steval.model.loss_settings import LossSettings
 from steval.model.losses import SetLoss, build_loss
 from steval.model.network import StateTransition
 from steval.predictor.controls import ControlPool, cell_controls
-from steval.wording import listed
+from steval.wording import counted, listed
 
 MAX_PERTURBATIONS = 24
 MAX_CELLS = 1024
@@ -58,7 +58,8 @@ class ProbeReport:
         """One line with all numbers."""
         numbers = ", ".join(f"{regime} {loss:.6g}" for regime, loss in self.losses.items())
         doubt = "" if self.is_clear else " (their difference is within the noise of these cells; more cells would tell)"
-        return f"energy loss on {self.num_sets} cell sets of {self.num_perturbations} perturbations: {numbers}{doubt}"
+        sets = f"{counted(self.num_sets, 'cell set')} of {counted(self.num_perturbations, 'perturbation')}"
+        return f"energy loss on {sets}: {numbers}{doubt}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import typer
 
 from steval.cli import options
 from steval.cli.output import print_facts, print_json, print_table, say, say_wrapped
+from steval.wording import counted
 
 SHOWN_NAMES = 8
 
@@ -52,7 +53,10 @@ def _adapter_rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("format", "adapter (verified): give it to --adapter beside its base"),
         ("base", found["base"]),
         ("size", f"{found['size_bytes'] / 1e6:.1f} MB"),
-        ("adapters", f"rank {lora['rank']}, alpha {lora['alpha']:g}, beside {len(found['matrices'])} matrices"),
+        (
+            "adapters",
+            f"rank {lora['rank']}, alpha {lora['alpha']:g}, beside {counted(len(found['matrices']), 'matrix', 'matrices')}",
+        ),
         ("own tensors", f"{len(own)}: {', '.join(own[:SHOWN_NAMES])}" + (" …" if len(own) > SHOWN_NAMES else "")),
         ("perturbations", found["perturbations"]),
         ("decoding", found["decoding"]["kind"]),
@@ -68,12 +72,16 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("licence", found["licence"] or "not recorded"),
         (
             "backbone",
-            f"{backbone['kind']}, {backbone['num_layers']} blocks, hidden {backbone['hidden_size']}, "
-            f"{backbone['num_heads']} heads",
+            f"{backbone['kind']}, {counted(backbone['num_layers'], 'block')}, hidden {backbone['hidden_size']}, "
+            f"{counted(backbone['num_heads'], 'head')}",
         ),
         ("attention", found["attention"] + (", each cell to itself alone (mask_attn)" if model["mask_attn"] else "")),
-        ("input", f"{model['input_key'] or 'X'}, {model['input_dim']} columns; sets of {model['cell_set_size']} cells"),
-        ("output", f"{model['output_space']}, {model['output_dim']} columns" + _decoder(model)),
+        (
+            "input",
+            f"{model['input_key'] or 'X'}, {counted(model['input_dim'], 'column')}; sets of "
+            f"{counted(model['cell_set_size'], 'cell')}",
+        ),
+        ("output", f"{model['output_space']}, {counted(model['output_dim'], 'column')}" + _decoder(model)),
         ("scale", _scale(found)),
         ("decoding", _decoding(found)),
         ("input genes", _names(found["genes"]["input"])),
@@ -99,7 +107,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _decoder(model: dict[str, Any]) -> str:
     decoder = model["gene_decoder"]
-    return f"; gene decoder to {decoder['gene_dim']} genes" if decoder else ""
+    return f"; gene decoder to {counted(decoder['gene_dim'], 'gene')}" if decoder else ""
 
 
 def _decoding(found: dict[str, Any]) -> str | None:
