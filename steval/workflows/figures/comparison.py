@@ -88,7 +88,8 @@ td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { border-bottom: 2px solid; } td { border-bottom: 1px solid var(--grid); }
 </style>
 <h1>{{ names | join(" · ") }}</h1>
-{% for caption, svg in figures %}<figure><div class="scroll">{{ svg | safe }}</div><figcaption>{{ caption }}</figcaption></figure>{% endfor %}
+{% for caption, svg in figures %}
+<figure><div class="scroll">{{ svg | safe }}</div><figcaption>{{ caption }}</figcaption></figure>{% endfor %}
 {% for title, frame in frames %}<h2>{{ title }}</h2><div class="scroll"><table><thead><tr>
 {% for name in frame.columns %}<th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in frame.rows() %}<tr>{% for value in row -%}
