@@ -25,6 +25,8 @@ NO_THING = re.compile(
     r"on|by|read|and|without|hold|names no|names the|names -)\b"
 )
 """What follows is no thing: `{path} holds cells`, `{source} names no perturbation`."""
+PLURALS = {"what", "things", "kind", "noun"}
+"""Names of a plural that is handed over as a word: `{len(lacking)} {what}`."""
 A_LIMIT = re.compile(r"^([a-z_.]*\.)?[A-Z_]+$")
 """A constant of the program is known not to be 1."""
 NAMES = {
@@ -48,6 +50,14 @@ def uncounted(source: str, names: frozenset[str] | set[str] = frozenset()) -> li
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
+            parts = [
+                ast.unparse(one.value) if isinstance(one, ast.FormattedValue) else one.value for one in node.values
+            ]
+            found += [
+                f"line {node.lineno}: {{{number}}} {{{word}}}"
+                for number, space, word in zip(parts, parts[1:], parts[2:], strict=False)
+                if number.startswith("len(") and space == " " and word in PLURALS
+            ]
             for value, after in zip(node.values, node.values[1:], strict=False):
                 if not (isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant)):
                     continue

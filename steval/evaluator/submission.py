@@ -131,8 +131,8 @@ def _gene_order(present: list[str], genes: Sequence[str] | Path | None, name: st
         raise DataError(
             f"the genes of {name} are not those of the gene list",
             [
-                f"{len(found)} {what}: {listed(found)}"
-                for what, found in (("missing", missing), ("extra", extra))
+                f"{len(found)} {which}: {listed(found)}"
+                for which, found in (("missing", missing), ("extra", extra))
                 if found
             ],
         )

@@ -152,7 +152,7 @@ def test_training_cells_and_earlier_predictions_are_looked_at_too(case: Path, tm
     assert "no control cells ('non-targeting')" in found["data two"]
     assert f"lacks 1 of the 120 genes that are needed: {cells.var_names[119]}" in found["data three"]
     assert f"predictions lacks 1 of the 120 genes that are needed: {cells.var_names[119]}" in found["a × one × x"]
-    assert "predictions: 1 perturbations of the data are missing: SRC" in found["b × two × x"]
+    assert "predictions: 1 perturbation of the data missing: SRC" in found["b × two × x"]
     assert len(found) == 9
     assert not any("\n" in problem for problem in caught.value.problems)
 

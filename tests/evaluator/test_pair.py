@@ -194,7 +194,7 @@ def test_a_cell_type_that_one_side_lacks_is_an_error():
     real, pred = screen(num_perturbations=4, num_genes=120, cell_types=2)
     with (
         Pair.build(pred[pred.obs["cell_type"] == "type0"].copy(), real, Columns()) as pair,
-        pytest.raises(EvaluationError, match="1 cell types of the real cells are missing: type1"),
+        pytest.raises(EvaluationError, match="1 cell type of the real cells missing: type1"),
     ):
         pair.by_cell_type()
 

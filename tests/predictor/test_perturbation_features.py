@@ -38,7 +38,7 @@ def test_new_names_are_added_and_marked_untrained(described, tmp_path):
 
 def test_features_of_another_model_are_refused(described, tmp_path):
     path = write_features(tmp_path / "f.npz", {"SRC": np.zeros(6), "NEW": np.ones(6)})
-    with pytest.raises(DataError, match="describes 1 known perturbations otherwise"):
+    with pytest.raises(DataError, match="describes 1 known perturbation otherwise"):
         with_features(described, path)
 
 

@@ -59,7 +59,7 @@ def test_every_problem_of_a_table_is_told_at_once(tmp_path):
         "line 2: num_cells must be a whole number of at least 1, got '-5'",
         "line 3: num_cells must be a whole number of at least 1, got 'many'",
         "line 4: no perturbation",
-        "line 5: 1 values for 2 columns",
+        "line 5: 1 value for 2 columns",
         "got 'nan'",
         "unknown perturbation 'STAT11'; nearest: STAT1",
     ):

@@ -290,7 +290,7 @@ def test_thousands_of_unknown_names_whose_clients_left_hold_nobody_up(http, serv
             one.sendall(head + b"content-length: " + str(len(body)).encode() + b"\r\n\r\n" + body)
     assert http.get("/livez", timeout=10).status_code == 200
     error = error_of(post(http, body), 404, "unknown_perturbation")
-    assert (len(error["nearest"]), error["problems"][-1]) == (10, "and 1990 more unknown names")
+    assert (len(error["nearest"]), error["problems"][-1]) == (10, "and 1,990 more unknown names")
     assert post(http, REQUEST).status_code == 200
 
 

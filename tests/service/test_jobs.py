@@ -30,7 +30,7 @@ def store(tmp_path):
 def test_a_full_store_is_503(store):
     store.reserve()
     store.submit(store.reserve(), {})
-    with pytest.raises(ServiceError, match="2 scoring jobs wait") as caught:
+    with pytest.raises(ServiceError, match="2 scoring jobs waiting") as caught:
         store.reserve()
     assert (caught.value.http_status, caught.value.retry_after) == (503, 30)
 
@@ -74,13 +74,13 @@ def test_a_job_is_its_keys_own(store):
 def test_one_key_can_neither_fill_the_queue_nor_go_first(tmp_path):
     store = JobStore(tmp_path / "jobs", ScoreJob, max_jobs=6, ttl=100)
     greedy = [store.submit(store.reserve("greedy"), {}).id for _ in range(3)]
-    with pytest.raises(ServiceError, match="3 scoring jobs of this key wait"):
+    with pytest.raises(ServiceError, match="3 scoring jobs of this key waiting"):
         store.reserve("greedy")
     polite = store.submit(store.reserve("polite"), {}).id
     assert [job.id for job in store.runnable()] == [greedy[0], polite, *greedy[1:]]
     for _ in range(2):
         store.reserve("third")
-    with pytest.raises(ServiceError, match="6 scoring jobs wait"):
+    with pytest.raises(ServiceError, match="6 scoring jobs waiting"):
         store.reserve("fourth")
 
 

@@ -87,7 +87,7 @@ def test_an_unknown_perturbation_lists_the_nearest(demo: DemoResult, tmp_path: P
 def test_missing_genes_are_listed(demo: DemoResult, evaluation: ad.AnnData, tmp_path: Path):
     evaluation[:, 3:].copy().write_h5ad(tmp_path / "few.h5ad")
     result = run("predict", demo.checkpoint, "-o", tmp_path / "p.h5ad", "--controls", tmp_path / "few.h5ad")
-    assert_refused(result, 4, "lacks 3 of the 1000 genes", "CCNL2, SSU72, SKI")
+    assert_refused(result, 4, "lacks 3 of the 1,000 genes", "CCNL2, SSU72, SKI")
     result = run("score", demo.preds, "--real", tmp_path / "few.h5ad", "-o", tmp_path / "out")
     assert_refused(result, 4, "genes")
     assert [path.name for path in tmp_path.iterdir()] == ["few.h5ad"]

@@ -137,7 +137,7 @@ class Pair:
             if (kinds == "").any() and not self.columns.drop_unlabelled
         ]
         names = [sorted(set(kinds) - {""}) for kinds in scored]
-        problems += _difference_problems(names[0], names[1], "cell types", labels)
+        problems += _difference_problems(names[0], names[1], "cell type", labels)
         pairs = {}
         for name in names[1] if not problems else []:
             pred, real = (side.restricted(kinds == name, name) for side, kinds in zip(sides, types, strict=True))
@@ -193,21 +193,21 @@ def _group_problems(
         if columns.control not in groups
     ]
     perturbed = [[label for label in groups if label != columns.control] for groups in (pred, real)]
-    problems += _difference_problems(perturbed[0], perturbed[1], "perturbations", names)
+    problems += _difference_problems(perturbed[0], perturbed[1], "perturbation", names)
     if not problems and not perturbed[1]:
         problems.append(f"{names[1]}: there are control cells only, no perturbation to score")
     return problems
 
 
-def _difference_problems(pred: Sequence[str], real: Sequence[str], what: str, names: tuple[str, str]) -> list[str]:
+def _difference_problems(pred: Sequence[str], real: Sequence[str], thing: str, names: tuple[str, str]) -> list[str]:
     lacking = [label for label in real if label not in set(pred)]
     extra = [label for label in pred if label not in set(real)]
     problems = []
     if lacking:
-        problems.append(f"{names[0]}: {len(lacking)} {what} of the {names[1]} are missing: {listed(lacking)}")
+        problems.append(f"{names[0]}: {counted(len(lacking), thing)} of the {names[1]} missing: {listed(lacking)}")
     if extra:
-        problems.append(f"{names[0]}: {len(extra)} {what} are not among the {names[1]}: {listed(extra)}")
-    if problems and what == "perturbations" and len(extra) < len(pred):
+        problems.append(f"{names[0]}: {counted(len(extra), thing)} not among the {names[1]}: {listed(extra)}")
+    if problems and thing == "perturbation" and len(extra) < len(pred):
         problems[-1] += f"; --only-common scores the {len(pred) - len(extra)} that both have"
     return problems
 

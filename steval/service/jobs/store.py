@@ -20,6 +20,7 @@ from steval.errors import ServiceError
 from steval.service.http.access import NOBODY
 from steval.service.jobs.files import INPUTS, OWNER, PROGRESS, REQUEST, SCORE, TEMPORARY
 from steval.service.schemas import Job
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,11 @@ class JobStore(Generic[J]):
         own, share = waiting.count(owner), max(1, self._max_jobs // 2)
         full = len(waiting) >= self._max_jobs
         if full or (owner != NOBODY and own >= share):
-            which = f"{len(waiting)} {self.what}s wait" if full else f"{own} {self.what}s of this key wait"
+            which = (
+                f"{counted(len(waiting), self.what)} waiting"
+                if full
+                else f"{counted(own, self.what)} of this key waiting"
+            )
             raise ServiceError(
                 f"{which} already, the most that are allowed; come back later", status=503, code="busy", retry_after=30
             )
