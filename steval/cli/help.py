@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from steval.cli import completion
-from steval.cli.output import say, terminal_width
+from steval.cli.output import bold, say_own, terminal_width
 from steval.cli.tables import wrap
 from steval.evaluator.metrics.profiles import PROFILES
 
@@ -175,7 +174,7 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Usage, text, arguments, and options by groups."""
-        say("\n".join(help_lines(self, ctx, min(terminal_width(), WIDEST))))
+        say_own("\n".join(help_lines(self, ctx, min(terminal_width(), WIDEST))))
 
 
 class Group(TyperGroup):
@@ -188,7 +187,7 @@ class Group(TyperGroup):
         rows = [(name, (one.help or "").split("\n\n")[0].replace("`", "")) for name, one in self.commands.items()]
         lines += _section("Commands", rows, width, left=12)
         lines += _section("Options", [(_named(one), _explained(one)) for one in self.get_params(ctx)], width)
-        say("\n".join([*lines, "", *wrap((self.epilog or "").replace("*", ""), width), ""]))
+        say_own("\n".join([*lines, "", *wrap((self.epilog or "").replace("*", ""), width), ""]))
 
 
 def shown_as(parameter: Any) -> Shown | None:
@@ -227,7 +226,7 @@ def help_lines(command: TyperCommand, ctx: Any, width: int) -> list[str]:
 def _section(title: str, rows: Sequence[tuple[str, str]], width: int, left: int = LEFT) -> Iterator[str]:
     if not rows:
         return
-    yield from ("", typer.style(title, bold=True) if _styled() else title)
+    yield from ("", bold(title))
     for name, text in rows:
         beside = wrap(" ".join(text.split()), width - INDENT - left)
         if len(name) > left - 2:
@@ -235,13 +234,6 @@ def _section(title: str, rows: Sequence[tuple[str, str]], width: int, left: int 
         else:
             yield f"{' ' * INDENT}{name:<{left}}{beside.pop(0)}".rstrip()
         yield from (" " * (INDENT + left) + line for line in beside)
-
-
-def _styled() -> bool:
-    import os
-    import sys
-
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def _named(option: Any) -> str:

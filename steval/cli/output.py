@@ -46,6 +46,16 @@ def say(text: str = "", *, err: bool = False) -> None:
     _write(printable(text), sys.stderr if err else sys.stdout)
 
 
+def say_own(text: str) -> None:
+    """Text that the program made itself, which may hold what `bold` adds; nothing of files."""
+    _write(text, sys.stdout)
+
+
+def bold(text: str) -> str:
+    """`text` as a heading, where a terminal shows it."""
+    return typer.style(text, bold=True) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
+
+
 def say_wrapped(text: str) -> None:
     """Running text on stdout, in lines that fit the terminal and are not too long to read."""
     from steval.cli.tables import wrap
@@ -161,10 +171,7 @@ def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
 
 
 def _print_lines(title: str, lines: Sequence[str]) -> None:
-    heading = printable(title)
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        heading = typer.style(heading, bold=True)
-    _write("\n".join([heading, *lines, ""]), sys.stdout)
+    say_own("\n".join([bold(printable(title)), *lines, ""]))
 
 
 def _write(text: str, stream: TextIO) -> None:

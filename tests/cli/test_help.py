@@ -1,6 +1,10 @@
 """Help at any width: every option named whole and in a group, choices spelled; and what a shell completes."""
 
+import contextlib
+import os
 import re
+import subprocess
+import sys
 from typing import get_args
 
 import anndata as ad
@@ -39,6 +43,22 @@ def test_every_option_is_whole_and_nothing_is_wider_than_the_terminal(command, w
     assert "…" not in text
     for sign in ("<bool>", "<str>", "<path>"):
         assert sign not in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"]])
+def test_headings_are_bold_on_a_terminal(arguments):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "steval", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
+    subprocess.run(command, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL, env=environment, check=True)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # Linux says so at the end of a terminal
+        while piece := os.read(ours, 65536):
+            text += piece
+    os.close(ours)
+    assert b"\x1b[1mOptions\x1b[0m" in text or b"\x1b[1mInput\x1b[0m" in text
+    assert rb"\x1b" not in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
