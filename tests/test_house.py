@@ -46,4 +46,5 @@ def test_what_to_touch_is_there():
             inside = PACKAGE / place
             # a second place in a row may be named from the room of the first
             near = PACKAGE / places[0].split("/")[0] / place
-            assert inside.exists() or near.exists(), place
+            outside = PACKAGE.parent / place if place.startswith("client/") else inside  # the client's own distribution
+            assert inside.exists() or near.exists() or outside.exists(), place

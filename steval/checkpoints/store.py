@@ -352,7 +352,7 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         problems.append("decoding carries effects of genes on the lognorm scale, which this model does not predict")
     if model.batch_encoder and len(manifest.batches) != model.batch_dim:
         problems.append(
-            f"batches has {counted(len(manifest.batches), 'name')}, the batch encoder {counted(model.batch_dim, 'code')}"
+            f"batches has {counted(len(manifest.batches), 'name')}, the batch encoder {counted(model.batch_dim or 0, 'code')}"
         )
     return problems
 
