@@ -17,7 +17,7 @@ from steval.checkpoints.location import (
     SUFFIX,
 )
 from steval.errors import CheckpointError
-from steval.wording import listed
+from steval.wording import counted, listed
 
 ARC_CHECKPOINT = ".ckpt"
 MAP_SUFFIXES = (".yaml", ".pkl", ".pt", ".torch")
@@ -43,7 +43,7 @@ def fetch(text: str | Path) -> Path:
             f"{reference}: there is no model there; {reference.repo} has: {listed(models_of(names), _SHOWN)}"
         )
     shown = [str(repository.reference(model)) for model in models]
-    raise CheckpointError(f"{reference} holds {len(models)} models: name one of {listed(shown, _SHOWN)}")
+    raise CheckpointError(f"{reference} holds {counted(len(models), 'model')}: name one of {listed(shown, _SHOWN)}")
 
 
 def models_of(names: Sequence[str]) -> list[str]:

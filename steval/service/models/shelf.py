@@ -24,7 +24,6 @@ from steval.service.models.loaded import Model
 from steval.service.models.memory import Held, ModelMemory
 from steval.service.models.slots import Slot, Slots, no_base
 from steval.service.schemas import ModelItem
-from steval.wording import counted
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from steval.errors import ServiceError, nearest_names
 from steval.service.models.below import Found
 from steval.service.models.memory import Held
 from steval.service.schemas import ModelItem
+from steval.wording import counted
 
 SHORTEST_DIGEST = 12
 """Letters of a digest that name a model."""
@@ -100,7 +101,7 @@ class Slots:
         if not names:
             raise ServiceError("there is no model to serve yet", status=503, code="not_ready", retry_after=5)
         raise ServiceError(
-            f"this service has {len(names)} models: name one as model (GET /models lists them)",
+            f"this service has {counted(len(names), 'model')}: name one as model (GET /models lists them)",
             status=422,
             code="breaks_a_rule",
         )
