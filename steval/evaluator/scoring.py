@@ -23,6 +23,7 @@ from steval.evaluator.cells.pair import Pair
 from steval.evaluator.cells.sides import CellSource
 from steval.evaluator.clock import Clock
 from steval.evaluator.measure.engine import HOST, Engine
+from steval.evaluator.metrics.count_inputs import own_genes
 from steval.evaluator.metrics.profiles import context_column, resolve, scored_scale, takers
 from steval.evaluator.reference.baselines import require_contexts
 from steval.evaluator.reference.training import read_training
@@ -105,7 +106,13 @@ def _opened(
     otherwise: dict[Scale, str] = {
         other: f"--profile {takers(other)} takes {other}" for other in others if other != takes
     }
-    return Pair.build(pred, real, columns, scale=scale, takes=takes, otherwise=otherwise)
+    pair = Pair.build(pred, real, columns, scale=scale, takes=takes, otherwise=otherwise)
+    if takes == "counts":
+        with ExitStack() as on_error:
+            on_error.callback(pair.close)
+            own_genes(pair.perturbations, pair.genes)
+            on_error.pop_all()
+    return pair
 
 
 def _by_context(how: ScoreSettings, pair: Pair) -> tuple[ScoreSettings, Pair]:

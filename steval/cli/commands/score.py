@@ -146,7 +146,7 @@ def print_report(report: "ScoreReport") -> None:
     stands = standing(report)
     say_wrapped(f"{stands.sentence} {stands.advice or ''}")
     say()
-    if report.overall.height:
+    if report.overall["leaderboard"].is_not_null().any():
         _print_frame("Overall score (overall: clipped, as cell-eval; leaderboard: ×100)", report.overall)
     _print_frame("Metrics (↑ high is good, ↓ low is good; steval metrics explains them)", report.breakdown, BREAKDOWN)
     if report.baselines.height:

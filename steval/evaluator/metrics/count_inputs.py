@@ -10,6 +10,7 @@ import numpy as np
 from steval.errors import EvaluationError
 from steval.evaluator.measure.counts import bulk_profiles
 from steval.evaluator.measure.de import benjamini_hochberg
+from steval.wording import listed
 
 if TYPE_CHECKING:
     from steval.evaluator.measure.count_scan import CountTable
@@ -34,6 +35,23 @@ class TestedGenes:
         return self.fdr < threshold
 
 
+def own_genes(perturbations: Sequence[str], genes: Sequence[str]) -> np.ndarray:
+    """The place of each perturbation's own gene among `genes` `[P]`; -1 where it is not measured.
+
+    An `EvaluationError` where none is: labels and genes do not speak of the same things then, and leaving out nothing
+    would score what is known beforehand.
+    """
+    place = {gene: index for index, gene in enumerate(genes)}
+    found = np.array([place.get(name, -1) for name in perturbations])
+    if (found < 0).all():
+        raise EvaluationError(
+            "no perturbation is named after a measured gene, so that its own gene could be left out; this profile scores "
+            f"perturbations of genes. Perturbations are {listed(perturbations, 5)}, genes {listed(genes, 5)}: use one kind of name "
+            "in both"
+        )
+    return found
+
+
 class CountInputs:
     """Everything the metrics on counts read; rows are `perturbations` (sorted), pure functions of the two tables."""
 
@@ -51,17 +69,9 @@ class CountInputs:
     def own_gene(self) -> np.ndarray:
         """The place of each perturbation's own gene among all genes `[P]`; -1 where it is not measured.
 
-        An `EvaluationError` where none is: labels and genes do not speak of the same things then, and leaving out nothing
-        would score what is known beforehand.
+        `EvaluationError` where none is, as `own_genes`.
         """
-        place = {gene: index for index, gene in enumerate(self.genes)}
-        found = np.array([place.get(name, -1) for name in self.perturbations])
-        if (found < 0).all():
-            raise EvaluationError(
-                "no perturbation is named after a measured gene, so that its own gene could be left out; this profile scores "
-                f"perturbations of genes. Perturbations are {', '.join(self.perturbations[:5])}, genes {', '.join(self.genes[:5])}"
-            )
-        return found
+        return own_genes(self.perturbations, self.genes)
 
     @cached_property
     def own_tested(self) -> np.ndarray:

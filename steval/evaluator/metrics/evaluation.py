@@ -166,8 +166,10 @@ def _values(
             try:
                 values[metric.name] = metric.function(dict(settings[metric.name]), inputs)
             except METRIC_ERRORS as error:
-                logger.warning("metric %s failed: %s", metric.name, error)
                 failures.append({"perturbation": None, "metric": metric.name, "reason": str(error) or repr(error)})
+    for reason in dict.fromkeys(failure["reason"] for failure in failures):
+        names = [str(failure["metric"]) for failure in failures if failure["reason"] == reason]
+        logger.warning("%s %s failed: %s", "metrics" if len(names) > 1 else "metric", ", ".join(names), reason)
     return values, failures
 
 

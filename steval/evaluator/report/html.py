@@ -79,6 +79,7 @@ def _page(report: ScoreReport, notes: list[str]) -> str:
     )
     environment.filters["number"] = number
     environment.filters["signed"] = partial(number, sign=True)
+    environment.filters["fixed"] = fixed
     environment.filters["json"] = lambda value: json.dumps(value, indent=1)
     environment.filters["data"] = _as_data
     environment.filters["arrow"] = with_arrow
@@ -113,6 +114,11 @@ def number(value: Any, digits: int = 3, sign: bool = False) -> str:
         return f"{value:,}"
     text = f"{value:{'+' if sign else ''}.{digits}g}" if abs(value) < 1000 else f"{value:{'+' if sign else ''},.0f}"
     return text.replace("-", "−")
+
+
+def fixed(value: float | None, decimals: int, factor: float = 1.0) -> str:
+    """`value` × `factor` with `decimals` places, an en dash where there is none."""
+    return "–" if value is None else f"{factor * value:.{decimals}f}".replace("-", "−")
 
 
 def _section(report: ScoreReport, cell_type: str | None, position: int, notes: list[str]) -> Section:

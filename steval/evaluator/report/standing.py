@@ -55,6 +55,8 @@ class Standing:
     """Ends of the 95 % interval of the difference; None: too few perturbations, or none asked for."""
     num_failed: int = 0
     """Integrity checks that failed."""
+    incomplete: bool = False
+    """No score though it was asked for: a member has no value, or no scale to lie on."""
 
     @property
     def difference(self) -> float | None:
@@ -74,11 +76,9 @@ class Standing:
     def advice(self) -> str | None:
         """What to do next; None where there is nothing to do."""
         if self.outcome == "unknown":
-            return (
-                "Give the training cells with --train, or score with the checkpoint that records them."
-                if (self.score is None)
-                else None
-            )
+            if self.score is not None or self.incomplete:
+                return None
+            return "Give the training cells with --train, or score with the checkpoint that records them."
         if self.outcome == "better":
             return None
         doubt = (
@@ -101,6 +101,8 @@ class Standing:
         }
 
     def _comparison(self) -> str:
+        if self.score is None and self.incomplete:
+            return "No overall score: a member of it has no value or no scale to lie on; the notes say which and why."
         if self.score is None:
             return "No overall score: without training cells there is no simple model to compare with."
         score = f"Overall score {_number(self.score)} of 100"
@@ -121,7 +123,7 @@ def standing(report: ScoreReport) -> Standing:
     failed = int((report.integrity["status"] == "fail").sum())
     score, simple = report.leaderboard, _best_simple(report)
     if score is None or simple is None:
-        return Standing("unknown", score=score, num_failed=failed)
+        return Standing("unknown", score=score, num_failed=failed, incomplete=report.overall.height > 0)
     kind, simple_score = simple
     low, high = _difference(report, kind)
     outcome: Outcome = "unknown"
