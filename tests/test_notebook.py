@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import steval as sv
 from steval.cli.app import app
 from steval.data.cells.record import read_record
-from steval.errors import ConfigError, DataError, EvaluationError, UnknownPerturbationError
+from steval.errors import CheckpointError, ConfigError, DataError, EvaluationError, UnknownPerturbationError
 from support.documented import ROOT, blocks
 
 SMALL = {
@@ -97,6 +97,16 @@ def test_cells_are_held_out_by_share_or_by_name(parts):
         sv.hold_out(whole, ["STAT9"])
     with pytest.raises(ConfigError, match="between 0 and 1"):
         sv.hold_out(whole, 1.5)
+
+
+def test_cells_without_a_label_are_in_no_part():
+    whole = sv.prepare(sv.example(), cell_type_name="H1")
+    labels = whole.obs["target_gene"].astype(object)
+    labels.iloc[:3] = np.nan
+    whole.obs["target_gene"] = labels
+    for test in (0.4, ["STAT1"], ["nan"]):
+        with pytest.raises(DataError, match="3 of 600 cells have no value"):
+            sv.hold_out(whole, test)
 
 
 def test_predictions_are_those_of_the_command(run, pred, parts, tmp_path):
@@ -205,3 +215,27 @@ def test_what_cannot_be_is_one_sentence(run, parts, tmp_path):
     with pytest.raises(ConfigError, match="is not valid"):
         sv.score(parts[1], parts[1], bootstap=3)
     assert repr(sv.open_run(run.directory)) == repr(run)
+
+
+def test_what_lies_where_a_notebook_writes_is_kept(run, parts, tmp_path, monkeypatch):
+    """Cells that go beside the run take the place of no file unasked, nor of those of a run that is there; odd names are names."""
+    kept = tmp_path / "r-cells.h5ad"
+    kept.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"r-cells\.h5ad is there already"):
+        sv.finetune(parts[0], SMALL, run_dir=tmp_path / "r", device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["r-cells.h5ad"] and kept.read_bytes() == b"mine"
+    beside = run.directory.with_name("first-cells.h5ad")
+    before = beside.read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        sv.finetune(parts[0][:50].copy(), SMALL, run_dir=run.directory, device="cpu")
+    with pytest.raises(ConfigError, match="recipe called"):
+        sv.finetune(parts[0][:50].copy(), "quick-cup", run_dir=run.directory, overwrite=True)
+    assert beside.read_bytes() == before
+    with pytest.raises(ConfigError, match="would take its place"):
+        run.save(run.best)
+    with pytest.raises(CheckpointError, match="without checkpoints/best-val"):
+        sv.open_run(tmp_path).save(tmp_path / "m.safetensors")
+    odd = tmp_path / 'it\'s "a" [1] é\nx'
+    odd.mkdir()
+    few = {**SMALL, "phases": {0: {"steps": 1}}, "checks": {"validate_every": 1}}
+    assert sv.finetune(parts[0], few, run_dir=odd / "r", device="cpu").best.is_file()

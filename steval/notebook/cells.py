@@ -13,6 +13,7 @@ from steval.data.cells.prepare import PrepareSettings, prepare_in_memory
 from steval.data.cells.record import read_record
 from steval.data.cells.scale import Scale
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
+from steval.data.labels import labels_of
 from steval.data.splits.assignment import SHARED_CONTROL, TEST, CellSplit, assign_parts
 from steval.errors import ConfigError, DataError
 
@@ -77,7 +78,7 @@ def hold_out(
     whole = in_memory(cells)
     found = columns_of(whole, columns)
     obs = pd.DataFrame(whole.obs)
-    labels = obs[found.perturbation].astype(str).to_numpy()
+    labels = labels_of(obs, found.perturbation, "the cells")
     is_control = labels == found.control
     if isinstance(test, float | int):
         if not 0 < test < 1:

@@ -54,13 +54,14 @@ class Run:
 
     def save(self, path: Path | str) -> Path:
         """Copy the best checkpoint to `path` (`.safetensors`); returns it."""
+        from steval.checkpoints.location import locate_checkpoint
         from steval.data.files import atomic_path
+        from steval.data.outputs import require_output
 
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ConfigError(f"a checkpoint is saved as .safetensors, got {path.name!r}")
+        path, best = Path(path), locate_checkpoint(self.directory)
+        require_output(path, {"the run's own checkpoint": best}, suffixes=(".safetensors",))
         with atomic_path(path) as partial:
-            partial.write_bytes(self.best.read_bytes())
+            shutil.copyfile(best, partial)
         return path
 
     def _facts(self) -> Facts:
@@ -138,7 +139,10 @@ def _finetuned(
     from steval.workflows.finetune import finetune_with_evaluation
 
     start = None if init_from is None else Path(init_from)
-    settings = _configured(config, _files(cells, directory.with_name(f"{directory.name}-cells.h5ad")))
+    beside = directory.with_name(f"{directory.name}-cells.h5ad")
+    settings = _configured(config, _files(cells, beside))
+    if isinstance(cells, ad.AnnData):
+        _write_cells(cells, beside, directory, overwrite)
     result = finetune_with_evaluation(settings, directory, init_from=start, overwrite=overwrite, device=device)
     if not result.finished:
         raise ConfigError(
@@ -148,11 +152,24 @@ def _finetuned(
 
 
 def _files(cells: CellsInput | Sequence[Path | str], beside: Path) -> list[str]:
+    """What the configuration is to name; cells in memory are going to be written to `beside`."""
     if isinstance(cells, ad.AnnData):
-        write_anndata(cells, beside)
         return [str(beside)]
     paths = [cells] if isinstance(cells, str | Path) else list(cells)
     return [str(Path(path).absolute()) for path in paths]
+
+
+def _write_cells(cells: ad.AnnData, beside: Path, directory: Path, overwrite: bool) -> None:
+    """Where nothing is that may not be replaced: neither the run nor a file of that name."""
+    from steval.trainer.progress.rundir import RunDirectory
+
+    RunDirectory(directory).require_startable(overwrite=overwrite)
+    if beside.exists() and not overwrite:
+        raise ConfigError(
+            f"{beside} is there already, and the cells are to be kept under this name: name another run_dir, or replace it with "
+            "overwrite=True"
+        )
+    write_anndata(cells, beside)
 
 
 def _configured(config: "str | Path | Mapping[str, Any] | FinetuneConfig", files: list[str]) -> "FinetuneConfig":
@@ -167,5 +184,6 @@ def _configured(config: "str | Path | Mapping[str, Any] | FinetuneConfig", files
     else:
         path = config_path(config)
         values, source = read_yaml(path), str(path)
-    whole = apply_overrides(with_recipe(values, source), [f"data.files={files!r}"])
+    whole = apply_overrides(with_recipe(values, source), ["data.files=[]"])
+    whole["data"]["files"] = files  # as they are: no name is read as YAML
     return FinetuneConfig.parse(whole, source=source)

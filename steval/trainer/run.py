@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steval.data.files import matching
 from steval.data.locks import DirectoryLock
-from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError
 from steval.model.hardware import lowered_by
 from steval.trainer.config import FinetuneConfig
@@ -88,8 +88,7 @@ def finetune(
                     start = recorded_start(directory, config, init_from, allow_mismatch, data_dirs)
                 else:
                     start = _given_start(config, init_from, allow_mismatch, from_nothing)
-                    if overwrite:
-                        require_output_directory(directory.path, {"--init-from": init_from})
+                    directory.require_kept({"--init-from": init_from, **_files_of(start.config)})
                     if leader:
                         directory.require_startable(overwrite=overwrite)
                 _require_able(start.config, quick_eval)
@@ -194,6 +193,17 @@ def _interruption(directory: RunDirectory, stopped: StoppedAtOnceError) -> str:
         f"stopped at once by {stopped}; steps since the last saved state are lost. Continue from it with: "
         f"steval finetune --resume {directory.path}"
     )
+
+
+def _files_of(config: FinetuneConfig) -> dict[str, Path]:
+    """Every file that a configuration names, by what it is."""
+    data = config.data
+    named = {
+        "data.features": data.features, "data.gene_list": data.gene_list, "data.input_gene_list": data.input_gene_list,
+        "data.evaluation_file": data.evaluation_file, "data.split": getattr(data.split, "path", None),
+    }  # fmt: skip
+    files = {f"data.files: {path}": path for pattern in data.files for path in matching(pattern)}
+    return files | {what: Path(path) for what, path in named.items() if path is not None}
 
 
 def _less_memory(config: FinetuneConfig) -> str:

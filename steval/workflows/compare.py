@@ -37,6 +37,8 @@ class Comparison:
     """Of runs."""
     reports: "tuple[ScoreReport, ...]" = ()
     """Of scores."""
+    scored: tuple[Path, ...] = ()
+    """Score directories that were read: the paths themselves, or those of runs."""
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
@@ -56,12 +58,15 @@ def compare(paths: Sequence[Path]) -> Comparison:
         from steval.evaluator.tables import read_score_dir
 
         reports = tuple(read_score_dir(directory) for directory in scores.values())
-        return Comparison(names, tuple(paths), empty, empty, _score_metrics(scores), _paired_tests(scores), (), reports)
+        return Comparison(
+            names, tuple(paths), empty, empty, _score_metrics(scores), _paired_tests(scores), (), reports, tuple(paths)
+        )
     curves = tuple(read_curves(path) for path in paths)
     found = {name: directory for name, path in zip(names, paths, strict=True) if (directory := _score_of_run(path))}
     metrics = _score_metrics(found) if found else pl.DataFrame()
     tests = _paired_tests(found) if len(found) > 1 else pl.DataFrame()
-    return Comparison(names, tuple(paths), _differences(names, paths), _best(names, curves), metrics, tests, curves)
+    differences, best = _differences(names, paths), _best(names, curves)
+    return Comparison(names, tuple(paths), differences, best, metrics, tests, curves, scored=tuple(found.values()))
 
 
 def _short_names(paths: Sequence[Path]) -> tuple[str, ...]:

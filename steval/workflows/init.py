@@ -13,6 +13,7 @@ from steval.data.cells.scale import ScaleRecord, resolve_scale, sample_indices
 from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.files import atomic_path
 from steval.data.labels import label_codes
+from steval.data.outputs import require_output
 from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.errors import ConfigError
 from steval.settings import parse_yaml
@@ -75,6 +76,7 @@ def write_configuration(
     """Look at `data` and write a configuration on top of `recipe` to `out`, atomically; it is read back before."""
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} is already there; name another file with -o, or replace it with --overwrite")
+    require_output(out, {"the data": data})
     recipe_path(recipe)
     found = look(data, options)
     text = configuration_text(data, found, recipe, seed)

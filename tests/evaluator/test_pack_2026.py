@@ -115,6 +115,23 @@ def test_other_column_names(tmp_path):
     assert list(unpacked(tmp_path / "out.vcc")[2].obs.columns) == ["target_gene", "context"]
 
 
+def test_cells_without_a_label_are_left_out_when_told(tmp_path, caplog):
+    from steval.data.columns import ColumnOptions
+
+    bundle, cells = write_lists(tmp_path / "bundle"), predictions()
+    more = cells[:7].copy()
+    more.obs_names = [f"more{number}" for number in range(7)]
+    more.obs["target_gene"] = [np.nan] * 4 + ["GENE0"] * 3
+    more.obs["context"] = ["A"] * 4 + [""] * 3
+    ad.concat([cells, more]).write_h5ad(tmp_path / "pred.h5ad")
+    options = ColumnOptions(drop_unlabelled=True)
+    packed(tmp_path / "pred.h5ad", bundle, tmp_path / "out.vcc", columns=options)
+    assert "7 of 487 cells are left out" in caplog.text
+    cells.write_h5ad(tmp_path / "whole.h5ad")
+    packed(tmp_path / "whole.h5ad", bundle, tmp_path / "whole.vcc")
+    assert (unpacked(tmp_path / "out.vcc")[2].X != unpacked(tmp_path / "whole.vcc")[2].X).nnz == 0
+
+
 def test_more_cells_or_values_than_scoring_takes(tmp_path, monkeypatch):
     bundle = write_lists(tmp_path)
     panel = read_panel(bundle / "gene_names.csv", bundle / "pert_counts.csv")

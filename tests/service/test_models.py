@@ -23,6 +23,8 @@ from steval.service.http.telemetry import service_metrics
 from steval.service.models.below import Found, checkpoints_below, look_at
 from steval.service.models.loaded import Model, Turns
 from steval.service.models.shelf import Lease, Shelf
+from steval.service.predict.predicting import answer_tag
+from steval.service.schemas import PredictBody
 from steval.service.settings import ServiceSettings
 from support.service_models import write_checkpoint
 
@@ -45,6 +47,19 @@ def put(source: Path, target: Path) -> None:
 
 def digest(path: Path) -> str:
     return load_checkpoint(path).digest
+
+
+def test_an_answer_from_other_control_cells_has_another_tag(made, tmp_path, service_cells):
+    """The same name, checkpoint and request, and another file of control cells since the service last started."""
+    controls = tmp_path / "controls.h5ad"
+    tags = []
+    for number in (1, 2, 2):
+        if len(tags) != 2:
+            service_cells[number::3].copy().write_h5ad(controls)
+        model = Model(made[1], ServiceSettings(device="cpu"), service_metrics(), controls=controls)
+        tags.append(answer_tag(model, PredictBody.parse(REQUEST, source="the request"), "json"))
+        model.close()
+    assert tags[0] != tags[1] == tags[2]
 
 
 class Shelves:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from steval.cli.app import app
 from steval.errors import ConfigError, ServiceError
 from steval.service.http.keys import KeyFile, add_key, read_keys, rotate_key
-from steval.service.http.quotas import Quotas
+from steval.service.http.quotas import Charge, Quotas, taken
 from steval.service.http.tenants import Rate, Tenant, read_rules
 from steval.service.jobs.files import SCORE
 from steval.service.jobs.store import JobStore
@@ -140,6 +140,24 @@ def test_buckets_fill_evenly_and_say_when_there_is_enough(tmp_path):
     assert (refused.value.http_status, refused.value.retry_after) == (413, None)
 
 
+def test_what_is_refused_costs_nothing(tmp_path):
+    """Of several amounts all are taken or none; what fails gives them back."""
+    quotas = Quotas(lambda: tmp_path, clock=lambda: 0.0)
+    charge = Charge(quotas, Tenant("lab", rates={"jobs": Rate(1, 60.0), "cells": Rate(10, 60.0)}))
+    for amounts in ({"jobs": 1, "cells": 11}, {"cells": 10, "jobs": 2}):
+        with pytest.raises(ServiceError), charge.taken(amounts):
+            raise AssertionError
+    with pytest.raises(KeyError), charge.taken({"jobs": 1, "cells": 10}):
+        raise KeyError
+    with charge.taken({"jobs": 1, "cells": 10}):
+        pass
+    for kind in ("jobs", "cells"):
+        with pytest.raises(ServiceError), charge.taken({kind: 1}):
+            raise AssertionError
+    with taken(None, {"jobs": 9}):
+        pass
+
+
 def test_bytes_are_charged_afterwards_and_make_the_next_request_wait(tmp_path):
     now = [0.0]
     quotas = Quotas(lambda: tmp_path, clock=lambda: now[0])
@@ -181,10 +199,11 @@ class Keyed:
 def keyed(tiny_checkpoint, service_dir, tmp_path_factory):
     directory = tmp_path_factory.mktemp("tenants")
     path = directory / "keys.txt"
-    keys = {name: add_key(path, name) for name in ("ada@lab", "bob@lab", "boss@lab", "poor@lab")}
+    keys = {name: add_key(path, name) for name in ("ada@lab", "bob@lab", "boss@lab", "poor@lab", "ivy@lab")}
     rules(path, "ada@lab", "roles=predict,score")
     rules(path, "bob@lab", "roles=predict,score")
     rules(path, "poor@lab", "roles=predict requests=1k/day cells=50/day")
+    rules(path, "ivy@lab", "roles=predict,score jobs=1/day cells=100/day")
     with second_service(
         checkpoint=str(tiny_checkpoint), data_dir=str(service_dir / "data"), job_dir=str(directory / "jobs"),
         api_key_file=str(path), threads="1",
@@ -280,6 +299,17 @@ def test_a_quota_that_is_used_up_is_429_with_the_time_and_others_go_on(keyed):
         assert poor.post("/predict", json={**body, "cells": 20}).status_code == 200
         assert poor.post("/predict", json=body).status_code == 200  # computed before: no cells
         assert bob.post("/predict", json=body).status_code == 200
+
+
+def test_a_submission_that_is_refused_costs_no_job(keyed):
+    screen = {"perturbations": ["STAT1"], "cells": 60}
+    with keyed.client("ivy@lab") as ivy:
+        for body, status in (({**PROFILE, "predictions": "nowhere.h5ad"}, 422), ({**PROFILE, "typo": 1}, 400)):
+            assert ivy.post("/score", json=body).status_code == status
+        assert error(ivy.post("/predictions", json={**screen, "cells": 101})) == (413, "over_quota")
+        assert ivy.post("/predictions", json=screen).status_code == 202
+        assert error(ivy.post("/predictions", json=screen)) == (429, "quota_used")
+        assert error(ivy.post("/score", json=PROFILE)) == (429, "quota_used")
 
 
 def test_keys_come_and_go_without_a_restart(keyed):

@@ -35,6 +35,18 @@ def test_runs_side_by_side(runs: tuple[Path, Path], demo: DemoResult, tmp_path: 
         assert (tmp_path / name).read_bytes().startswith(start)
 
 
+def test_the_report_of_a_runs_score_is_kept(runs: tuple[Path, Path], demo: DemoResult, tmp_path: Path):
+    placed = [tmp_path / path.name for path in runs]
+    for source, copy in zip(runs, placed, strict=True):
+        shutil.copytree(source, copy)
+    shutil.copytree(demo.score_dir, placed[0] / "scored")
+    report = placed[0] / "scored" / "report.html"
+    before = report.read_bytes()
+    result = CliRunner().invoke(app, ["compare", *map(str, placed), "-o", str(report)])
+    assert result.exit_code == 2 and "would take its place" in result.output
+    assert report.read_bytes() == before
+
+
 def test_scores_side_by_side_with_a_paired_test(demo: DemoResult, tmp_path: Path):
     other = tmp_path / "other.score"
     shutil.copytree(demo.score_dir, other)

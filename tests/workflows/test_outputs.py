@@ -153,3 +153,59 @@ def test_a_run_does_not_clear_what_it_starts_from(place: Path, monkeypatch: pyte
     assert result.exit_code == 2, result.output
     assert "lies in r" in result.stderr
     assert Path("r/checkpoints/best-val.safetensors").is_file()
+    Path("r/events").mkdir()
+    os.link("cells.h5ad", "r/events/cells.h5ad")
+    for files, start in (("r/events/cells.h5ad", ()), ("r/events/*.h5ad", ()), ("cells.h5ad", ("--init-from", "r"))):
+        result = run("finetune", "quick-cpu", "--set", f"data.files=['{files}']", *start, "--run", "r", "--overwrite")
+        assert result.exit_code == 2, result.output
+        assert "lies in r" in result.stderr
+    assert Path("r/events/cells.h5ad").is_file()
+
+
+def test_a_checkpoint_made_of_others_takes_the_place_of_none(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run directory stands for its best checkpoint; a configuration for data does not take the place of the data."""
+    monkeypatch.chdir(place)
+    Path("r/checkpoints").mkdir(parents=True)
+    best = Path("r/checkpoints/best-val.safetensors")
+    os.link("m.safetensors", best)
+    Path("m.adapter.safetensors").write_bytes(b"an adapter")
+    before = digests(place)
+    for arguments in (
+        ("merge", "m.safetensors", "m.adapter.safetensors", "-o", "m.safetensors"),
+        ("merge", "r", "m.adapter.safetensors", "-o", best),
+        ("merge", "r", "m.adapter.safetensors", "-o", "m.adapter.safetensors"),
+        ("calibrate", "m.safetensors", "--real", "cells.h5ad", "-o", "cells.h5ad"),
+        ("calibrate", "r", "--real", "cells.h5ad", "-o", best),
+        ("calibrate", "r", "--real", "cells.h5ad", "-o", "new.h5ad"),
+        ("convert", "r", "--adapter", "m.adapter.safetensors", "-o", "m.adapter.safetensors"),
+        ("init", "cells.h5ad", "-o", "cells.h5ad", "--overwrite"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert result.stderr.count("error: ") == 1
+    assert digests(place) == before
+
+
+def test_a_comparison_takes_the_place_of_no_report(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By any name; a report that was not compared may be replaced, and so may an earlier comparison."""
+    monkeypatch.chdir(place)
+    for name in ("s1", "s2", "other"):
+        assert run("score", "cells.h5ad", "--real", "cells.h5ad", "--metrics-only", "-o", name).exit_code == 0
+    Path("link.html").symlink_to("s2/report.html")
+    Path("here").symlink_to(".")
+    os.link("s1/report.html", "hard.html")
+    before = digests(place / "s1") | digests(place / "s2")
+    for out in ("s1/report.html", "./s2/../s1/report.html", "link.html", "hard.html", "here/s2/report.html"):
+        result = run("compare", "s1", "s2", "-o", out)
+        assert result.exit_code == 2, result.output
+        assert "would take its place" in result.stderr
+    for out, code in (("s1/score.json", 2), ("s1", 2), ("s1/results.parquet", 2), ("s1/breakdown.csv", 2)):
+        assert run("compare", "s1", "s2", "-o", out).exit_code == code
+    assert digests(place / "s1") | digests(place / "s2") == before
+    for _ in range(2):
+        assert run("compare", "s1", "s2", "-o", "other/report.html").exit_code == 0
+    Path("made.html").symlink_to("deep.html")
+    assert run("compare", "s1", "s2", "-o", "made.html").exit_code == 0
+    assert Path("made.html").is_symlink() and Path("deep.html").is_file()
+    os.mkfifo("pipe.html")
+    assert run("compare", "s1", "s2", "-o", "pipe.html").exit_code == 4

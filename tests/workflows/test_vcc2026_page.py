@@ -104,6 +104,9 @@ def test_contexts_are_named_with_files_or_by_a_bundle(directory, tmp_path):
         ("twice", "more than one file"),
         ("two lists", r"two files gene_names\.csv"),
         ("damaged", "damaged"),
+        ("cut", "damaged"),
+        ("a context that leads elsewhere", "context 'a/../../../../elsewhere' cannot be part of a file's name"),
+        ("a context that is none", r"context '\\ud800' cannot be part"),
     ],
 )
 def test_what_a_bundle_lacks(directory, tmp_path, change, says):
@@ -115,6 +118,9 @@ def test_what_a_bundle_lacks(directory, tmp_path, change, says):
                 continue
             if change == "a context without cells" and "manifest" in name:
                 content = json.dumps({"contexts": ["A", "B", "C", "D"]}).encode()
+            if change.startswith("a context that") and "manifest" in name:
+                odd = "a/../../../../elsewhere" if "leads" in change else "\ud800"
+                content = json.dumps({"contexts": ["A", odd]}).encode()
             archive.writestr(name, content)
         if change == "twice":
             archive.writestr("more/again.h5ad", given.read("bundle/controls_A.h5ad"))
@@ -124,9 +130,35 @@ def test_what_a_bundle_lacks(directory, tmp_path, change, says):
         content = bytearray(source.read_bytes())
         content[len(content) // 3 : len(content) // 3 + 2000] = bytes(2000)
         source.write_bytes(content)
+    if change == "cut":
+        source.write_bytes(source.read_bytes()[5000:])
     with pytest.raises(DataError, match=says):
         prepare_bundle(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.zip"]
+
+
+def test_a_bundle_with_damage_anywhere_is_refused_or_read(directory, tmp_path):
+    """Compressed, so that the damage meets the unpacker too; whatever it meets, one sentence and nothing half unpacked."""
+    source, rng = tmp_path / "bundle.zip", np.random.default_rng(5)
+    with (
+        zipfile.ZipFile(directory / "controls.zip") as given,
+        zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in given.namelist():
+            archive.writestr(name, given.read(name))
+    whole, refused = source.read_bytes(), 0
+    for number in range(60):
+        content = bytearray(whole)
+        place = int(rng.integers(len(content))) if number % 2 else -int(rng.integers(1, 600))
+        content[place] ^= 1 << int(rng.integers(8))
+        source.write_bytes(content)
+        try:
+            prepare_bundle(source, tmp_path / f"out{number}")
+        except DataError:
+            refused += 1
+            assert not (tmp_path / f"out{number}").exists()
+    assert refused > 20
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_bundle_takes_the_place_of_nothing(directory, tmp_path):

@@ -71,7 +71,7 @@ def pack(
     from steval.workflows.pack import PackOptions, pack_predictions
 
     asked = {
-        "season": int(season) if season and season.isdecimal() else season,
+        "season": int(season) if season and season.isdecimal() and len(season) == 4 else season,
         "genes": genes,
         "columns": options.column_options(pert_col, control, cell_type_col, None, drop_unlabelled),
         "perts": perts,

@@ -31,6 +31,7 @@ from steval.data.rows.sources import (
     StoredRows,
     TransformedRows,
 )
+from steval.data.rows.trial import require_readable_structure
 from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 from steval.wording import counted
@@ -78,6 +79,7 @@ class CellFile:
         Without `with_obs` the columns of obs are left unread: `obs` has a row per cell and no column.
         """
         file = OpenFile(require_file(path, "data file"))
+        require_readable_structure(file.path)
         try:
             with reading(f"{path} cannot be read as AnnData"):
                 return cls._opened(file, with_obs)

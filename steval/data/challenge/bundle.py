@@ -1,7 +1,10 @@
 """`steval prepare BUNDLE.zip`: the organisers' control bundle as a directory for `steval predict --contexts` and `steval pack`."""
 
+import lzma
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -26,12 +29,21 @@ from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError, DataError, OutputError
 from steval.wording import listed
 
+LONGEST_NAME = 200
+"""Bytes; a file system takes 255, and parts of files have longer names."""
 _LISTS = (GENES_FILE, PERTURBATIONS_FILE, MANIFEST_FILE)
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, LookupError,
+)  # fmt: skip
+"""What `zipfile` raises on damaged, encrypted or unknown content."""
 
 
 def controls_file(directory: Path, context: str) -> Path:
-    """Where the prepared control cells of a context lie in a prepared bundle."""
-    return Path(directory) / f"controls-{context}.h5ad"
+    """Where the prepared control cells of a context lie in a prepared bundle; a name that would lead elsewhere is a `DataError`."""
+    name = f"controls-{context}.h5ad"
+    if "/" in context or not context.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise DataError(f"the context {context[:80]!r} cannot be part of a file's name")
+    return Path(directory) / name
 
 
 def prepared_contexts(directory: Path) -> dict[str, Path]:
@@ -72,14 +84,12 @@ def prepare_bundle(
     partial = partial_beside(target)
     try:
         partial.mkdir()
-        with zipfile.ZipFile(source) as archive:
+        with _opened(source) as archive:
             members = _members(archive, source)
             for name in _LISTS:
                 _extract(archive, members[name], partial / name)
             reports = _prepare_contexts(archive, members, partial, options, scale, settings or PrepareSettings())
         partial.replace(target)
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise DataError(f"{source} is damaged or locked: {error}") from error
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
@@ -117,6 +127,7 @@ def _prepare_contexts(
     manifest = read_manifest(directory / MANIFEST_FILE)
     if manifest is None:
         raise DataError(f"{MANIFEST_FILE} of the bundle names no contexts")
+    places = {context: controls_file(directory, context) for context in manifest.contexts}
     genes = read_genes(directory / GENES_FILE)
     reports: dict[str, PrepareReport] = {}
     for name in sorted(name for name in members if name.endswith(".h5ad")):
@@ -128,9 +139,8 @@ def _prepare_contexts(
                     raise DataError(f"control cells of context {context} lie in more than one file of the bundle")
                 chosen = cells.select(np.flatnonzero(contexts == context))
                 named = _named(chosen, context, settings, options)
-                out = controls_file(directory, context)
                 reports[context] = prepare_cells(
-                    chosen, name, out, options=options, scale=scale, genes=genes, settings=named
+                    chosen, name, places[context], options=options, scale=scale, genes=genes, settings=named
                 )
     if lacking := [context for context in manifest.contexts if context not in reports]:
         raise DataError(f"the bundle holds no control cells of context {listed(lacking)}")
@@ -162,5 +172,20 @@ def _extracted(archive: zipfile.ZipFile, member: zipfile.ZipInfo, directory: Pat
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    with archive.open(member) as source, path.open("wb") as target:
+    with _reading(archive), archive.open(member) as source, path.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _opened(source: Path) -> zipfile.ZipFile:
+    with _reading(source):
+        return zipfile.ZipFile(source)
+
+
+@contextmanager
+def _reading(source: Path | zipfile.ZipFile) -> Generator[None]:
+    """Within, damage is a `DataError`."""
+    try:
+        yield
+    except _DAMAGED as error:
+        name = source.filename if isinstance(source, zipfile.ZipFile) else source
+        raise DataError(f"{name} is damaged or locked: {error}") from error

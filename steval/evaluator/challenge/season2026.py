@@ -18,7 +18,7 @@ from steval.data.cells.genes import align
 from steval.data.cells.stream import StreamedCells
 from steval.data.challenge.panel import CONTEXT, CONTROL, PERTURBATION, Panel, read_panel
 from steval.data.columns import ColumnOptions
-from steval.data.labels import labels_of
+from steval.data.labels import labelled_rows, labels_of
 from steval.data.outputs import require_output
 from steval.errors import DataError
 from steval.evaluator.challenge.archive import write_archive
@@ -49,7 +49,8 @@ def pack_counts(
     inputs = {"the predictions": Path(pred), "the gene list": Path(genes), "the perturbation list": Path(perturbations)}
     require_output(out, inputs, suffixes=(".vcc",))
     panel = read_panel(Path(genes), Path(perturbations), contexts)
-    with CellFile.open(Path(pred)) as cells:
+    with CellFile.open(Path(pred)) as opened:
+        cells = _labelled(opened, columns, context_column)
         labels, places, problems = _labels(cells, columns, context_column, panel)
         problems += gene_problems(cells.genes, panel)
         check = ValueCheck(labels)
@@ -81,16 +82,30 @@ def _labels(
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Perturbation and context of each cell, and what is wrong with them; blank, or none, where a column or a label is missing."""
     options = columns or ColumnOptions()
-    recorded = cells.record.get("columns") or {}
     problems: list[str] = []
-    labels = _column(
-        cells, options.perturbation or recorded.get("perturbation") or PERTURBATION, "--pert-col", problems
-    )
+    labels = _column(cells, _perturbation_column(cells, options), "--pert-col", problems)
     contexts = _column(cells, context_column, "--context-col", problems)
     if labels is None:
         return np.full(cells.num_cells, "", dtype=object), contexts, problems
-    control = options.control or recorded.get("control") or CONTROL
+    control = options.control or (cells.record.get("columns") or {}).get("control") or CONTROL
     return labels, contexts, problems + label_problems(labels, contexts, panel, control)
+
+
+def _labelled(cells: CellFile, columns: ColumnOptions | None, context_column: str) -> CellFile:
+    """The cells with a perturbation and a context where `drop_unlabelled` says so, else all."""
+    if columns is None or not columns.drop_unlabelled:
+        return cells
+    used = [name for name in (_perturbation_column(cells, columns), context_column) if name in cells.obs.columns]
+    rows = labelled_rows(cells.obs, used, cells.name, drop=True)
+    if rows is None:
+        return cells
+    chosen = cells.select(rows)
+    chosen.name = cells.name
+    return chosen
+
+
+def _perturbation_column(cells: CellFile, options: ColumnOptions) -> str:
+    return options.perturbation or (cells.record.get("columns") or {}).get("perturbation") or PERTURBATION
 
 
 def _column(cells: CellFile, column: str, option: str, problems: list[str]) -> np.ndarray | None:

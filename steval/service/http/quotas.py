@@ -9,7 +9,8 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from steval.errors import ServiceError
@@ -80,17 +81,28 @@ class Charge:
         self._quotas = quotas
         self._tenant = tenant
 
-    def take(self, kind: str, amount: int = 1) -> None:
-        """See `Quotas.take`."""
-        self._quotas.take(self._tenant, kind, amount)
-
-    def give_back(self, kind: str, amount: int) -> None:
-        """What was taken and not used."""
-        self._quotas.charge(self._tenant, kind, -amount)
+    @contextmanager
+    def taken(self, amounts: Mapping[str, int]) -> Generator[None]:
+        """Takes each amount as `Quotas.take`, or none of them; an error within gives all of them back."""
+        done: dict[str, int] = {}
+        try:
+            for kind, amount in amounts.items():
+                self._quotas.take(self._tenant, kind, amount)
+                done[kind] = amount
+            yield
+        except BaseException:
+            for kind, amount in done.items():
+                self._quotas.charge(self._tenant, kind, -amount)
+            raise
 
     def used_bytes(self, amount: int) -> None:
         """Bytes of a request and its answer, known at its end."""
         self._quotas.charge(self._tenant, BYTES, amount)
+
+
+def taken(charge: Charge | None, amounts: Mapping[str, int]) -> AbstractContextManager[None]:
+    """See `Charge.taken`; nothing where the service has no tenants."""
+    return nullcontext() if charge is None else charge.taken(amounts)
 
 
 def _level(text: str, rate: Rate, now: float) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 
 from steval import __version__
 from steval.checkpoints.evidence import evidence_sentence
+from steval.data.files import require_file
 from steval.service.http.encoding import json_numbers, json_object
 from steval.service.http.telemetry import ServiceMetrics
 from steval.service.schemas import ModelCard
@@ -97,6 +98,8 @@ class Model:
         self._num_parameters = sum(tensor.numel() for tensor in (*checkpoint.weights.values(), *beside))
         self._turns = turns or Turns()
         self.controls = controls
+        self.controls_version = None if controls is None else _version_of(controls)
+        """Changes with the file of control cells; None where they are the checkpoint's own."""
         self.pool: ControlPool = (
             checkpoint_controls(checkpoint) if controls is None else file_controls(controls, checkpoint.manifest)
         )
@@ -177,3 +180,8 @@ class Model:
         """Finish what was accepted, then let go of the files."""
         self.batcher.stop()
         self.pool.close()
+
+
+def _version_of(path: Path) -> str:
+    status = require_file(path, "file of control cells").stat()
+    return f"{path}, {status.st_size} bytes, changed at {status.st_mtime_ns}"

@@ -13,7 +13,7 @@ from steval.service.forms import ARROW, H5AD
 from steval.service.http.access import CHARGE, KEY_NAME, NOBODY
 from steval.service.http.answers import disk_answer, error_answer, validation_answer
 from steval.service.http.observe import AUDIT
-from steval.service.http.quotas import Charge
+from steval.service.http.quotas import Charge, taken
 from steval.service.http.tenants import CELLS, JOBS
 from steval.service.jobs.files import SCORE
 from steval.service.jobs.store import ENDED
@@ -44,19 +44,12 @@ async def submit(request: Request) -> Response:
         found = runtime.find(body.model, body.adapter)
         details = _details(runtime, model, body)
     charge: Charge | None = request.scope.get(CHARGE)
-    if charge is not None:
-        charge.take(JOBS)
-        charge.take(CELLS, body.num_cells)
     facts = {"model": found.name, "cells": body.num_cells, "form": body.form}
     try:
-        job = await run_in_threadpool(_put, runtime, owner, details, facts)
-    except BaseException as error:
-        if charge is not None:
-            charge.give_back(JOBS, 1)
-            charge.give_back(CELLS, body.num_cells)
-        if isinstance(error, OSError | OutputError):
-            raise disk_answer(error) from error
-        raise
+        with taken(charge, {JOBS: 1, CELLS: body.num_cells}):
+            job = await run_in_threadpool(_put, runtime, owner, details, facts)
+    except (OSError, OutputError) as error:
+        raise disk_answer(error) from error
     runtime.prediction_runner.wake()
     request.scope[AUDIT] |= {"job": job.id, "model": found.name, "cells": body.num_cells}
     return _job_answer(job, status=202)

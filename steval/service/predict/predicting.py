@@ -29,7 +29,7 @@ from steval.predictor.plan import PredictionPlan
 from steval.service.forms import ARROW, H5AD, JSON, Format, choose_format, wants_zstd
 from steval.service.http.conditional import has_tag, not_modified
 from steval.service.http.encoding import compress, compressed, json_array, json_numbers, json_object
-from steval.service.http.quotas import Charge
+from steval.service.http.quotas import Charge, taken
 from steval.service.http.tenants import CELLS
 from steval.service.models.loaded import Model
 from steval.service.models.shelf import Lease
@@ -159,14 +159,8 @@ class PredictionService:
 
     async def _admitted(self, owner: str, num_cells: int, charge: Charge | None) -> Place:
         """A place in the queue, charged to the key; what found none costs nothing."""
-        if charge is None:
+        with taken(charge, {CELLS: num_cells}):
             return await self._admission.admit(owner, num_cells)
-        charge.take(CELLS, num_cells)
-        try:
-            return await self._admission.admit(owner, num_cells)
-        except BaseException:
-            charge.give_back(CELLS, num_cells)
-            raise
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *args))
@@ -272,7 +266,7 @@ def answer_tag(model: Model, body: PredictBody, kind: Format) -> str:
     what = {
         "steval": __version__,
         "checkpoint": model.predictor.digest,
-        "controls": None if model.controls is None else str(model.controls),
+        "controls": model.controls_version,
         "dtype": model.predictor.dtype,
         "device": str(model.predictor.device),
         "form": kind,

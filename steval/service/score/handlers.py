@@ -12,7 +12,7 @@ from steval.machine import num_cores
 from steval.service.http.access import CHARGE, KEY_NAME, NOBODY
 from steval.service.http.answers import disk_answer, validation_answer
 from steval.service.http.observe import AUDIT
-from steval.service.http.quotas import Charge
+from steval.service.http.quotas import taken
 from steval.service.http.tenants import JOBS
 from steval.service.jobs.store import ENDED, INPUTS, SCORE, JobStore
 from steval.service.runtime import Runtime
@@ -51,14 +51,22 @@ def _owner(request: Request) -> str:
 async def submit(request: Request) -> Response:
     """Submit a scoring job."""
     runtime = _runtime(request)
-    settings, store = runtime.settings, runtime.jobs
-    charge: Charge | None = request.scope.get(CHARGE)
-    if charge is not None:
-        charge.take(JOBS)
     try:
-        job_id = await run_in_threadpool(store.reserve, _owner(request))
+        with taken(request.scope.get(CHARGE), {JOBS: 1}):
+            job, named = await _queued(request, runtime)
+    except InvalidBody as error:
+        return validation_answer(error.findings)
     except (OSError, OutputError) as error:
         raise disk_answer(error) from error
+    runtime.runner.wake()
+    request.scope[AUDIT] |= {"job": job.id, **named}
+    return _job_answer(job, status=202)
+
+
+async def _queued(request: Request, runtime: Runtime) -> tuple[ScoreJob, dict[str, str | None]]:
+    """The job of a submission that is whole, and the model and adapter that it names; of any other nothing is left."""
+    settings, store = runtime.settings, runtime.jobs
+    job_id = await run_in_threadpool(store.reserve, _owner(request))
     try:
         body, files = await read_submission(request, store.path(job_id) / INPUTS, settings.data_dir)
         found = runtime.find(body.model, body.adapter)
@@ -68,6 +76,11 @@ async def submit(request: Request) -> Response:
                 status=422,
                 code="breaks_a_rule",
             )
+        limits = Limits(
+            memory=settings.max_job_bytes,
+            seconds=round(settings.job_timeout) * num_cores(),
+            file_bytes=settings.max_upload_bytes,
+        )
         details: dict[str, Any] = {
             "body": body.as_dict(),
             "files": files,
@@ -77,27 +90,13 @@ async def submit(request: Request) -> Response:
             "threads": settings.threads,
             "max_values": settings.max_score_values,
             "recorded": found.recorded_files,
-            "limits": asdict(
-                Limits(
-                    memory=settings.max_job_bytes,
-                    seconds=round(settings.job_timeout) * num_cores(),
-                    file_bytes=settings.max_upload_bytes,
-                )
-            ),
+            "limits": asdict(limits),
         }
-        job = await run_in_threadpool(store.submit, job_id, details)
-    except InvalidBody as error:
-        await run_in_threadpool(store.remove, job_id)
-        return validation_answer(error.findings)
-    except (OSError, OutputError) as error:
-        await run_in_threadpool(store.remove, job_id)
-        raise disk_answer(error) from error
+        named = {"model": body.model, "adapter": body.adapter}
+        return await run_in_threadpool(store.submit, job_id, details), named
     except BaseException:
         store.remove(job_id)
         raise
-    runtime.runner.wake()
-    request.scope[AUDIT] |= {"job": job.id, "model": body.model, "adapter": body.adapter}
-    return _job_answer(job, status=202)
 
 
 async def listing(request: Request) -> Response:

@@ -14,6 +14,7 @@ from steval.checkpoints.location import ADAPTER_NAME
 from steval.checkpoints.manifest import EFFECTS, read_manifest
 from steval.data.files import atomic_path, remove, require_directory
 from steval.data.locks import LOCK_NAME
+from steval.data.outputs import real_path
 from steval.errors import CheckpointError, ConfigError
 from steval.settings import json_digest
 
@@ -89,6 +90,18 @@ class RunDirectory:
             raise ConfigError(
                 f"{self.path} is not a run directory and not empty (it holds {', '.join(foreign[:5])}); choose another"
             )
+
+    def require_kept(self, inputs: Mapping[str, Path | None]) -> None:
+        """An input (what it is → path) that is this run, or among the files that `clear` removes, is a `ConfigError`."""
+        own = [real_path(self.path / name) for name in sorted(OWN_NAMES)]
+        for what, path in inputs.items():
+            if path is None:
+                continue
+            real = real_path(path)
+            if real == real_path(self.path) or any(real.is_relative_to(place) for place in own):
+                raise ConfigError(
+                    f"{path} ({what}) lies in {self.path}, where the run replaces it by its own files: choose another directory"
+                )
 
     def clear(self) -> None:
         """Remove what an earlier run left; foreign files stay."""

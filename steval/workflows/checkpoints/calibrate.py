@@ -31,6 +31,7 @@ from steval.data.effects.expected import ExpectedErrorModel, effect_sizes, fit_e
 from steval.data.effects.measure import measure_file
 from steval.data.effects.record import TrainingEffects
 from steval.data.labels import labels_of, labels_or
+from steval.data.outputs import require_output
 from steval.data.splits.assignment import SINGLE_CELL_TYPE
 from steval.data.splits.selection import open_reference
 from steval.errors import ConfigError, DataError, MissingReferenceError
@@ -83,9 +84,11 @@ def calibrate(
     does not predict genes on the lognorm scale, or where there is nothing to choose by.
     """
     path = locate_checkpoint(path)
+    out = calibrated_path(path) if out is None else out
+    require_output(out, {"the checkpoint": path, "--real": real}, suffixes=(".safetensors",))
     checkpoint = load_checkpoint(path)
     found = calibrated(checkpoint, real, data_dirs=data_dirs, seed=seed)
-    write_calibrated(checkpoint, found, calibrated_path(path) if out is None else out)
+    write_calibrated(checkpoint, found, out)
     return found
 
 

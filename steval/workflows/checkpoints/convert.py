@@ -39,6 +39,8 @@ def convert(
         **{f"--genes {path}": path for path in options.genes},
     }  # fmt: skip
     require_output(out, inputs, suffixes=(".safetensors",))
+    if adapter is not None:
+        require_output(adapter, {**inputs, "--out": out}, suffixes=(".safetensors",))
     cells = cells or CellOptions()
     conversion = plan_conversion(source, options)
     probed = None

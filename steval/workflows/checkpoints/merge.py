@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from steval.checkpoints.adapters.given import load_given
+from steval.checkpoints.location import locate_checkpoint
 from steval.checkpoints.store import Checkpoint, save_checkpoint
 from steval.data.outputs import require_output
 
 
 def merge(base: Path, adapter: Path, out: Path) -> Checkpoint:
     """Write the checkpoint that `base` and `adapter` make to `out`, and return it; errors as `load_adapted`."""
-    require_output(out, {"the base": base, "the adapter": adapter}, suffixes=(".safetensors",))
+    inputs = {"the base": locate_checkpoint(base), "the adapter": adapter}
+    require_output(out, inputs, suffixes=(".safetensors",))
     checkpoint = load_given(base, adapter)
     save_checkpoint(
         out,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write `.html` (figures and tables in one file) or the first figure alone (`.png`, `.svg`, `.pdf`), atomically; never over a
     file that was compared."""
-    compared = {f"the report of {place}": place / "report.html" for place in comparison.paths}
+    compared = {f"the report of {place}": place / "report.html" for place in comparison.scored}
     require_output(path, compared, suffixes=(".html", *(f".{kind}" for kind in FORMATS)))
     if path.suffix != ".html":
         return plot(_figures(comparison)[0][1], "there is nothing to draw").save(path)

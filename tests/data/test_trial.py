@@ -1,0 +1,82 @@
+"""What HDF5 does not come back from, or crashes on, is a sentence: the structure of a file is read on trial first."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from steval.data.cells.cellfile import CellFile
+from steval.data.rows import trial
+from steval.errors import DataError
+from tests.support.predictor_models import lognorm_cells
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="files are tried on Linux alone")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    lognorm_cells()[::30].copy().write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+def without_end(path: Path) -> None:
+    while True:
+        pass
+
+
+def crash(path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def too_large(path: Path) -> None:
+    held = [bytes(2**28) for _ in range(64)]
+    raise AssertionError(len(held))
+
+
+def error(path: Path) -> None:
+    raise KeyError(path)
+
+
+@pytest.mark.parametrize(
+    ("visit", "says"),
+    [
+        (without_end, "reading its structure does not end within 1 seconds"),
+        (crash, "the HDF5 library crashes on it .signal 11."),
+        (too_large, "its structure claims more than 1 GB"),
+    ],
+)
+def test_what_the_library_does_not_come_back_from_is_refused(
+    path: Path, visit: Callable[[Path], None], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_visit", visit)
+    monkeypatch.setattr(trial, "SECONDS", 1)
+    monkeypatch.setattr(trial, "MEMORY", 2**30)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"cells\.h5ad is damaged: {says}"):
+            CellFile.open(path)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_fails_with_an_error_is_left_to_the_reader(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_visit", error)
+    CellFile.open(path).close()
+
+
+def test_a_file_is_tried_again_once_it_has_changed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CellFile.open(path).close()
+    monkeypatch.setattr(trial, "_visit", crash)
+    CellFile.open(path).close()
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(DataError, match="crashes"):
+        CellFile.open(path)
+
+
+def test_without_room_for_another_process_the_file_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "fork", no_room)
+    CellFile.open(path).close()
