@@ -8,6 +8,7 @@ import contextlib
 import functools
 import glob
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from steval.data.outputs import destination
 from steval.errors import ConfigError, DataError, OutputError
@@ -160,6 +162,18 @@ def read_text(path: Path, what: str = "file") -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as text; a {what} is text in UTF-8 ({error})") from error
+
+
+def read_json(path: Path, what: str = "file") -> dict[str, Any]:
+    """A JSON mapping; anything else is a `DataError` about a `what`."""
+    text = read_text(path, what)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: a {what} is JSON ({str(error)[:200]})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged: a {what} is a JSON mapping, got {type(found).__name__}")
+    return found
 
 
 def read_bytes(path: Path, what: str = "file") -> bytes:

@@ -10,14 +10,16 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from steval.data.files import partial_beside, read_text, require_directory
+from steval.data.files import partial_beside, read_json, require_directory
 from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError, DataError
 from steval.evaluator.report.report import PREDICTION, ScoreReport
@@ -25,6 +27,7 @@ from steval.evaluator.report.standing import standing
 from steval.evaluator.schemas import (
     BASELINES_SCHEMA,
     BREAKDOWN_SCHEMA,
+    CHANGES_SCHEMA,
     DE_COUNTS_SCHEMA,
     FAILURES_SCHEMA,
     INTEGRITY_SCHEMA,
@@ -93,15 +96,33 @@ def read_score_dir(directory: Path | str) -> ScoreReport:
     if not (directory / SCORE_FILE).is_file():
         raise DataError(f"{directory} is not a score directory: it has no {SCORE_FILE} (steval score -o writes one)")
     try:
-        summary = json.loads(read_text(directory / SCORE_FILE))
+        summary = read_json(directory / SCORE_FILE, "summary of a score")
         if summary["format"] != FORMAT:
             raise DataError(f"{directory} has format {summary['format']}; this version of steval reads format {FORMAT}")
-        # as bytes: Polars would take a name for a pattern
-        frames = {name: pl.read_parquet((directory / f"{name}.parquet").read_bytes()) for name in PARQUET_TABLES}
+        frames = {name: _read_parquet(directory / f"{name}.parquet") for name in PARQUET_TABLES}
         frames |= {name: read_csv(directory / f"{name}.csv", schema) for name, schema in CSV_TABLES.items()}
-        return ScoreReport(**frames, record=summary["record"])
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        _require_columns(frames)
+        return ScoreReport(**frames, record=dict(summary["record"]))
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise DataError(f"{directory} is damaged and cannot be read: {error}") from error
+
+
+def _require_columns(frames: Mapping[str, pl.DataFrame]) -> None:
+    """A `ValueError` where a table lacks what every reader takes from it."""
+    if frames["changes"].schema != pl.Schema(CHANGES_SCHEMA):
+        raise ValueError(f"the columns of changes.parquet are {dict(frames['changes'].schema)}")
+    metrics = set(frames["breakdown"]["metric"])
+    for name in ("results", "baseline_results"):
+        columns = frames[name].columns
+        if frames[name].height and not metrics | {"perturbation"} <= set(columns):
+            raise ValueError(f"{name}.parquet lacks columns; it has {', '.join(columns)}")
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    """Through Arrow, which tells damage by errors where Polars' own reader panics; names are never patterns."""
+    table = pq.read_table(pa.BufferReader(path.read_bytes()), use_threads=False)
+    table.validate(full=True)
+    return pl.DataFrame(pl.from_arrow(table.replace_schema_metadata(None)))
 
 
 def score_summary(report: ScoreReport, notes: Sequence[str] = ()) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from steval.predictor.sets import PlannedItem
 
 ALIKE = ("output_genes", "input_genes", "scale", "target_sum", "control")
 """What the manifests of an ensemble have in common."""
+READ_ALIKE = ("input_key", "input_dim")
+"""What their networks have in common: all start from the same cells, as the first one reads them."""
 
 
 class Ensemble:
@@ -30,8 +32,8 @@ class Ensemble:
         problems = [
             f"{member.path} and {first.path} differ in {name.replace('_', ' ')}"
             for member in self.members[1:]
-            for name in ALIKE
-            if getattr(member.manifest, name) != getattr(first.manifest, name)
+            for name in (*ALIKE, *READ_ALIKE)
+            if _fact(member, name) != _fact(first, name)
         ]
         digests = [member.digest for member in self.members]
         problems += [
@@ -95,3 +97,11 @@ class Ensemble:
             {**each[0].engine, "ensemble": members},
             self.expected_errors(plan),
         )
+
+
+def _fact(member: Predictor, name: str) -> Any:
+    manifest = member.manifest
+    if name in ALIKE:
+        return getattr(manifest, name)
+    by_name = name == "input_key" and manifest.model.input_is_genes  # genes are found by name, whatever the key
+    return None if by_name else getattr(manifest.model, name)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from steval.data.files import read_text
+from steval.data.files import read_bytes, read_json
 from steval.data.outputs import real_path
+from steval.data.rows.unreadable import first_line
 from steval.errors import ConfigError, DataError
 from steval.settings import flatten, read_yaml
 from steval.workflows.curves import Curves, read_curves
@@ -117,9 +118,9 @@ def _score_of_run(path: Path) -> Path | None:
 def _scored_checkpoint(score_json: Path) -> str | None:
     """The checkpoint that a score says it is of; None where it does not say, or cannot be read."""
     try:
-        record = json.loads(read_text(score_json))
+        record = read_json(score_json, "summary of a score")
         model = (record.get("record") or record).get("model") or {}
-    except (DataError, ValueError, AttributeError):
+    except (DataError, AttributeError):
         return None
     return model.get("checkpoint") if isinstance(model, dict) else None
 
@@ -127,8 +128,12 @@ def _scored_checkpoint(score_json: Path) -> str | None:
 def _score_metrics(directories: Mapping[str, Path]) -> pl.DataFrame:
     frames = []
     for name, directory in directories.items():
-        table = pl.read_csv((directory / "breakdown.csv").read_bytes(), infer_schema_length=None)
-        frames.append(table.select("metric", pl.col("value").cast(pl.Float64, strict=False).alias(name)))
+        place = directory / "breakdown.csv"
+        try:
+            table = pl.read_csv(read_bytes(place, "table of metrics"), infer_schema_length=None)
+            frames.append(table.select("metric", pl.col("value").cast(pl.Float64, strict=False).alias(name)))
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{place} is damaged and cannot be read: {first_line(error)}") from error
     joined = frames[0]
     for frame in frames[1:]:
         joined = joined.join(frame, on="metric", how="full", coalesce=True)

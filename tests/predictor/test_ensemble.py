@@ -106,6 +106,12 @@ def test_what_does_not_fit_together_is_refused_with_all_reasons(members, checkpo
         other, manifest=manifest, weights=checkpoint.weights, features=checkpoint.features, controls=checkpoint.controls,
         effects=members[0].effects,
     )  # fmt: skip
+    same = one.manifest
+    for name, value in (("input_key", "X_pca"), ("input_dim", 7)):
+        read = Predictor(members[1], device="cpu")
+        read.manifest = same.model_copy(update={"model": same.model.model_copy(update={name: value})})
+        with pytest.raises(ConfigError, match=f"differ in {name.replace('_', ' ')}"):
+            Ensemble([one, read])
     with pytest.raises(ConfigError, match="differ in target sum"):
         Ensemble([one, Predictor(load_checkpoint(other), device="cpu")])
     found = CliRunner().invoke(app, ["predict", str(one.path), str(one.path), "-o", str(one.path), "-p", "SRC"])

@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -6,9 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from steval.cli.app import app
-from steval.errors import ConfigError
+from steval.errors import ConfigError, DataError
 from steval.workflows.compare import compare
 from steval.workflows.demo import DemoResult
+from steval.workflows.figures.comparison import write_comparison
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,33 @@ def test_scores_side_by_side_with_a_paired_test(demo: DemoResult, tmp_path: Path
     assert page.count("<svg") == 2  # members beside each other, perturbations of one against the other
     assert "var(--prediction" in page and "prefers-color-scheme: dark" in page
     assert "<img" not in page
+
+
+def test_damage_anywhere_in_a_score_is_one_sentence(demo: DemoResult, tmp_path: Path):
+    """Whatever is read: a damaged directory is refused, or compared where the damage lies in what is not read."""
+    chance, refused, directory = random.Random(3), 0, tmp_path / "s.score"
+    names = sorted(path.name for path in demo.score_dir.iterdir() if path.suffix in (".parquet", ".csv", ".json"))
+    shutil.copytree(demo.score_dir, directory)
+    for number in range(150):
+        place = directory / names[number % len(names)]
+        whole = place.read_bytes()
+        content = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 5, 40])):
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        place.write_bytes(content if number % 5 else content[: chance.randrange(len(content))])
+        try:
+            comparison = compare([demo.score_dir, directory])
+            if number % 15 == 0:
+                write_comparison(comparison, tmp_path / "page.html")
+        except (DataError, ConfigError) as error:
+            refused += 1
+            assert directory.name in str(error)
+        place.write_bytes(whole)
+    assert 30 < refused < 150
+    for odd in ("[1]", "null", '"a"', "[" * 100_000, '{"format": 1, "record": 3}'):
+        (directory / "score.json").write_text(odd)
+        with pytest.raises(DataError, match="damaged"):
+            compare([demo.score_dir, directory])
 
 
 def test_what_cannot_be_compared(demo: DemoResult, tmp_path: Path):

@@ -162,6 +162,17 @@ def test_a_run_does_not_clear_what_it_starts_from(place: Path, monkeypatch: pyte
     assert Path("r/events/cells.h5ad").is_file()
 
 
+def test_a_run_does_not_take_the_place_of_its_configuration(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    Path("r").mkdir()
+    text = "# mine\nrecipe: quick-cpu\ndata: {files: [cells.h5ad]}\n"
+    Path("r/config.yaml").write_text(text)
+    for more in ((), ("--overwrite",)):
+        result = run("finetune", "r/config.yaml", "--run", "r", *more)
+        assert result.exit_code == 2 and "would take its place" in result.stderr
+    assert Path("r/config.yaml").read_text() == text and len(list(Path("r").iterdir())) == 1
+
+
 def test_a_checkpoint_made_of_others_takes_the_place_of_none(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run directory stands for its best checkpoint; a configuration for data does not take the place of the data."""
     monkeypatch.chdir(place)
@@ -194,14 +205,14 @@ def test_a_comparison_takes_the_place_of_no_report(place: Path, monkeypatch: pyt
     Path("link.html").symlink_to("s2/report.html")
     Path("here").symlink_to(".")
     os.link("s1/report.html", "hard.html")
-    before = digests(place / "s1") | digests(place / "s2")
+    before = [digests(place / name) for name in ("s1", "s2")]
     for out in ("s1/report.html", "./s2/../s1/report.html", "link.html", "hard.html", "here/s2/report.html"):
         result = run("compare", "s1", "s2", "-o", out)
         assert result.exit_code == 2, result.output
         assert "would take its place" in result.stderr
     for out, code in (("s1/score.json", 2), ("s1", 2), ("s1/results.parquet", 2), ("s1/breakdown.csv", 2)):
         assert run("compare", "s1", "s2", "-o", out).exit_code == code
-    assert digests(place / "s1") | digests(place / "s2") == before
+    assert [digests(place / name) for name in ("s1", "s2")] == before
     for _ in range(2):
         assert run("compare", "s1", "s2", "-o", "other/report.html").exit_code == 0
     Path("made.html").symlink_to("deep.html")

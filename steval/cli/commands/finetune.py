@@ -123,9 +123,12 @@ def finetune(
         if json:
             print_json({"notices": [asdict(notice) for notice in notices]})
         return
+    run_dir = resume or run or Path("runs") / Path(config or str(from_arc_config)).stem
+    if not resume:
+        _require_kept(run_dir, config or str(from_arc_config))
     result = finetune_with_evaluation(
         settings,
-        resume or run or Path("runs") / Path(config or str(from_arc_config)).stem,
+        run_dir,
         init_from=init_from,
         resume=resume is not None,
         overwrite=overwrite,
@@ -171,6 +174,19 @@ def _configuration(config: str | None, arc_config: Path | None, overrides: tuple
     for line in translation.lines():
         say(line, err=True)
     return FinetuneConfig.parse_with(translation.values, overrides, str(arc_config))
+
+
+def _require_kept(run_dir: Path, config: str) -> None:
+    """Refuse a directory whose `config.yaml` is CONFIG itself: the resolved one goes there. A run's own may be replaced."""
+    from steval.data.outputs import same_file
+    from steval.errors import ConfigError
+    from steval.trainer.progress.rundir import RunDirectory
+
+    directory = RunDirectory(run_dir)
+    if not directory.record_path.exists() and same_file(Path(config), directory.config_path):
+        raise ConfigError(
+            f"{config} lies in the run's directory, where the resolved configuration would take its place: name another --run"
+        )
 
 
 def _print_notice(notice: "Notice") -> None:

@@ -106,6 +106,7 @@ class CellFile:
     @classmethod
     def _of_old_tables(cls, matrix: StoredMatrix, path: Path) -> Self:
         """A file of AnnData before 0.7, whose obs and var are compound tables: anndata reads all but X."""
+        require_readable_structure(path, whole=True)
         backed = ad.read_h5ad(path, backed="r")
         try:
             obs, var = pd.DataFrame(backed.obs), pd.DataFrame(backed.var)
@@ -290,7 +291,7 @@ class CellFile:
 def read_anndata(path: Path) -> ad.AnnData:
     """A whole h5ad in memory; a missing, truncated or other file is a `DataError`."""
     with CellFile.open(path):
-        pass
+        require_readable_structure(path, whole=True)
     with reading(f"{path} cannot be read as AnnData"):
         return ad.read_h5ad(path)
 

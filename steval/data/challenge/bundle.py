@@ -1,13 +1,13 @@
 """`steval prepare BUNDLE.zip`: the organisers' control bundle as a directory for `steval predict --contexts` and `steval pack`."""
 
 import lzma
-import shutil
 import struct
 import zipfile
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 
@@ -33,6 +33,7 @@ LONGEST_NAME = 200
 """Bytes; a file system takes 255, and parts of files have longer names."""
 _LISTS = (GENES_FILE, PERTURBATIONS_FILE, MANIFEST_FILE)
 _DAMAGED = (
+    OSError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, LookupError,
 )  # fmt: skip
 """What `zipfile` raises on damaged, encrypted or unknown content."""
@@ -172,8 +173,16 @@ def _extracted(archive: zipfile.ZipFile, member: zipfile.ZipInfo, directory: Pat
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    with _reading(archive), archive.open(member) as source, path.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+    with _reading(archive):
+        source = archive.open(member)
+    with source, path.open("wb") as target:
+        while piece := _piece(source, archive):
+            target.write(piece)
+
+
+def _piece(source: IO[bytes], archive: zipfile.ZipFile) -> bytes:
+    with _reading(archive):
+        return source.read(1 << 20)
 
 
 def _opened(source: Path) -> zipfile.ZipFile:

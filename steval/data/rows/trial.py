@@ -1,7 +1,7 @@
 """A file's structure read on trial, in a process that may be lost: HDF5 crashes on some damage, and on some it never ends.
 
-Every command that reads cells begins so (`CellFile.open`). The child is a fork, so it costs milliseconds; it visits each group,
-attribute and index of chunks, and no values.
+Every command that reads cells begins so (`CellFile.open`). The child is a fork, so it costs milliseconds; it visits groups,
+attributes and indices of chunks, and no values.
 """
 
 import faulthandler
@@ -24,20 +24,25 @@ MEMORY = 4 * 2**30
 PATIENCE = 300.0
 """Seconds after which a child that computes nothing (a network's disk that does not answer) is given up without a verdict."""
 _TOO_LARGE = 3
-_Signature = tuple[int, int, int, int]
+READ = ("X", "obs", "var", "uns", "obsm")
+"""Parts of an h5ad that commands read; damage in others is nobody's matter, unless the whole is read."""
+_Signature = tuple[int, int, int, int, bool]
 _FINE: set[_Signature] = set()
 """Files whose structure was read to its end, as they are now."""
 
 
-def require_readable_structure(path: Path) -> None:
-    """A `DataError` where HDF5 crashes on the structure of the file `path`, or does not come to its end; Linux alone."""
+def require_readable_structure(path: Path, *, whole: bool = False) -> None:
+    """A `DataError` where HDF5 crashes on the structure of the file `path`, or does not come to its end; Linux alone.
+
+    `whole`: of all that is in it, not of the parts in `READ` alone.
+    """
     if sys.platform != "linux":
         return
     status = Path(path).stat()
-    signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, whole)
     if signature in _FINE:
         return
-    code = _tried(path)
+    code = _tried(path, whole)
     if code == -signal.SIGXCPU:
         raise _damaged(path, f"reading its structure does not end within {SECONDS} seconds")
     if code is not None and code < 0:
@@ -51,7 +56,7 @@ def _damaged(path: Path, reason: str) -> DataError:
     return DataError(f"{path} is damaged: {reason}. Write it anew, or copy it again from where it came")
 
 
-def _tried(path: Path) -> int | None:
+def _tried(path: Path, whole: bool) -> int | None:
     """The exit code of the child, negative for a signal; None where there is no verdict."""
     with warnings.catch_warnings():
         # of forks beside threads: the child takes no lock of theirs but h5py's, which knows of forks
@@ -61,7 +66,7 @@ def _tried(path: Path) -> int | None:
         except OSError:  # no room for another process: the file is read without a trial
             return None
     if not child:
-        _become_trial(path)
+        _become_trial(path, whole)
     try:
         handle = os.pidfd_open(child)
         try:
@@ -80,7 +85,7 @@ def _tried(path: Path) -> int | None:
         raise
 
 
-def _become_trial(path: Path) -> None:
+def _become_trial(path: Path, whole: bool) -> None:
     """In the child: never returns. What can be read, or fails with an error, is left to whoever reads the file."""
     code = 0
     try:
@@ -93,7 +98,7 @@ def _become_trial(path: Path) -> None:
             limits = resource.getrlimit(kind)
             least = min([wanted, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
             resource.setrlimit(kind, (least, limits[1]))
-        _visit(path)
+        _visit(path, whole)
     except MemoryError:
         code = _TOO_LARGE
     except BaseException:  # noqa: BLE001  nothing of this copy of the program may go on
@@ -102,7 +107,7 @@ def _become_trial(path: Path) -> None:
         os._exit(code)
 
 
-def _visit(path: Path) -> None:
+def _visit(path: Path, whole: bool) -> None:
     def look(_: str, item: h5py.Group | h5py.Dataset) -> None:
         try:
             for name in item.attrs:
@@ -114,4 +119,9 @@ def _visit(path: Path) -> None:
 
     with h5py.File(path, "r") as file:
         look("/", file)
-        file.visititems(look)
+        for name in file if whole else READ:
+            item = file.get(name)
+            if item is not None:
+                look(name, item)
+            if isinstance(item, h5py.Group):
+                item.visititems(look)

@@ -12,10 +12,10 @@ from typing import Any
 
 from steval.checkpoints.location import ADAPTER_NAME
 from steval.checkpoints.manifest import EFFECTS, read_manifest
-from steval.data.files import atomic_path, remove, require_directory
+from steval.data.files import atomic_path, read_json, remove, require_directory
 from steval.data.locks import LOCK_NAME
 from steval.data.outputs import real_path
-from steval.errors import CheckpointError, ConfigError
+from steval.errors import CheckpointError, ConfigError, DataError
 from steval.settings import json_digest
 
 PACKAGES = ("steval", "torch", "lightning", "numpy", "scipy", "anndata", "safetensors")
@@ -173,9 +173,9 @@ class RunDirectory:
         if not self.record_path.is_file():
             return {}
         try:
-            return dict(json.loads(self.record_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.record_path} cannot be read: {error}") from error
+            return read_json(self.record_path, "record of a run")
+        except DataError as error:
+            raise ConfigError(str(error)) from error
 
     def update_record(self, values: Mapping[str, Any]) -> None:
         """Merge `values` into `run.json`, atomically."""
