@@ -102,7 +102,9 @@ def read_score_dir(directory: Path | str) -> ScoreReport:
         frames = {name: _read_parquet(directory / f"{name}.parquet") for name in PARQUET_TABLES}
         frames |= {name: read_csv(directory / f"{name}.csv", schema) for name, schema in CSV_TABLES.items()}
         _require_columns(frames)
-        return ScoreReport(**frames, record=dict(summary["record"]))
+        record = dict(summary["record"])
+        _ = record["inputs"]["real"]["sha256"], record["options"]["by"]  # what tells whether two can be compared
+        return ScoreReport(**frames, record=record)
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise DataError(f"{directory} is damaged and cannot be read: {error}") from error
 
@@ -111,11 +113,13 @@ def _require_columns(frames: Mapping[str, pl.DataFrame]) -> None:
     """A `ValueError` where a table lacks what every reader takes from it."""
     if frames["changes"].schema != pl.Schema(CHANGES_SCHEMA):
         raise ValueError(f"the columns of changes.parquet are {dict(frames['changes'].schema)}")
-    metrics = set(frames["breakdown"]["metric"])
-    for name in ("results", "baseline_results"):
-        columns = frames[name].columns
-        if frames[name].height and not metrics | {"perturbation"} <= set(columns):
-            raise ValueError(f"{name}.parquet lacks columns; it has {', '.join(columns)}")
+    metrics = frames["breakdown"]["metric"].unique().to_list()
+    labels = {"results": ("cell_type", "perturbation"), "baseline_results": ("cell_type", "perturbation", "baseline")}
+    for name, needed in labels.items():
+        schema = frames[name].schema
+        numbers = [metric for metric in metrics if metric in schema and schema[metric].is_numeric()]
+        if frames[name].height and (not set(needed) <= set(schema) or len(numbers) < len(metrics)):
+            raise ValueError(f"{name}.parquet lacks columns, or they hold no numbers: {dict(schema)}")
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
