@@ -147,7 +147,7 @@ def test_a_bundle_with_damage_anywhere_is_refused_or_read(directory, tmp_path):
         for name in given.namelist():
             archive.writestr(name, given.read(name))
     whole, refused = source.read_bytes(), 0
-    for number in range(40):
+    for number in range(24):
         content = bytearray(whole)
         place = int(rng.integers(len(content))) if number % 2 else -int(rng.integers(1, 600))
         content[place] ^= 1 << int(rng.integers(8))
@@ -157,7 +157,7 @@ def test_a_bundle_with_damage_anywhere_is_refused_or_read(directory, tmp_path):
         except DataError:
             refused += 1
             assert not (tmp_path / f"out{number}").exists()
-    assert refused > 15
+    assert refused > 8
     assert not list(tmp_path.glob(".*"))
 
 
