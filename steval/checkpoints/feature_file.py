@@ -3,6 +3,7 @@
 The one reader of `convert`, `predict --features` and `finetune` (`data.features`). torch is imported where a `.pt` is opened.
 """
 
+import csv
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -102,9 +103,16 @@ def _read_csv(path: Path) -> Features:
     try:
         frame = pd.read_csv(path, index_col=0, converters={0: str}, na_filter=False, encoding="utf-8-sig")
         matrix = frame.to_numpy(dtype=np.float32)
-    except (OSError, ValueError, pd.errors.ParserError, IndexError) as error:
+        # pandas makes numbers of an index whose labels all look like some, whatever the converter gave
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            _, *names = [row[0] for row in csv.reader(handle) if row]
+    except (OSError, ValueError, csv.Error, pd.errors.ParserError, IndexError) as error:
         raise CheckpointError(f"{path} is not a table of a name and numbers in each line: {error}") from error
-    return _from_matrix([str(name) for name in frame.index], matrix, path)
+    if len(names) != len(matrix):
+        raise CheckpointError(
+            f"{path} is not a table of a name and numbers in each line: {len(names)} names, {len(matrix)} rows"
+        )
+    return _from_matrix(names, matrix, path)
 
 
 _READERS: dict[str, Callable[[Path], Features]] = {

@@ -45,7 +45,11 @@ def write(vectors: dict[str, list[float]], directory: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("names", [list(VECTORS), GUESSED], ids=["genes", "names that readers guess at"])
+@pytest.mark.parametrize(
+    "names",
+    [list(VECTORS), GUESSED, ["0012", "0013"], ["1.10", "2", "1e5"], ["True", "False"], ["2026-01-02", "0"]],
+    ids=["genes", "names that readers guess at", "numbers alone", "floats alone", "truths alone", "dates"],
+)
 def test_every_format_reads_the_same(tmp_path: Path, kind: str, names: list[str]) -> None:
     vectors = {name: [float(number), number + 0.5] for number, name in enumerate(names) if name or "npz" not in kind}
     found = read_features(write(vectors, tmp_path, kind))

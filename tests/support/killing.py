@@ -1,9 +1,9 @@
 """A process that fine-tunes in forked children that kill themselves with SIGKILL where they are told; for trainer/test_resume*.py.
 
 One process imports everything once, so that the uninterrupted run, the killed ones and their resumptions compute under the
-same conditions. Argument: a JSON file with `threads` and `runs`, each with `config`, `options`, `whole` (directory of the
-uninterrupted run) and `scenarios`: `run_dir`, and where to die: `step`, `row`, or `file` with `number`; `again`: where the
-resumed one dies; `held`: after so many files nothing is written any more, though training goes on.
+same conditions. Argument: a JSON file with `threads` and `runs`, each with `config`, `options`, `start` (a checkpoint, or none),
+`whole` (directory of the uninterrupted run) and `scenarios`: `run_dir`, and where to die: `step`, `row`, or `file` with `number`;
+`again`: where the resumed one dies; `held`: after so many files nothing is written any more, though training goes on.
 """
 
 import json
@@ -127,6 +127,8 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     for planned in job["runs"]:
         config, options = FinetuneConfig.parse(planned["config"]), planned.get("options", {})
+        if planned.get("start"):
+            options = {**options, "init_from": Path(planned["start"])}
         finish(config, Path(planned["whole"]), **options)
         for scenario in planned["scenarios"]:
             run_dir = Path(scenario["run_dir"])

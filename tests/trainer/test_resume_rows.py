@@ -9,13 +9,13 @@ from pathlib import Path
 from steval.settings import apply_overrides, read_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.recipes import config_path, recipe_names
-from support.tiny_runs import assert_same_run, run_killed
+from support.tiny_runs import assert_same_run, run, run_killed
 
 STEPS = 4
 ROWS = STEPS + 1
 """Of a phase: one before its first step, one after each."""
-CHOSEN = {"raw-staged": (2 * ROWS - 1, 4 * ROWS - 2), "embedding-rounds": (2 * ROWS - 1,)}
-"""Rows in later phases that have found a better best by then, and no state has been saved in the phase."""
+CHOSEN = {"raw-staged": (2 * ROWS - 1, 4 * ROWS - 2), "embedding-rounds": (2 * ROWS - 1,), "lora": (ROWS - 1,)}
+"""Rows in later phases that have found a better best by then, and no state has been saved in the phase; and one of adapters."""
 
 
 def small(name: str, screen_path: Path, save_every: int) -> FinetuneConfig:
@@ -32,7 +32,8 @@ def small(name: str, screen_path: Path, save_every: int) -> FinetuneConfig:
     overrides += ["checks.log_every=1", "checks.validate_every=1", f"checks.save_every={save_every}"]
     for number in range(len(values["phases"])):
         overrides += [f"phases.{number}.steps={STEPS}"]
-        overrides += [f"phases.{number}.rates={{encoders: 3.0e-3, outputs: 3.0e-3, backbone: 1.0e-3}}"]
+        moved = "adapters" if name == "lora" else "backbone"
+        overrides += [f"phases.{number}.rates={{encoders: 3.0e-3, outputs: 3.0e-3, {moved}: 1.0e-3}}"]
     if name == "embedding-rounds":
         overrides += ["data.input_key=X_pca", "network.gene_decoder=[8]"]
     return FinetuneConfig.parse(apply_overrides(values, overrides))
@@ -40,6 +41,7 @@ def small(name: str, screen_path: Path, save_every: int) -> FinetuneConfig:
 
 def test_a_run_killed_at_a_row_resumes_to_the_same_end(screen_path: Path, tmp_path: Path) -> None:
     every = os.environ.get("STEVAL_KILL_AT") == "every"
+    start = run(small("full", screen_path, 1000), tmp_path / "start").best
     runs = []
     for name in recipe_names() if every else CHOSEN:
         for save_every in (1000, 3) if every else (1000,):
@@ -51,6 +53,7 @@ def test_a_run_killed_at_a_row_resumes_to_the_same_end(screen_path: Path, tmp_pa
                     "config": config.as_dict(),
                     "whole": str(place / "whole"),
                     "options": {"allow_mismatch": name == "embedding-rounds"},
+                    "start": str(start) if name == "lora" else None,
                     "scenarios": [{"row": row, "run_dir": str(place / str(row))} for row in rows],
                 }
             )
@@ -60,4 +63,5 @@ def test_a_run_killed_at_a_row_resumes_to_the_same_end(screen_path: Path, tmp_pa
     ]
     for whole, run_dir in killed:
         assert_same_run(whole, run_dir)
-    assert len(killed) == (2 * ROWS * 9 if every else 3)
+    phases = sum(len(read_yaml(config_path(name))["phases"]) for name in recipe_names())
+    assert len(killed) == (2 * ROWS * phases if every else 4)

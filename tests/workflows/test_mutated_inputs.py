@@ -8,39 +8,27 @@ were; nothing is under the output's name unless the code is 0; no secret is show
 """
 
 import os
-import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import Future
 
 import pytest
 
 from steval.cli.app import COMMANDS
-from tests.support.mutations.cases import make_case
-from tests.support.mutations.commands import LINES, write_valid_inputs
-from tests.support.mutations.forking import CommandServer
-from tests.support.mutations.judge import contents, problems_of
+from tests.support.mutations.commands import LINES
+from tests.support.mutations.running import Bench, running
 
 FIRST = int(os.environ.get("STEVAL_TEST_FIRST_MUTATION", "0"))
 NUMBERS = range(FIRST, FIRST + int(os.environ.get("STEVAL_TEST_MUTATIONS", "200")))
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all cases share."""
-
-    valid: Path
-    server: CommandServer
-    environment: dict[str, str]
-    temporary: Path
-    taken_port: int
-
-
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[int, "Future[str]"]]:
+    """What is wrong with each case that was chosen: they run beside each other, ahead of the tests that ask."""
     place = tmp_path_factory.mktemp("mutations")
-    for name in ("valid", "temporary", "home", "streams"):
+    for name in ("valid", "home", "scratch"):
         (place / name).mkdir()
     kept = {
         name: value
@@ -48,14 +36,17 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         if not name.upper().endswith("PROXY") and not name.startswith("STEVAL_")
     }
     environment = kept | {
-        "TMPDIR": str(place / "temporary"), "HOME": str(place / "home"), "OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True",
+        "HOME": str(place / "home"), "OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True",
         "STEVAL_CACHE_DIR": str(place / "home" / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(place / "home" / "torch"),
     }  # fmt: skip
-    with socket.socket() as taken, CommandServer(place / "streams") as server:
+    chosen = [item for item in request.session.items if getattr(item, "function", None) is test_case]
+    numbers = [item.callspec.params["number"] for item in chosen]
+    with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        write_valid_inputs(place / "valid", server, environment)
-        yield Bench(place / "valid", server, environment, place / "temporary", taken.getsockname()[1])
+        bench = Bench(place / "valid", environment, place / "scratch", taken.getsockname()[1])
+        with running(bench, numbers) as found:
+            yield found
 
 
 def test_every_command_has_a_line() -> None:
@@ -64,17 +55,6 @@ def test_every_command_has_a_line() -> None:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_case(bench: Bench, tmp_path: Path, number: int) -> None:
-    place = tmp_path / "place"
-    case = make_case(number, bench.valid, place, bench.environment, bench.taken_port)
-    before = contents(place)
-    ended = bench.server.run(case.started)
-    problems = problems_of(case, ended, before, place, bench.temporary)
-    shutil.rmtree(place)
-    for left in bench.temporary.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    assert not problems, (
-        f"{problems}\nsteval {' '.join(map(repr, case.started.arguments))}\n"
-        + "\n".join(f"  {change}" for change in case.told)
-        + f"\nexit code {ended.code}\n{ended.stdout[-1500:]}\n{ended.stderr[-4000:]}"
-    )
+def test_case(outcomes: dict[int, "Future[str]"], number: int) -> None:
+    problem = outcomes[number].result()
+    assert not problem, problem
