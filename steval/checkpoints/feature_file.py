@@ -110,7 +110,8 @@ def _read_csv(path: Path) -> Features:
         raise CheckpointError(f"{path} is not a table of a name and numbers in each line: {error}") from error
     if len(names) != len(matrix):
         raise CheckpointError(
-            f"{path} is not a table of a name and numbers in each line: {len(names)} names, {len(matrix)} rows"
+            f"{path} is not a table of a name and numbers in each line: "
+            f"{counted(len(names), 'name')}, {counted(len(matrix), 'row')}"
         )
     return _from_matrix(names, matrix, path)
 

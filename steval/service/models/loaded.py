@@ -184,4 +184,4 @@ class Model:
 
 def _version_of(path: Path) -> str:
     status = require_file(path, "file of control cells").stat()
-    return f"{path}, {status.st_size} bytes, changed at {status.st_mtime_ns}"
+    return f"{path}, size {status.st_size}, changed at {status.st_mtime_ns}"
