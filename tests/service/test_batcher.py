@@ -158,7 +158,7 @@ def test_stop_finishes_what_was_accepted(network):
 
 
 def test_lingering_gathers_the_clients_of_the_last_batch(network):
-    batcher = MicroBatcher(network, batch_cells=64, max_queued_cells=640, linger=0.5)
+    batcher = MicroBatcher(network, batch_cells=64, max_queued_cells=640, linger=60.0)  # until all have come back
     _, first = hold(network, batcher)
     tickets = [batcher.accept(100) for _ in range(3)]
     futures = [ticket.submit(planned("a")) for ticket in tickets]

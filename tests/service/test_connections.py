@@ -14,13 +14,19 @@ import uvicorn
 import uvicorn.config
 
 from steval.service.http.connections import limited
+from support.waiting import wait_until
 
 HEADER_SECONDS = 0.4
 MOST = 6
 
 
+at_work: list[str] = []
+"""Paths of requests that have come to `app`."""
+
+
 async def app(scope, receive, send):
     """Answers; `/slow` after a while, `/refuse` without reading the body, `/large` at length."""
+    at_work.append(scope["path"])
     if scope["path"] == "/slow":
         await asyncio.sleep(3 * HEADER_SECONDS)
     body = b"x" * (3_000_000 if scope["path"] == "/large" else 2)
@@ -114,10 +120,11 @@ def test_those_that_do_nothing_make_room(port):
 
 def test_those_at_work_are_not_cut_for_newcomers(port):
     answers = []
+    at_work.clear()
     threads = [threading.Thread(target=lambda: answers.append(answer(port, "/slow"))) for _ in range(MOST)]
     for thread in threads:
         thread.start()
-    time.sleep(HEADER_SECONDS / 2)
+    wait_until(lambda: at_work.count("/slow") == MOST)
     for _ in range(MOST):
         with contextlib.suppress(OSError):
             answer(port)

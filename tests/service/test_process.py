@@ -23,6 +23,7 @@ from steval.service.client import ServiceClient
 from steval.service.http.keys import add_key
 from steval.service.received import whole_table
 from support.service_models import free_port, served_process, wait_until_ready
+from support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 REQUEST = {"perturbations": ["STAT1"], "cells": 20, "seed": 3}
@@ -151,7 +152,7 @@ def test_a_served_checkpoint_answers_and_ends_well(tiny_checkpoint):
         wait_until_ready(url)
         assert httpx.post(url + "/predict", json=REQUEST).status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 @pytest.mark.slow
@@ -177,9 +178,9 @@ def test_sigterm_under_load_finishes_what_was_accepted(tiny_checkpoint):
         threads = [threading.Thread(target=ask, args=(url,)) for _ in range(8)]
         for thread in threads:
             thread.start()
-        time.sleep(1.5)
+        wait_until(lambda: len(answers) >= len(threads))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
         stop.set()
         for thread in threads:
             thread.join()
@@ -200,13 +201,10 @@ def test_sigterm_puts_a_running_job_back_and_the_next_service_runs_it(tiny_check
         wait_until_ready(url)
         with ServiceClient(url) as client:
             job_id = client.submit_score("cells.h5ad", "cells.h5ad", on_server=True, profile="minimal")
-            deadline = time.monotonic() + 20
-            while client.score_job(job_id)["state"] != "running":
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_until(lambda: client.score_job(job_id)["state"] == "running")
         for pid in [process.pid] if to == "supervisor" else descendants(process.pid):
             os.kill(pid, signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     record = json.loads((tmp_path / "jobs" / job_id / "job.json").read_text())
     assert (record["state"], record["started"]) == ("queued", None)
     with served_process(str(tiny_checkpoint), *arguments) as (url, _):
@@ -229,16 +227,10 @@ def test_two_services_of_one_user_count_apart_and_a_killed_worker_takes_its_job_
             assert "steval_predicted_cells_total 20.0" in httpx.get(url + "/metrics").text
         with ServiceClient(url) as client:
             job_id = client.submit_score("cells.h5ad", "cells.h5ad", on_server=True, profile="minimal")
-            deadline = time.monotonic() + 20
-            while not (jobs := [pid for pid in descendants(process.pid) if runs_a_job(pid)]):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            jobs = wait_until(lambda: [pid for pid in descendants(process.pid) if runs_a_job(pid)])
             for pid in children(process.pid):
                 os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + 5
-            while any(Path(f"/proc/{pid}").exists() and runs_a_job(pid) for pid in jobs):
-                assert time.monotonic() < deadline, "a job outlives its worker"
-                time.sleep(0.02)
+            wait_until(lambda: not any(map(runs_a_job, jobs)), 60)  # none outlives its worker
             wait_until_ready(url)
             assert client.wait_for_score(job_id, timeout=120)["members"]
 
@@ -252,17 +244,14 @@ def test_a_killed_worker_is_replaced_and_its_scoring_job_is_run_again(tiny_check
             job_id = client.submit_score(
                 "cells.h5ad", "cells.h5ad", on_server=True, profile="minimal", metrics_only=True
             )
-            deadline = time.monotonic() + 20
-            while client.score_job(job_id)["state"] != "running":
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: client.score_job(job_id)["state"] == "running")
         (worker,) = children(process.pid)
         os.kill(worker, signal.SIGKILL)
         wait_until_ready(url)
         assert children(process.pid) != [worker]
         with ServiceClient(url) as client:
             assert client.predict_means(["STAT1"], 20).means.shape == (1, 120)
-            assert client.wait_for_score(job_id, timeout=60)["members"]
+            assert client.wait_for_score(job_id, timeout=200)["members"]
 
 
 @pytest.mark.slow
@@ -273,21 +262,23 @@ def test_a_job_survives_kills_at_any_moment(tiny_checkpoint, tmp_path, service_d
     """
     arguments = ("--job-dir", str(tmp_path / "jobs"), "--data-dir", str(service_dir / "data"))
     results = []
-    moments = np.random.default_rng(5).uniform(0.0, 8.0, int(os.environ.get("STEVAL_KILLS", "2")))
-    job_id = ""
+    moments = np.random.default_rng(5).uniform(0.0, 1.0, int(os.environ.get("STEVAL_KILLS", "2")))
+    job_id, whole = "", 0.0
     for number, moment in enumerate([None, *moments]):
         with served_process(str(tiny_checkpoint), *arguments) as (url, process):
             wait_until_ready(url)
             with ServiceClient(url) as client:
                 job_id = client.submit_score("cells.h5ad", "cells.h5ad", on_server=True, profile="minimal", seed=1)
+                submitted = time.monotonic()
                 if moment is not None:
-                    time.sleep(moment)
+                    time.sleep(moment * whole)
                     everything = descendants(process.pid)
                     for pid in children(process.pid) if number % 2 else everything:
                         os.kill(pid, signal.SIGKILL)
                 if moment is None or number % 2:
                     wait_until_ready(url)
                     results.append(client.wait_for_score(job_id, timeout=200))
+                    whole = whole or time.monotonic() - submitted
                     client.remove_score(job_id)
         if moment is not None and not number % 2:
             assert not [pid for pid in everything if runs_a_job(pid)]
@@ -320,21 +311,20 @@ def test_a_polite_key_is_served_beside_a_greedy_one(tiny_checkpoint, tmp_path):
         for thread in threads:
             thread.start()
         headers = {"x-api-key": polite}
-        answers = [
-            httpx.post(url + "/predict", json=REQUEST, headers=headers, timeout=60).status_code for _ in range(12)
-        ]
+        answers = []
+        while len(answers) < 12 or finished.count(200) < 12:
+            answers.append(httpx.post(url + "/predict", json=REQUEST, headers=headers, timeout=60).status_code)
         stop.set()
         for thread in threads:
             thread.join()
-    assert answers == [200] * 12
-    assert finished.count(200) >= 12
+    assert set(answers) == {200}
     assert set(finished) <= {200, 503}
 
 
 @pytest.mark.slow
 def test_a_worker_killed_under_load_gives_whole_answers_or_errors_and_is_replaced(tiny_checkpoint):
     answers: list[tuple[float, np.ndarray]] = []
-    errors: list[StevalError] = []
+    errors: list[tuple[float, StevalError]] = []
     stop = threading.Event()
 
     def ask(url: str) -> None:
@@ -343,7 +333,7 @@ def test_a_worker_killed_under_load_gives_whole_answers_or_errors_and_is_replace
                 try:
                     cells = client.predict_cells(["STAT1", "TET1"], 300, seed=3).cells
                 except StevalError as error:
-                    errors.append(error)
+                    errors.append((time.monotonic(), error))
                     time.sleep(0.05)
                 else:
                     answers.append((time.monotonic(), cells))
@@ -353,25 +343,21 @@ def test_a_worker_killed_under_load_gives_whole_answers_or_errors_and_is_replace
         threads = [threading.Thread(target=ask, args=(url,)) for _ in range(6)]
         for thread in threads:
             thread.start()
-        time.sleep(1.5)
+        wait_until(lambda: len(answers) >= len(threads))
         (worker,) = children(process.pid)
         os.kill(worker, signal.SIGKILL)
         killed = time.monotonic()
-        time.sleep(0.5)
-        wait_until_ready(url)
-        time.sleep(1.5)
+        wait_until(lambda: errors and answers[-1][0] > errors[-1][0])
         stop.set()
         for thread in threads:
             thread.join()
         assert children(process.pid) != [worker]
-        metrics = httpx.get(url + "/metrics").text
-    assert errors, "the kill met nobody"
-    assert {type(error) for error in errors} == {ServiceError}
-    assert {error.code for error in errors} <= {"unreachable", "cut_off", "not_ready"}
+        wait_until(lambda: "steval_queued_cells 0.0" in httpx.get(url + "/metrics").text)
+    assert {type(error) for _, error in errors} == {ServiceError}
+    assert {error.code for _, error in errors} <= {"unreachable", "cut_off", "not_ready"}
     assert min(at for at, _ in answers) < killed < max(at for at, _ in answers)
     for _, cells in answers:
         np.testing.assert_allclose(cells, answers[0][1], rtol=1e-4, atol=1e-6)
-    assert "steval_queued_cells 0.0" in metrics
 
 
 @pytest.mark.slow
