@@ -45,7 +45,7 @@ def main() -> None:
         models = directory / "models"
         models.mkdir()
         shutil.copy(made[1], models / "swapped.safetensors")
-        places = ("--models", str(models), "--job-dir", str(directory / "jobs"), "--data-dir", str(directory))
+        places = ("--models", str(models), "--job-dir", str(directory / "jobs"))
         service = Service(made[0], options.threads, *places)
         run = Run(service, models / "swapped.safetensors", made, options)
         try:

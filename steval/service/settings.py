@@ -152,6 +152,13 @@ class ServiceSettings(Settings):
         problems += [f"adapters: no such file: {path}" for path in absent]
         if self.adapters and self.checkpoint is None:
             problems.append("adapters belong to a checkpoint: name it; those below models find theirs by themselves")
+        if self.job_dir is not None:
+            jobs = real_path(self.job_dir)
+            problems += [
+                f"job_dir: {self.job_dir} lies in the data directory {path}, whose files every key may name: choose another"
+                for path in self.data_dir
+                if jobs.is_relative_to(real_path(path))
+            ]
         if self.models is not None and not self.models.is_dir():
             problems.append(f"models: no such directory: {self.models}")
         if self.api_key_file is not None and not self.api_key_file.is_file():

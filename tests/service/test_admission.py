@@ -1,6 +1,7 @@
 """Admission: cheap, in line, fair between keys, and nothing is lost when clients leave."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -104,6 +105,22 @@ def test_who_fits_in_later_does_not_overtake_for_ever():
         await asyncio.gather(*others)
 
     asyncio.run(scene())
+
+
+def test_what_a_key_is_told_of_a_full_queue_says_nothing_of_others():
+    async def said(others: int) -> str:
+        admission = Admission(1000, seconds=0.01)
+        await admission.admit("ada", 40)
+        for number in range(others):
+            await admission.admit(f"other {number}", 960 // others)
+        with pytest.raises(ServiceError) as refused:
+            await admission.admit("ada", 70)
+        assert (refused.value.code, refused.value.retry_after) == ("busy", 0.005)
+        return str(refused.value)
+
+    texts = {asyncio.run(said(others)) for others in (1, 2, 5)}
+    assert len(texts) == 1
+    assert re.findall("[0-9]+", texts.pop()) == ["40", "70"]
 
 
 def test_places_of_clients_that_left_come_back():

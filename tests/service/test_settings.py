@@ -36,5 +36,15 @@ def test_what_is_not_there_is_listed(tmp_path):
     assert len(caught.value.problems) == 2
 
 
+def test_jobs_do_not_lie_where_every_key_may_name_files(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    apart = {"STEVAL_DATA_DIR": str(tmp_path / "data"), "STEVAL_JOB_DIR": str(tmp_path / "jobs")}
+    assert ServiceSettings.from_environment(apart).job_dir == tmp_path / "jobs"
+    for inside in ("data", "data/jobs", "link/jobs"):
+        with pytest.raises(ConfigError, match="every key may name"):
+            ServiceSettings.from_environment(apart | {"STEVAL_JOB_DIR": str(tmp_path / inside)})
+
+
 def test_other_variables_are_left_alone():
     assert ServiceSettings.from_environment({"STEVAL_UNKNOWN": "1", "PATH": "/bin"}) == ServiceSettings()

@@ -1,10 +1,14 @@
 """Keys with rules: roles, rates, rotation without a restart, and two keys that see nothing of each other."""
 
+import contextlib
 import itertools
 import logging
 import re
+import shutil
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
@@ -15,9 +19,9 @@ from steval.errors import ConfigError, ServiceError
 from steval.service.http.keys import KeyFile, add_key, read_keys, rotate_key
 from steval.service.http.quotas import Charge, Quotas, taken
 from steval.service.http.tenants import Rate, Tenant, read_rules
-from steval.service.jobs.files import SCORE
-from steval.service.jobs.store import JobStore
-from steval.service.schemas import PredictionJob, ScoreJob
+from steval.service.jobs.files import INPUTS, SCORE
+from steval.service.jobs.store import JobStore, started
+from steval.service.schemas import JobState, PredictionJob, ScoreJob
 from support.second_service import second_service
 
 PROFILE = {"predictions": "cells.h5ad", "profile": "minimal"}
@@ -215,32 +219,41 @@ def error(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def without_id(answer: httpx.Response) -> str:
-    """An error without what differs from request to request and from id to id."""
-    return re.sub(r'"request_id": *"[^"]*"|[0-9a-f]{32}', "ID", answer.text)
+def told(answer: httpx.Response) -> tuple[str, dict[str, str]]:
+    """An error and its headers without what differs from request to request and from id to id."""
+    headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "date")}
+    return re.sub(r'"request_id": *"[^"]*"|[0-9a-f]{32}', "ID", answer.text), headers
 
 
-def finished_job(directory: Path, owner: str) -> str:
-    """A job of a key's that is done, with one file."""
+@contextlib.contextmanager
+def job_of(directory: Path, owner: str, state: str) -> Generator[str, None, None]:
+    """A job of a key's in a state, which no worker runs meanwhile; with a file where it is done."""
     is_prediction = directory.name == "predictions"
     store = JobStore(directory, PredictionJob if is_prediction else ScoreJob, max_jobs=100, ttl=3600)
     job_id = store.reserve(owner)
     with store.claim(job_id) as ours:
         assert ours
         job = store.submit(job_id, {})
-        (store.path(job_id) / SCORE).mkdir()
-        name = "predictions.h5ad" if is_prediction else "score.json"
-        (store.path(job_id) / SCORE / name).write_text("{}")
-        store.finish(job, state="done", files=[name])
-    return job_id
+        if state == "running":
+            store.write(started(job))
+        elif state != "queued":
+            (store.path(job_id) / SCORE).mkdir()
+            name = "predictions.h5ad" if is_prediction else "score.json"
+            (store.path(job_id) / SCORE / name).write_text("{}")
+            store.finish(job, state=state, files=[name] if state == "done" else [])
+        yield job_id
+        store.remove(job_id)
 
 
-def test_one_key_sees_nothing_of_what_another_does(keyed):
-    with keyed.client("ada@lab") as ada, keyed.client("bob@lab") as bob, keyed.client("boss@lab") as boss:
-        job = finished_job(keyed.jobs, "ada@lab")
-        assert ada.get(f"/score/{job}/result").status_code == 200
-        prediction = finished_job(keyed.jobs / "predictions", "ada@lab")
-        assert ada.get(f"/predictions/{prediction}/result").text == "{}"
+@pytest.mark.parametrize("state", get_args(JobState))
+def test_one_key_sees_nothing_of_what_another_does(keyed, state):
+    with (
+        keyed.client("ada@lab") as ada, keyed.client("bob@lab") as bob, keyed.client("boss@lab") as boss,
+        job_of(keyed.jobs, "ada@lab", state) as job, job_of(keyed.jobs / "predictions", "ada@lab", state) as prediction,
+    ):  # fmt: skip
+        expected = 200 if state == "done" else 409
+        assert ada.get(f"/score/{job}/result").status_code == expected
+        assert ada.get(f"/predictions/{prediction}/result").status_code == expected
         nowhere = "0" * 32
         for method, path, mine in (
             ("GET", "/score/{}", job), ("GET", "/score/{}/result", job), ("GET", "/score/{}/files/score.json", job),
@@ -250,18 +263,29 @@ def test_one_key_sees_nothing_of_what_another_does(keyed):
             for client in (bob, boss):
                 others, none = client.request(method, path.format(mine)), client.request(method, path.format(nowhere))
                 assert error(others) == error(none) == (404, "unknown_job")
-                assert without_id(others) == without_id(none)
+                assert told(others) == told(none)
         for listing, mine in (("/score", job), ("/predictions", prediction)):
             assert [one["id"] for one in ada.get(listing).json()["jobs"]] == [mine]
             assert bob.get(listing).json() == boss.get(listing).json() == {"jobs": []}
-        assert ada.get(f"/score/{job}").json()["state"] == "done"
+        assert (
+            ada.get(f"/score/{job}").json()["state"] == ada.get(f"/predictions/{prediction}").json()["state"] == state
+        )
         seen = "".join(bob.get(path).text for path in ("/models", "/model", "/perturbations", "/openapi.json", "/"))
         assert "ada@lab" not in seen
-        assert job not in seen
+        assert not [one for one in (job, prediction) if one in seen]
         assert error(bob.get("/metrics")) == (403, "forbidden_role")
         metrics = boss.get("/metrics").text
-        assert not [word for word in ("ada@lab", "bob@lab", "boss@lab", "poor@lab", job) if word in metrics]
-        assert ada.delete(f"/score/{job}").status_code == 204
+        assert not [word for word in ("ada@lab", "bob@lab", "boss@lab", "poor@lab", job, prediction) if word in metrics]
+
+
+@pytest.mark.parametrize("role", ["predictions", "real", "train"])
+def test_no_key_names_the_files_of_anothers_job(keyed, service_dir, role):
+    with job_of(keyed.jobs, "ada@lab", "queued") as job, keyed.client("bob@lab") as bob:
+        secret = keyed.jobs / job / INPUTS / "predictions.h5ad"
+        shutil.copy(service_dir / "data" / "cells.h5ad", secret)
+        for path in (secret, keyed.jobs / ("0" * 32) / INPUTS / "predictions.h5ad"):
+            refused = bob.post("/score", json={"predictions": "cells.h5ad"} | {role: str(path)})
+            assert error(refused) == (422, "no_such_data")
 
 
 def test_an_answer_that_one_key_was_given_is_computed_again_for_another(keyed):
@@ -277,6 +301,39 @@ def test_an_answer_that_one_key_was_given_is_computed_again_for_another(keyed):
             assert client.post("/predict", json=body).status_code == 200
             counts.append(computed())
     assert [after - before for before, after in itertools.pairwise(counts)] == [16, 0, 16, 0]
+
+
+def test_the_tag_of_an_answer_says_nothing_of_who_has_asked(keyed, http):
+    body = {"perturbations": ["TET1"], "cells": 16, "seed": 78}
+    tag = http.post("/predict", json=body).headers["etag"]  # of another service with the same checkpoint
+    with keyed.client("ada@lab") as ada, keyed.client("bob@lab") as bob:
+        asked = [bob.post("/predict", json=body, headers={"if-none-match": tag}) for _ in range(2)]
+        ada.post("/predict", json=body)
+        asked.append(bob.post("/predict", json=body, headers={"if-none-match": tag}))
+    assert [one.status_code for one in asked] == [304] * 3  # nobody had asked, ada had
+    assert told(asked[0]) == told(asked[1]) == told(asked[2])
+
+
+def test_a_job_in_the_background_leaves_no_answer_to_be_found(keyed):
+    body = {"perturbations": ["MED12"], "cells": 16, "seed": 79, "output": "mean"}
+    with keyed.client("ada@lab") as ada, keyed.client("bob@lab") as bob, keyed.client("boss@lab") as boss:
+        job = ada.post("/predictions", json=body).json()["id"]
+        deadline = time.monotonic() + 120
+        while ada.get(f"/predictions/{job}").json()["state"] != "done":
+            assert time.monotonic() < deadline
+            assert error(bob.get(f"/predictions/{job}")) == (404, "unknown_job")
+            time.sleep(0.1)
+        before = cache_misses(boss)
+        assert bob.post("/predict", json=body).status_code == ada.post("/predict", json=body).status_code == 200
+        assert cache_misses(boss) == before + 2
+        assert ada.delete(f"/predictions/{job}").status_code == 204
+
+
+def cache_misses(boss: httpx.Client) -> float:
+    (line,) = [
+        one for one in boss.get("/metrics").text.splitlines() if one.startswith('steval_cache_total{result="miss"}')
+    ]
+    return float(line.split()[-1])
 
 
 def test_roles_open_what_they_name_and_nothing_else(keyed):

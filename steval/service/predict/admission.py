@@ -58,11 +58,7 @@ class Admission:
         except TimeoutError as error:
             self._leave(owner, waiting)
             raise ServiceError(
-                f"the queue is full: {counted(self._held.total(), 'cell')} waiting or computed, {num_cells} more are over the "
-                "limit of "
-                f"{self._limit(owner)}"
-                + (" of this key" if owner != NOBODY else "")
-                + "; come back after the time in Retry-After",
+                f"the queue is full: {self._why(owner, num_cells)}; come back after the time in Retry-After",
                 status=503,
                 code="busy",
                 retry_after=self._seconds / 2,
@@ -92,6 +88,17 @@ class Admission:
     def _limit(self, owner: str) -> int:
         """Cells that a key may hold now; without keys all places are for all."""
         return self._max_cells if owner == NOBODY else self._max_cells // (len({*self._held, *self._lines, owner}) + 1)
+
+    def _why(self, owner: str, num_cells: int) -> str:
+        """What a key may know: its own cells, not how many others hold, nor how many others there are."""
+        if owner != NOBODY:
+            return (
+                f"{counted(self._held[owner], 'cell')} of this key waiting or computed, and there is no room for {num_cells:,} more"
+            )
+        return (
+            f"{counted(self._held.total(), 'cell')} waiting or computed, {num_cells:,} more are over the limit of "
+            f"{self._max_cells:,}"
+        )
 
     def _serve(self) -> None:
         """Give what is free to those in line, the key that holds least first; who fits in later does not overtake."""
