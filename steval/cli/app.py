@@ -19,8 +19,8 @@ from steval.wording import needs_extra, printable
 LONGEST_NAME = 200
 """Characters of a file's name in a message about it."""
 COMMANDS = (
-    "demo", "prepare", "init", "finetune", "sweep", "predict", "score", "metrics", "pack", "serve", "batch", "compare", "doctor",
-    "calibrate", "inspect", "convert", "merge", "push",
+    "demo", "prepare", "init", "finetune", "sweep", "predict", "score", "metrics", "pack", "serve", "load", "batch", "compare",
+    "doctor", "calibrate", "inspect", "convert", "merge", "push",
 )  # fmt: skip
 """In the order of `--help`; each is a function in the module of its name."""
 ON_CHECKPOINTS = frozenset({"calibrate", "inspect", "convert", "merge", "push"})

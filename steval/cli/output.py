@@ -41,6 +41,10 @@ _PLAIN = str.maketrans(
 )
 
 
+class Tenths(float):
+    """A number that tables show with one decimal."""
+
+
 def say(text: str = "", *, err: bool = False) -> None:
     """Text for a person; control characters of names and files are made visible."""
     _write(printable(text), sys.stderr if err else sys.stdout)
@@ -112,6 +116,8 @@ def format_value(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Tenths):
+        return f"{value:.1f}"
     if isinstance(value, float):
         return f"{value:.4g}" if 1e-12 < abs(value) < 1e-3 else f"{value:.4f}"
     return str(value)

@@ -40,6 +40,30 @@ _CONFIG_STATUS = frozenset({400, 401, 403, 406})
 _DATA_STATUS = frozenset({404, 413, 415, 422})
 
 
+class Connection:
+    """How a service is reached: its address, the key, and the proxy that the environment names."""
+
+    def __init__(self, url: str, api_key: str | None = None):
+        key = usable_key(api_key)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.shown = without_secrets(url)
+        """The address for messages."""
+        self.address = _address(url, self.shown)
+        self.proxy = choose_proxy(self.address.scheme, self.address.host, self.address.port, os.environ)
+
+    def options(self, timeout: float) -> dict[str, Any]:
+        """Of an httpx client, synchronous or not."""
+        # proxies are chosen here: httpx, left to read the environment, ends over an entry of NO_PROXY or a SOCKS proxy
+        return {
+            "base_url": self.address,
+            "headers": self._headers,
+            "timeout": timeout,
+            "proxy": self.proxy.url if self.proxy is not None and self.proxy.used else None,
+            "trust_env": False,
+            "verify": httpx.create_ssl_context(),
+        }
+
+
 class ServiceClient:
     """Calls a running service at `url`; a context manager."""
 
@@ -55,27 +79,15 @@ class ServiceClient:
     ):
         """`model`, `adapter`: name or digest of the model that all calls mean, where the service has several, and of an adapter to
         it."""
-        key = usable_key(api_key)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url = without_secrets(url)
-        address = _address(url, self.url)
-        self._proxy = choose_proxy(address.scheme, address.host, address.port, os.environ)
-        proxy = self._proxy.url if self._proxy is not None and self._proxy.used else None
+        way = Connection(url, api_key)
+        self.url, self._proxy = way.shown, way.proxy
         try:
-            # proxies are chosen here: httpx, left to read the environment, ends over an entry of NO_PROXY or a SOCKS proxy
-            self._http = httpx.Client(
-                base_url=address,
-                headers=headers,
-                timeout=timeout,
-                proxy=proxy,
-                trust_env=False,
-                verify=httpx.create_ssl_context(),
-            )
+            self._http = httpx.Client(**way.options(timeout))
         except ImportError as error:
             assert self._proxy is not None
             raise ConfigError(
                 f"{self._proxy.shown} is a SOCKS proxy, which needs one more package: pip install 'httpx[socks]'; or put "
-                f"{address.host} into NO_PROXY"
+                f"{way.address.host} into NO_PROXY"
             ) from error
         self._patience = patience
         self._model = {name: value for name, value in (("model", model), ("adapter", adapter)) if value is not None}

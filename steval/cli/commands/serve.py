@@ -106,7 +106,7 @@ def serve(
     _check_checkpoint(settings)
     command = [sys.executable, "-m", "bentoml", "serve", "steval.service.app:StevalService"]
     command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(shutdown_seconds)]
-    _require_bentoml()
+    _require_packages()
     say(f"serving {settings.checkpoint or settings.models} on http://{host}:{port} (Ctrl-C to stop)", err=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEVAL_")}
     environment = {**MALLOC, **OPENMP, **inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
@@ -219,8 +219,11 @@ def _check_checkpoint(settings: "ServiceSettings") -> None:
         )
 
 
-def _require_bentoml() -> None:
+def _require_packages() -> None:
     import importlib.util
 
     if importlib.util.find_spec("bentoml") is None:
         raise ConfigError(needs_extra("steval serve", "BentoML", "serve"))
+    from steval.service.http.tracing import require_exporter
+
+    require_exporter(os.environ)

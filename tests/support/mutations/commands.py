@@ -103,6 +103,7 @@ LINES = (
     _line("serve <m.safetensors --controls <cells.h5ad --api-key-file <keys.txt --port TAKEN", 1, code=2),
     _line("serve --new-key second --api-key-file >new-keys.txt"),
     _line("predict -o >out.h5ad --url http://127.0.0.1:9 -p STAT1", 1, code=2),
+    _line("load http://127.0.0.1:9 -p STAT1 -o >out.svg", 0.5, code=2),
 )  # fmt: skip
 """Every command of `steval --help`, by each kind of input that it takes."""
 

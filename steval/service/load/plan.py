@@ -1,0 +1,57 @@
+"""What `steval load` asks of a service, and the bodies of its requests."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from steval.errors import ConfigError
+from steval.service.client import ServiceClient
+from steval.settings import Settings
+
+MOST_CONCURRENT = 1024
+SEEDS = 2**32
+
+
+class LoadPlan(Settings):
+    """So many clients at once, one number after another; each sends its next request when it has its answer."""
+
+    concurrency: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8, 16, 32), min_length=1)
+    """Clients at once, a measurement each."""
+    seconds: PositiveFloat = 10.0
+    """Of each measurement."""
+    warmup: NonNegativeFloat = 2.0
+    """Seconds before each, whose requests do not count."""
+    perturbations: tuple[str, ...] = ()
+    """Names, one a request in turn; none: all that the model knows."""
+    cells: PositiveInt = 100
+    """Of each request."""
+    output: Literal["mean", "cells"] = "mean"
+    """`mean` as JSON, or `cells` as an Arrow stream."""
+    model: str | None = None
+    """Name or digest; none: the default."""
+    seed: int = Field(ge=0, lt=SEEDS)
+    """Of the first request; each has the next one, so that none is answered from what was computed before."""
+
+    @field_validator("concurrency")
+    @classmethod
+    def _in_bounds(cls, concurrency: tuple[int, ...]) -> tuple[int, ...]:
+        if max(concurrency) > MOST_CONCURRENT:
+            raise ValueError(f"at most {MOST_CONCURRENT} clients at once, got {max(concurrency)}")
+        return concurrency
+
+    def body(self, number: int) -> dict[str, Any]:
+        """Of request `number`."""
+        name = self.perturbations[number % len(self.perturbations)]
+        seed = (self.seed + number) % SEEDS
+        body = {"perturbations": [name], "cells": self.cells, "seed": seed, "output": self.output}
+        return body if self.model is None else {**body, "model": self.model}
+
+    def checked(self, service: ServiceClient) -> Self:
+        """The plan with its perturbations named, after a request that shows that it can be answered; raises what that raises."""
+        known = () if self.perturbations else service.perturbations()["perturbations"]
+        names = self.perturbations or tuple(one["name"] for one in known)
+        if not names:
+            raise ConfigError(f"the model at {service.url} knows no perturbation")
+        ask = service.predict_means if self.output == "mean" else service.predict_cells
+        ask([names[0]], self.cells, seed=(self.seed - 1) % SEEDS)
+        return self.model_copy(update={"perturbations": names})
