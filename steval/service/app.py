@@ -4,6 +4,7 @@ Served by `steval serve CKPT`, by `bentoml serve` with STEVAL_CHECKPOINT set, or
 supervisor, by each worker and by `bentoml build`; torch and the checkpoint are loaded in workers alone.
 """
 
+import os
 from typing import Any
 
 import bentoml
@@ -21,6 +22,7 @@ from steval.service.http.observe import AUDIT, ObserveMiddleware
 from steval.service.http.quotas import Quotas
 from steval.service.http.routing import GateMiddleware
 from steval.service.http.telemetry import count_apart
+from steval.service.http.tracing import HEADERS, TRACE, Tracing, require_exporter
 from steval.service.private import shared_directory
 from steval.service.routes import ROUTES
 from steval.service.schemas import PredictBody
@@ -32,11 +34,11 @@ try:
 except StevalError as error:
     raise BentoMLConfigException(str(error)) from error
 SITE = make_site()
+TRACING = Tracing()
 install(SETTINGS.max_connections, SETTINGS.header_timeout)
 BACKSTOP = max(SETTINGS.request_timeout + SETTINGS.body_timeout, SETTINGS.upload_timeout) + 30
 """BentoML's own time limit until the first byte: behind ours, which answer in our shape and stop the work. It keeps a timer of
-each request for as long, so it is not to be much longer; a trace span would be kept with it, so there are none unless a
-BentoML configuration asks for them."""
+each request for as long, so it is not to be much longer; a trace span would be kept with it, so traces are our own (`tracing`)."""
 
 
 @bentoml.service(
@@ -63,6 +65,7 @@ class StevalService:
                 read_manifest(require_checkpoint(SETTINGS))
             if SETTINGS.api_key_file is not None:
                 read_keys(SETTINGS.api_key_file)
+            require_exporter(os.environ)
         except StevalError as error:
             raise BentoMLConfigException(str(error)) from error
 
@@ -72,7 +75,8 @@ class StevalService:
 
         journal.configure()
         count_apart(shared_directory("metrics"))
-        self._runtime = Runtime(SETTINGS)
+        TRACING.start(os.environ)
+        self._runtime = Runtime(SETTINGS, TRACING)
         self._predictions = PredictionService(self._runtime)
         SITE.state.runtime = self._runtime
         self._runtime.start()
@@ -84,7 +88,7 @@ class StevalService:
             scope = ctx.request.scope
             scope[AUDIT] |= {"cells": body.num_cells, "model": body.model, "adapter": body.adapter}
             answer = await self._predictions.predict(
-                body, ctx.request.headers, scope.get(KEY_NAME) or NOBODY, scope.get(CHARGE)
+                body, ctx.request.headers, scope.get(KEY_NAME) or NOBODY, scope.get(CHARGE), scope[TRACE]
             )
         except OutputError as error:
             answer = error_answer(disk_answer(error))
@@ -105,12 +109,13 @@ class StevalService:
         """After the last answer: drain the batcher, stop scoring jobs, remove temporary files."""
         self._predictions.close()
         self._runtime.close()
+        TRACING.close()
 
 
 CORS: dict[str, Any] = {
     "allow_origins": list(SETTINGS.cors_origins),
     "allow_methods": ["GET", "POST", "DELETE"],
-    "allow_headers": ["Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-ID"],
+    "allow_headers": ["Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-ID", *HEADERS],
     "expose_headers": ["ETag", "X-Request-ID", "X-Error-Code", "Retry-After"],
     "max_age": 600,
 }
@@ -122,7 +127,7 @@ ACCESS: dict[str, Any] = {
     "origins": SETTINGS.cors_origins,
 }
 MIDDLEWARE: list[tuple[Any, dict[str, Any]]] = [
-    (ObserveMiddleware, {"routes": ROUTES}),
+    (ObserveMiddleware, {"routes": ROUTES, "tracing": TRACING}),
     *([(CORSMiddleware, CORS)] if SETTINGS.cors_origins else []),
     (AccessMiddleware, ACCESS),
     (GateMiddleware, {"routes": ROUTES}),

@@ -18,6 +18,7 @@ from steval.data.files import ScratchDirectory
 from steval.errors import ServiceError, StevalError
 from steval.machine import num_cores
 from steval.service.http.telemetry import service_metrics
+from steval.service.http.tracing import Tracing
 from steval.service.jobs.runner import JobRunner, Work
 from steval.service.jobs.store import JobStore
 from steval.service.models.below import Found
@@ -37,7 +38,7 @@ STARTING_RETRY = 2.0
 class Runtime:
     """A worker's life: `start` loads in the background, `close` drains."""
 
-    def __init__(self, settings: ServiceSettings):
+    def __init__(self, settings: ServiceSettings, tracing: Tracing):
         self.settings = settings
         self.metrics = service_metrics()
         self.state: State = "starting"
@@ -58,12 +59,12 @@ class Runtime:
         directory = settings.job_dir or shared_directory("jobs")
         most, ttl = settings.max_jobs, settings.job_ttl
         self.jobs: JobStore[ScoreJob] = JobStore(directory, ScoreJob, max_jobs=most, ttl=ttl)
-        self.runner = JobRunner(self.jobs, ScoreWork(), settings, self.metrics)
+        self.runner = JobRunner(self.jobs, ScoreWork(), settings, self.metrics, tracing)
         self.predictions: JobStore[PredictionJob] = JobStore(
             directory / "predictions", PredictionJob, max_jobs=most, ttl=ttl, what="prediction"
         )
         work = Work("prediction", "steval.service.predict.job_process")
-        self.prediction_runner = JobRunner(self.predictions, work, settings, self.metrics)
+        self.prediction_runner = JobRunner(self.predictions, work, settings, self.metrics, tracing)
         self._loader = threading.Thread(target=self._load, name="steval-start", daemon=True)
         self._stopping = threading.Event()
 

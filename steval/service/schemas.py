@@ -271,6 +271,8 @@ class Job(Settings):
     created: str
     started: str | None = None
     finished: str | None = None
+    trace_id: str | None = None
+    """The trace that the submission belonged to, as log lines name it."""
     expires: str | None = None
     """When a finished job will be removed."""
     error: dict[str, Any] | None = None

@@ -10,7 +10,7 @@ ACCESS = "steval.service.http.access"
 _FIELDS = (
     *(
         "request_id",
-        "trace",
+        "trace_id",
         "method",
         "route",
         "status",

@@ -15,6 +15,7 @@ from steval.service.http.answers import CODE_HEADER, reshape
 from steval.service.http.journal import ACCESS
 from steval.service.http.routing import OTHER, Route, RouteTable
 from steval.service.http.telemetry import service_metrics
+from steval.service.http.tracing import TRACE, UNTRACED, Trace, Tracing
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger(ACCESS)
@@ -26,8 +27,6 @@ MOST_ERROR_BYTES = 2**20
 CLIENT_LEFT = 499
 """Logged where a client went away before its answer began."""
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-"""W3C's traceparent."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -36,11 +35,12 @@ _HEADERS = {
 
 
 class ObserveMiddleware:
-    """Gives each request an id (the client's, where it is a plain one), logs and counts it, and puts errors into shape."""
+    """Gives each request an id (the client's, where it is a plain one), traces, logs and counts it, and puts errors into shape."""
 
-    def __init__(self, app: ASGIApp, *, routes: RouteTable):
+    def __init__(self, app: ASGIApp, *, routes: RouteTable, tracing: Tracing):
         self._app = app
         self._routes = routes
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry; there are no websockets here."""
@@ -52,6 +52,7 @@ class ObserveMiddleware:
             return
         metrics = service_metrics()
         exchange = _Exchange(scope, send, self._routes.find(scope["path"]))
+        scope[TRACE] = exchange.trace = self._begin_trace(scope, exchange)
         metrics.started()
         try:
             await self._app(scope, receive, exchange.send)
@@ -68,6 +69,17 @@ class ObserveMiddleware:
             if (charge := scope.get(CHARGE)) is not None:
                 charge.used_bytes(scope.get("steval.bytes_in", 0) + exchange.bytes_out)
             _log_access(scope, exchange, seconds)
+            _end_trace(scope, exchange)
+
+    def _begin_trace(self, scope: Scope, exchange: "_Exchange") -> Trace:
+        """The request's trace; those of health checks would bury the others."""
+        name, headers = f"{scope['method']} {exchange.label}", Headers(scope=scope)
+        facts = {
+            "http.request.method": scope["method"],
+            "http.route": exchange.label,
+            "steval.request_id": exchange.request_id,
+        }
+        return self._tracing.request(name, headers, quiet=exchange.quiet, **facts)
 
 
 class _Exchange:
@@ -84,7 +96,7 @@ class _Exchange:
         self.quiet = route is not None and route.quiet
         given = Headers(scope=scope).get(REQUEST_ID, "")
         self.request_id = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
-        self.trace = _trace_of(Headers(scope=scope).get("traceparent", ""))
+        self.trace: Trace = UNTRACED
         self.code: str | None = None
         scope["steval.request_id"] = self.request_id
         scope[AUDIT] = {}
@@ -145,12 +157,6 @@ class _Exchange:
             headers.setdefault(name, value)
 
 
-def _trace_of(parent: str) -> str | None:
-    """The id of the trace that a request belongs to; None where there is none, or no valid one."""
-    match = _TRACE.fullmatch(parent)
-    return None if match is None else match["trace"]
-
-
 def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
     client = scope.get("client") or ("", 0)
     quiet = exchange.quiet and (exchange.status or 0) < 400
@@ -160,7 +166,7 @@ def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
         *(scope["method"], exchange.label if exchange.label != OTHER else scope["path"][:200]),
         extra={
             "request_id": exchange.request_id,
-            "trace": exchange.trace,
+            "trace_id": exchange.trace.trace_id,
             "method": scope["method"],
             "route": exchange.label,
             "status": exchange.status or CLIENT_LEFT,
@@ -173,3 +179,14 @@ def _log_access(scope: Scope, exchange: _Exchange, seconds: float) -> None:
             **scope[AUDIT],
         },
     )
+
+
+def _end_trace(scope: Scope, exchange: _Exchange) -> None:
+    if exchange.trace.is_collected:
+        status = exchange.status or CLIENT_LEFT
+        facts = {"key": scope.get("steval.key"), **scope[AUDIT]}
+        exchange.trace.end(
+            is_error=status >= 500,
+            **{"http.response.status_code": status, "error.type": exchange.code},
+            **{f"steval.{name}": value for name, value in facts.items()},
+        )

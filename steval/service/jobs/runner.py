@@ -15,10 +15,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from steval.service.http.telemetry import ServiceMetrics
+from steval.service.http.tracing import Trace, Tracing
 from steval.service.jobs.files import ERROR, LOG, TEMPORARY
 from steval.service.jobs.store import JobStore, started
 from steval.service.schemas import Job
@@ -56,11 +58,14 @@ class Work:
 class JobRunner(Generic[J]):
     """A thread that takes the oldest job nobody runs; `wake` after a submission, `stop` at the end."""
 
-    def __init__(self, store: JobStore[J], work: Work, settings: ServiceSettings, metrics: ServiceMetrics):
+    def __init__(
+        self, store: JobStore[J], work: Work, settings: ServiceSettings, metrics: ServiceMetrics, tracing: Tracing
+    ):
         self._store = store
         self._work = work
         self._settings = settings
         self._metrics = metrics
+        self._tracing = tracing
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._cleaned = 0.0
@@ -174,9 +179,26 @@ class JobRunner(Generic[J]):
             }
 
     def _ended(self, job: J, **changes: Any) -> None:
+        trace = self._tracing.under(self._store.trace(job.id))
         ended = self._store.finish(job, **changes)
         self._metrics.job(self._work.name, ended.state)
-        log.info("%s %s is %s", self._store.what, job.id, ended.state, extra={"job": job.id})
+        facts = {"job": job.id, "trace_id": job.trace_id}
+        log.info("%s %s is %s", self._store.what, job.id, ended.state, extra=facts)
+        _record(trace, self._work.name, ended)
+
+
+def _record(trace: Trace, kind: str, job: Job) -> None:
+    """Spans of a job that has ended: of the wait for its turn (the last one, where it was stopped meanwhile) and of the work."""
+    began, ended = job.started or job.finished, job.finished
+    facts = {"steval.job": job.id, "steval.state": job.state}
+    if began is not None:
+        trace.record(f"{kind} queue", _nanoseconds(job.created), _nanoseconds(began), **facts)
+    if job.started is not None and ended is not None:
+        trace.record(f"{kind} work", _nanoseconds(job.started), _nanoseconds(ended), **facts)
+
+
+def _nanoseconds(moment: str) -> int:
+    return round(datetime.fromisoformat(moment).timestamp() * 1000) * 10**6
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

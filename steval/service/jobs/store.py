@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from steval.data.files import atomic_path
 from steval.errors import ServiceError
 from steval.service.http.access import NOBODY
+from steval.service.http.tracing import UNTRACED, Trace
 from steval.service.jobs.files import INPUTS, OWNER, PROGRESS, REQUEST, SCORE, TEMPORARY
 from steval.service.schemas import Job
 from steval.wording import counted
@@ -28,6 +29,8 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 ABANDONED_SECONDS = 3600.0
 """After which an upload without a status, and without its request, is removed."""
 J = TypeVar("J", bound=Job)
+_TRACE = "trace"
+"""In the request: see `JobStore.trace`."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -73,11 +76,11 @@ class JobStore(Generic[J]):
         except (OSError, UnicodeDecodeError):
             return NOBODY
 
-    def submit(self, job_id: str, request: dict[str, Any], **facts: Any) -> J:
-        """Put a filled job into the queue; `facts` are fields of its status."""
+    def submit(self, job_id: str, request: dict[str, Any], trace: Trace = UNTRACED, **facts: Any) -> J:
+        """Put a filled job into the queue; `trace` is that of the submission, `facts` are fields of its status."""
         with atomic_path(self.path(job_id) / REQUEST) as partial:
-            partial.write_text(json.dumps(request), encoding="utf-8")
-        job = self._schema(id=job_id, state="queued", created=_now(), **facts)
+            partial.write_text(json.dumps({**request, _TRACE: trace.headers()}), encoding="utf-8")
+        job = self._schema(id=job_id, state="queued", created=_now(), trace_id=trace.trace_id, **facts)
         self.write(job)
         return job
 
@@ -124,6 +127,13 @@ class JobStore(Generic[J]):
     def request(self, job_id: str) -> dict[str, Any]:
         """What was submitted."""
         return json.loads((self.path(job_id) / REQUEST).read_text(encoding="utf-8"))
+
+    def trace(self, job_id: str) -> dict[str, str]:
+        """The place in a trace where a job was submitted, see `Trace.headers`; empty where there is none."""
+        try:
+            return self.request(job_id).get(_TRACE, {})
+        except (OSError, ValueError):  # removed, or damaged
+            return {}
 
     def ids(self) -> list[str]:
         """All jobs, also those that are still being uploaded."""

@@ -115,6 +115,7 @@ class Model:
             batch_cells=settings.batch_cells,
             max_queued_cells=settings.max_queued_cells,
             linger=settings.linger_ms / 1000,
+            turn=self._turns.turn,
             observe=metrics.batch,
             watch=metrics.queued,
         )
@@ -125,9 +126,8 @@ class Model:
         return self.predictor.encode(self.pool) if num_bytes <= ENCODED_BYTES else self.pool
 
     def _run(self, planned: list[Any]) -> Any:
-        with self._turns.turn():
-            for block in self.predictor.predict_blocks(planned, self._source):
-                yield from block.split()
+        for block in self.predictor.predict_blocks(planned, self._source):
+            yield from block.split()
 
     def _control_json(self) -> dict[str, bytes]:
         from steval.predictor.controls import control_mean

@@ -15,6 +15,7 @@ from steval.service.http.answers import disk_answer, error_answer, validation_an
 from steval.service.http.observe import AUDIT
 from steval.service.http.quotas import Charge, taken
 from steval.service.http.tenants import CELLS, JOBS
+from steval.service.http.tracing import TRACE, Trace
 from steval.service.jobs.files import SCORE
 from steval.service.jobs.store import ENDED
 from steval.service.models.loaded import Model
@@ -47,7 +48,7 @@ async def submit(request: Request) -> Response:
     facts = {"model": found.name, "cells": body.num_cells, "form": body.form}
     try:
         with taken(charge, {JOBS: 1, CELLS: body.num_cells}):
-            job = await run_in_threadpool(_put, runtime, owner, details, facts)
+            job = await run_in_threadpool(_put, runtime, owner, details, request.scope[TRACE], facts)
     except (OSError, OutputError) as error:
         raise disk_answer(error) from error
     runtime.prediction_runner.wake()
@@ -97,10 +98,10 @@ async def remove(request: Request) -> Response:
     return _job_answer(job, status=202)
 
 
-def _put(runtime: Runtime, owner: str, details: dict[str, Any], facts: dict[str, Any]) -> PredictionJob:
+def _put(runtime: Runtime, owner: str, details: dict[str, Any], trace: Trace, facts: dict[str, Any]) -> PredictionJob:
     job_id = runtime.predictions.reserve(owner)
     try:
-        return runtime.predictions.submit(job_id, details, **facts)
+        return runtime.predictions.submit(job_id, details, trace, **facts)
     except BaseException:
         runtime.predictions.remove(job_id)
         raise

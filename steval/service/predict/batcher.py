@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 
 from steval.errors import ServiceError
 from steval.predictor.cells.predicted import PredictedSet
@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 Run = Callable[[list[PlannedSet]], Iterable[PredictedSet]]
 """Predicts sets and yields them in their order."""
+Turn = Callable[[], AbstractContextManager[None]]
+"""Held while a batch passes the network, which others may be using."""
 Observe = Callable[[int, int, float], None]
-"""Told of each batch: sets, cells, seconds."""
+"""Told of each batch: sets, cells, seconds in the network."""
 Watch = Callable[[int], None]
 """Told of the difference whenever the number of reserved cells changes."""
 WINDOW_CELLS = 1024
@@ -31,10 +33,22 @@ WINDOW_CELLS = 1024
 RETRY_AFTER = (1.0, 60.0)
 
 
-@dataclass
-class _Waiting:
-    planned: PlannedSet
-    future: "Future[PredictedSet]"
+class QueuedSet(Future[PredictedSet]):
+    """A set in the queue: the future of its cells, and when what happened to it, in nanoseconds of `time.time_ns`."""
+
+    def __init__(self, planned: PlannedSet):
+        super().__init__()
+        self.planned = planned
+        self.entered = time.time_ns()
+        self.began = 0
+        """When its batch began to pass the network."""
+        self.ended = 0
+        """When its cells were there."""
+
+    def finish(self, predicted: PredictedSet) -> None:
+        """Hand over the cells."""
+        self.ended = time.time_ns()
+        self.set_result(predicted)
 
 
 class Ticket:
@@ -44,25 +58,24 @@ class Ticket:
         self._batcher = batcher
         self.owner = owner
         self.num_cells = num_cells
-        self.waiting: deque[_Waiting] = deque()
+        self.waiting: deque[QueuedSet] = deque()
         self.closed = False
 
-    def submit(self, planned: PlannedSet) -> "Future[PredictedSet]":
+    def submit(self, planned: PlannedSet) -> QueuedSet:
         """Put one set into the queue."""
         return self._batcher.enqueue(self, planned)
 
-    def windows(self, sets: Sequence[PlannedSet]) -> "Iterator[Future[PredictedSet]]":
+    def windows(self, sets: Sequence[PlannedSet]) -> Iterator[QueuedSet]:
         """Futures of `sets` in order; at most `WINDOW_CELLS` cells ahead of the one that is being waited for."""
-        ahead: deque[tuple[int, Future[PredictedSet]]] = deque()
+        ahead: deque[QueuedSet] = deque()
         num_ahead, position = 0, 0
         while ahead or position < len(sets):
             while position < len(sets) and (not ahead or num_ahead + sets[position].num_cells <= WINDOW_CELLS):
-                planned = sets[position]
-                ahead.append((planned.num_cells, self.submit(planned)))
-                num_ahead, position = num_ahead + planned.num_cells, position + 1
-            num_cells, future = ahead.popleft()
-            num_ahead -= num_cells
-            yield future
+                ahead.append(self.submit(sets[position]))
+                num_ahead, position = num_ahead + sets[position].num_cells, position + 1
+            first = ahead.popleft()
+            num_ahead -= first.planned.num_cells
+            yield first
 
     def close(self) -> None:
         """Give the reserved cells back and drop what is still waiting. May be called twice."""
@@ -87,6 +100,7 @@ class MicroBatcher:
         batch_cells: int,
         max_queued_cells: int,
         linger: float,
+        turn: Turn = nullcontext,
         observe: Observe | None = None,
         watch: Watch | None = None,
     ):
@@ -94,6 +108,7 @@ class MicroBatcher:
         self._batch_cells = batch_cells
         self._max_queued_cells = max_queued_cells
         self._linger = linger
+        self._turn = turn
         self._observe = observe
         self._watch = watch
         self._condition = threading.Condition()
@@ -121,9 +136,8 @@ class MicroBatcher:
                 raise ServiceError("the service is shutting down", status=503, code="shutting_down", retry_after=5)
             if self._reserved and self._reserved + num_cells > self._max_queued_cells:
                 raise ServiceError(
-                    f"the queue is full: {counted(self._reserved, 'cell waits', 'cells wait')}, {num_cells} more are "
-                    "over the limit of "
-                    f"{self._max_queued_cells}; come back after the time in Retry-After",
+                    f"the queue is full: {num_cells:,} more cells are over the limit of {self._max_queued_cells:,}; come back after "
+                    "the time in Retry-After",
                     status=503,
                     code="busy",
                     retry_after=self._expected_wait(),
@@ -131,24 +145,24 @@ class MicroBatcher:
             self._change_reserved(num_cells)
         return Ticket(self, num_cells, owner)
 
-    def enqueue(self, ticket: Ticket, planned: PlannedSet) -> "Future[PredictedSet]":
+    def enqueue(self, ticket: Ticket, planned: PlannedSet) -> QueuedSet:
         """See `Ticket.submit`."""
-        future: Future[PredictedSet] = Future()
+        queued = QueuedSet(planned)
         with self._condition:
             if ticket.closed:
                 raise CancelledError
             if not ticket.waiting:
                 self._order.append(ticket)
-            ticket.waiting.append(_Waiting(planned, future))
+            ticket.waiting.append(queued)
             self._condition.notify_all()
-        return future
+        return queued
 
     def release(self, ticket: Ticket) -> None:
         """See `Ticket.close`."""
         with self._condition:
             self._change_reserved(-ticket.num_cells)
             for waiting in ticket.waiting:
-                waiting.future.cancel()
+                waiting.cancel()
             ticket.waiting.clear()
             if ticket in self._order:
                 self._order.remove(ticket)
@@ -187,9 +201,9 @@ class MicroBatcher:
         while len(self._order) < num_requests and (left := deadline - time.monotonic()) > 0:
             self._condition.wait(left)
 
-    def _take(self) -> tuple[list[_Waiting], int]:
+    def _take(self) -> tuple[list[QueuedSet], int]:
         """The next batch, and how many requests it serves."""
-        batch: list[_Waiting] = []
+        batch: list[QueuedSet] = []
         served: set[int] = set()
         num_cells = 0
         while self._order:
@@ -203,35 +217,43 @@ class MicroBatcher:
             self._order.remove(ticket)
             if ticket.waiting:
                 self._order.append(ticket)
-            if waiting.future.set_running_or_notify_cancel():
+            if waiting.set_running_or_notify_cancel():
                 batch.append(waiting)
                 num_cells += size
                 served.add(id(ticket))
         return batch, len(served)
 
-    def _execute(self, batch: list[_Waiting]) -> None:
-        started = time.perf_counter()
+    def _execute(self, batch: list[QueuedSet]) -> None:
+        asked = time.perf_counter()
+        with self._turn():
+            began = time.perf_counter()
+            self._compute(batch)
+            seconds = time.perf_counter() - began
+        num_cells = sum(waiting.planned.num_cells for waiting in batch)
+        rate = num_cells / max(time.perf_counter() - asked, 1e-9)
+        self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+        if self._observe is not None:
+            self._observe(len(batch), num_cells, seconds)
+
+    def _compute(self, batch: list[QueuedSet]) -> None:
+        began = time.time_ns()
+        for waiting in batch:
+            waiting.began = began
         left = deque(batch)
         try:
             for predicted in self._run([waiting.planned for waiting in batch]):
-                left.popleft().future.set_result(predicted)
+                left.popleft().finish(predicted)
         except Exception as error:  # noqa: BLE001 (handed to the requests it belongs to)
             log.warning(
                 "a batch of %s failed (%s); its %d unfinished run alone", counted(len(batch), "set"), error, len(left)
             )
             for waiting in left:
                 self._run_alone(waiting)
-        seconds = time.perf_counter() - started
-        num_cells = sum(waiting.planned.num_cells for waiting in batch)
-        rate = num_cells / max(seconds, 1e-9)
-        self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
-        if self._observe is not None:
-            self._observe(len(batch), num_cells, seconds)
 
-    def _run_alone(self, waiting: _Waiting) -> None:
+    def _run_alone(self, waiting: QueuedSet) -> None:
         try:
             (predicted,) = self._run([waiting.planned])
         except Exception as error:  # noqa: BLE001 (handed to the request it belongs to)
-            waiting.future.set_exception(error)
+            waiting.set_exception(error)
         else:
-            waiting.future.set_result(predicted)
+            waiting.finish(predicted)

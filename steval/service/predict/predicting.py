@@ -9,7 +9,6 @@ thread ends at its next set.
 import asyncio
 import functools
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from steval import __version__
 from steval.errors import ServiceError
 from steval.predictor.cells.predicted import PredictedBlock, PredictedSet
-from steval.predictor.means import predicted_means
+from steval.predictor.means import PredictedMean, predicted_means
 from steval.predictor.output import write_predictions
 from steval.predictor.plan import PredictionPlan
 from steval.service.forms import ARROW, H5AD, JSON, Format, choose_format, wants_zstd
@@ -31,12 +30,12 @@ from steval.service.http.conditional import has_tag, not_modified
 from steval.service.http.encoding import compress, compressed, json_array, json_numbers, json_object
 from steval.service.http.quotas import Charge, taken
 from steval.service.http.tenants import CELLS
+from steval.service.http.tracing import UNTRACED, Trace
 from steval.service.models.loaded import Model
-from steval.service.models.shelf import Lease
 from steval.service.predict.admission import Admission, Place
 from steval.service.predict.arrow import answer_facts, arrow_pieces
-from steval.service.predict.batcher import MicroBatcher, Ticket
 from steval.service.predict.cache import AnswerCache
+from steval.service.predict.queued import QueuedCells
 from steval.service.runtime import Runtime
 from steval.service.schemas import PredictBody
 from steval.settings import json_digest
@@ -48,57 +47,6 @@ SMALLEST_COMPRESSED = 1024
 _HEADERS = {"Vary": "Accept, Accept-Encoding, Authorization, X-API-Key", "Cache-Control": "private, no-cache"}
 """A client may keep an answer, and asks with its tag whether it is still right."""
 _END = object()
-
-
-class QueuedCells:
-    """The cells of one request, computed in the service's batches within `seconds`.
-
-    `admit` comes first, in the thread that does the work; `close` may come at any time, from any thread.
-    """
-
-    def __init__(self, lease: Lease, place: Place, seconds: float):
-        self._lease = lease
-        self._batcher: MicroBatcher = lease.model.batcher
-        self._place = place
-        self._ticket: Ticket | None = None
-        self._lock = threading.Lock()
-        self.closed = False
-        self._deadline = time.monotonic() + seconds
-
-    def admit(self, plan: PredictionPlan) -> Iterator[PredictedSet]:
-        """Reserve the plan's cells, or raise the `ServiceError` of a full queue; its sets, one by one as they are finished.
-
-        Waiting past the deadline is a `ServiceError` 503.
-        """
-        with self._lock:
-            if self.closed:
-                raise CancelledError
-            if self._ticket is not None:  # more is asked once the first part has been answered
-                self._ticket.close()
-            self._ticket = self._batcher.accept(plan.num_cells, self._place.owner)
-        return self._sets(self._ticket, plan)
-
-    def close(self) -> None:
-        """Give the reserved cells back and drop what is still waiting. May be called twice."""
-        with self._lock:
-            self.closed = True
-            if self._ticket is not None:
-                self._ticket.close()
-            self._place.release()
-            self._lease.close()
-
-    def _sets(self, ticket: Ticket, plan: PredictionPlan) -> Iterator[PredictedSet]:
-        for future in ticket.windows(list(plan.sets())):
-            try:
-                yield future.result(max(0.0, self._deadline - time.monotonic()))
-            except TimeoutError as error:
-                raise ServiceError(
-                    "the prediction was given up: it took longer than the time limit; ask for fewer cells, or come back when "
-                    "the service is less busy",
-                    status=503,
-                    code="timeout",
-                    retry_after=5,
-                ) from error
 
 
 class PredictionService:
@@ -117,11 +65,14 @@ class PredictionService:
         """End the threads when they have finished."""
         self._threads.shutdown()
 
-    async def predict(self, body: PredictBody, headers: Headers, owner: str, charge: Charge | None = None) -> Response:
+    async def predict(
+        self, body: PredictBody, headers: Headers, owner: str, charge: Charge | None = None, trace: Trace = UNTRACED
+    ) -> Response:
         """The answer to a request of the key `owner`; raises `StevalError` for everything that is no success."""
         kind = choose_format(headers.get("accept", ""), body.output)
         began = time.monotonic()
-        lease = await self._runtime.lease(body.model, body.adapter)
+        with trace.span("model"):
+            lease = await self._runtime.lease(body.model, body.adapter)
         model = lease.model
         try:
             _require_size(model, body, kind)
@@ -134,12 +85,13 @@ class PredictionService:
             if kind == "json" and (known := self._cache.get(owner, tag)) is not None:
                 lease.close()
                 return _tagged(_whole(known, JSON, zstd), tag)
-            place = await self._admitted(owner, body.num_cells, charge)
+            with trace.span("admission"):
+                place = await self._admitted(owner, body.num_cells, charge)
         except BaseException:
             lease.close()
             raise
         left = model.settings.request_timeout - (time.monotonic() - began)
-        queued = QueuedCells(lease, place, left)
+        queued = QueuedCells(lease, place, left, trace)
         streaming = False
         try:
             if kind == "json":
@@ -210,6 +162,11 @@ def _require_size(model: Model, body: PredictBody, kind: Format) -> None:
         )
 
 
+def _plan(model: Model, queued: QueuedCells, body: PredictBody) -> PredictionPlan:
+    with queued.trace.span("planning"):
+        return model.predictor.plan(body.to_request(), model.pool)
+
+
 def _decoded(model: Model, plan: PredictionPlan, queued: QueuedCells) -> Iterator[PredictedBlock]:
     """The cells of `plan` as the checkpoint's decoding says; what it asks of the network goes through the queue."""
     return model.predictor.decoder.chosen(plan.request.decoding).blocks(
@@ -223,16 +180,22 @@ def _sets(blocks: Iterator[PredictedBlock]) -> Iterator[PredictedSet]:
 
 def _write(path: Path, queued: QueuedCells, body: PredictBody, model: Model) -> None:
     """The file of `steval predict`; none where the client has left meanwhile."""
-    plan = model.predictor.plan(body.to_request(), model.pool)
-    write_predictions(path, plan, _decoded(model, plan, queued), model.predictor.facts_of(plan, "steval serve"))
+    plan = _plan(model, queued, body)
+    with queued.trace.span("encoding"):
+        write_predictions(path, plan, _decoded(model, plan, queued), model.predictor.facts_of(plan, "steval serve"))
     if queued.closed:
         path.unlink(missing_ok=True)
 
 
 def _summary(model: Model, queued: QueuedCells, body: PredictBody) -> bytes:
     """The JSON of `schemas.PredictAnswer`."""
-    plan = model.predictor.plan(body.to_request(), model.pool)
+    plan = _plan(model, queued, body)
     profiles = list(predicted_means(plan, _sets(_decoded(model, plan, queued))))
+    with queued.trace.span("encoding"):
+        return _summary_json(model, plan, profiles)
+
+
+def _summary_json(model: Model, plan: PredictionPlan, profiles: list[PredictedMean]) -> bytes:
     cell_types = {profile.cell_type for profile in profiles}
     expected = {
         (one["perturbation"], one["cell_type"], one["batch"]): {key: one[key] for key in ("mae", "low", "high")}
@@ -257,8 +220,9 @@ def _summary(model: Model, queued: QueuedCells, body: PredictBody) -> bytes:
 
 
 def _arrow(model: Model, queued: QueuedCells, body: PredictBody) -> Iterator[bytes]:
-    plan = model.predictor.plan(body.to_request(), model.pool)
-    yield from arrow_pieces(plan, _sets(_decoded(model, plan, queued)), model.card.checkpoint, model.pool.names)
+    plan = _plan(model, queued, body)
+    with queued.trace.span("encoding"):
+        yield from arrow_pieces(plan, _sets(_decoded(model, plan, queued)), model.card.checkpoint, model.pool.names)
 
 
 def answer_tag(model: Model, body: PredictBody, kind: Format) -> str:

@@ -14,6 +14,7 @@ from steval.service.http.answers import disk_answer, validation_answer
 from steval.service.http.observe import AUDIT
 from steval.service.http.quotas import taken
 from steval.service.http.tenants import JOBS
+from steval.service.http.tracing import TRACE
 from steval.service.jobs.store import ENDED, INPUTS, SCORE, JobStore
 from steval.service.runtime import Runtime
 from steval.service.schemas import ScoreJob, ScoreJobs
@@ -93,7 +94,7 @@ async def _queued(request: Request, runtime: Runtime) -> tuple[ScoreJob, dict[st
             "limits": asdict(limits),
         }
         named = {"model": body.model, "adapter": body.adapter}
-        return await run_in_threadpool(store.submit, job_id, details), named
+        return await run_in_threadpool(store.submit, job_id, details, request.scope[TRACE]), named
     except BaseException:
         store.remove(job_id)
         raise
