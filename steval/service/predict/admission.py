@@ -92,7 +92,8 @@ class Admission:
     def _why(self, owner: str, num_cells: int) -> str:
         """What a key may know: its own cells, not how many others hold, nor how many others there are."""
         if owner != NOBODY:
-            return f"{counted(self._held[owner], 'cell')} of this key waiting or computed, and there is no room for {num_cells:,} more"
+            held = counted(self._held[owner], "cell")
+            return f"{held} of this key waiting or computed, and there is no room for {num_cells:,} more"
         return (
             f"{counted(self._held.total(), 'cell')} waiting or computed, {num_cells:,} more are over the limit of "
             f"{self._max_cells:,}"
