@@ -107,8 +107,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _print(plan: "LoadPlan", levels: "list[Level]") -> None:
     from steval.service.load.measure import BUSY
 
-    what = "mean profiles" if plan.output == "mean" else "cells"
-    title = f"{what} of {plan.cells} cells of one perturbation a request; first seed {plan.seed}"
+    what = "mean profiles of " if plan.output == "mean" else ""
+    title = f"{what}{plan.cells} cells, one perturbation a request; seeds from {plan.seed}"
     columns = ("clients", "answers", "requests/s", "cells/s", "p50 ms", "p95 ms", "p99 ms", "errors")
     rows = [
         (
