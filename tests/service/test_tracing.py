@@ -103,7 +103,8 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module", params=["memory", "otlp"])
-def traced(request, tiny_checkpoint, service_dir):
+def traced(request, service_url, tiny_checkpoint, service_dir):
+    """A service of its own, started after the one that all tests share, which is not to be traced."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
         if request.param == "memory":
