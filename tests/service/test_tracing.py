@@ -192,6 +192,14 @@ def test_a_trace_goes_on_where_nobody_collects_it(http):
     assert [job["trace_id"] for job in jobs] == [TRACE, None]
 
 
+def test_what_has_not_been_sent_is_sent_at_the_end():
+    tracing, exporter = Tracing(), InMemorySpanExporter()
+    tracing.collect(exporter)
+    tracing.request("GET /models", {}).end()
+    tracing.close()
+    assert [span.name for span in exporter.get_finished_spans()] == ["GET /models"]
+
+
 def test_traces_are_wanted_where_the_standard_variables_name_a_collector():
     assert not is_wanted({})
     assert is_wanted({ENDPOINT: "http://collector:4318"})

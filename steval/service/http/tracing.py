@@ -7,6 +7,7 @@ context with it, for minutes.
 
 import importlib
 import importlib.util
+import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 _PROTOCOL = "http/protobuf"
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 """Of the extra `tracing`."""
+CLOSE_SECONDS = 5.0
+"""For what has not been sent when the service stops; OpenTelemetry itself would go on trying for half a minute."""
 _W3C = TraceContextTextMapPropagator()
 _NOWHERE = Context()
 Fact = str | int | float | bool | None
@@ -117,7 +120,7 @@ class Tracing:
 
         ours = Resource.create({SERVICE_NAME: "steval", SERVICE_VERSION: __version__})
         resource = ours.merge(OTELResourceDetector().detect())  # what the variables say goes before what we say
-        self._provider = TracerProvider(resource=resource)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("steval", __version__)
 
@@ -137,9 +140,11 @@ class Tracing:
         return Trace(place, self._tracer if sampled else None)
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send what has not been sent; not for long, where the collector does not answer."""
         if self._provider is not None:
-            self._provider.shutdown()
+            sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+            sending.start()
+            sending.join(CLOSE_SECONDS)
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
