@@ -1,12 +1,12 @@
 """Everything at once against one service: predictions, cells, jobs, wrong requests, clients that vanish; two swaps of a
 model, a broken file in its place, and a worker killed by SIGKILL.
 
-    python benchmarks/serve_mixed.py [--seconds 600] [--genes 500] [--hidden 64] [--ready-seconds 30]
+    python benchmarks/serve_mixed.py [--seconds 600] [--genes 500] [--hidden 64] [--ready-seconds 30] [--most-growth 5]
 
 Ends with exit code 1 where one of these does not hold: no 5xx but 503 with Retry-After; no connection error but while the
 killed worker is replaced; ready again within `--ready-seconds`; every answer of a model that was there; every accepted job
-done. Prints how many answers of which kind there were, and the worker's memory after the first fifth of the time and before
-the kill.
+done; from the first fifth of the time to the kill the worker's memory grew by no more than `--most-growth` percent (looked at
+from five minutes on: what is shorter has hardly warmed up). Prints how many answers of which kind there were.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from steval.checkpoints.store import load_checkpoint
 from steval.service.forms import ARROW, H5AD
 
 JOB_PAUSE = 3.0
+WARM_SECONDS = 300.0
+"""Of a run whose first fifth is a warm-up."""
 PATIENCE = 120.0
 
 
@@ -65,6 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ready-seconds", type=float, default=30.0)
+    parser.add_argument("--most-growth", type=float, default=5.0, help="percent of the worker's memory")
     return parser.parse_args()
 
 
@@ -74,6 +77,7 @@ class Run:
     def __init__(self, service: Service, path: Path, made: list[Path], options: argparse.Namespace):
         self._service, self._path, self._made = service, path, made
         self._seconds, self._ready_seconds = options.seconds, options.ready_seconds
+        self._most_growth = options.most_growth
         self._digests = {load_checkpoint(one).digest for one in made}
         self._answers: Counter[str] = Counter()
         self._problems: list[str] = []
@@ -117,6 +121,9 @@ class Run:
         until(0.7)
         now = self._service.memory()
         print(f"memory of the worker: {warm:.0f} MB after {0.2 * self._seconds:.0f} s, {now:.0f} MB before the kill")
+        growth = 100 * (now / warm - 1)
+        if self._seconds >= WARM_SECONDS and growth > self._most_growth:
+            self._problem(f"the worker's memory grew by {growth:.1f} %")
         self._kill()
         until(1.0)
 

@@ -46,11 +46,11 @@ def test_a_level_is_summed_up_by_what_occurred():
 
 
 def test_every_body_asks_for_what_was_not_computed_before():
-    plan = LoadPlan(perturbations=("A", "B"), seed=2**32 - 1, cells=5, model="m")
+    plan = LoadPlan(perturbations=("A", "B"), seed=2**32 - 1, cells=5, model="m", adapter="a")
     bodies = [plan.body(number) for number in range(3)]
     assert [(one["perturbations"], one["seed"]) for one in bodies] == [(["A"], 2**32 - 1), (["B"], 0), (["A"], 1)]
     assert bodies[0] | {"perturbations": [], "seed": 0} == {
-        "perturbations": [], "seed": 0, "cells": 5, "output": "mean", "model": "m",
+        "perturbations": [], "seed": 0, "cells": 5, "output": "mean", "model": "m", "adapter": "a",
     }  # fmt: skip
 
 

@@ -40,6 +40,9 @@ def load(
     model: Annotated[
         str | None, typer.Option("--model", help="Name or digest of the model.", show_default="the default")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="Name or digest of an adapter to it.", show_default="none")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", help="Of the first request; each has the next one.", show_default="drawn"),
@@ -72,12 +75,13 @@ def load(
         "cells": cells,
         "output": output,
         "model": model,
+        "adapter": adapter,
         "seed": secrets.randbelow(SEEDS) if seed is None else seed,
     }
     plan = LoadPlan.parse(asked, source=SOURCE)
     if out is not None:
         require_output(out, {}, suffixes=[f".{kind}" for kind in FORMATS])
-    with ServiceClient(url, api_key, model=model) as service:
+    with ServiceClient(url, api_key, model=model, adapter=adapter) as service:
         card = service.model()
         plan = plan.checked(service)
     levels = measure(Connection(url, api_key), plan)

@@ -29,6 +29,8 @@ class LoadPlan(Settings):
     """`mean` as JSON, or `cells` as an Arrow stream."""
     model: str | None = None
     """Name or digest; none: the default."""
+    adapter: str | None = None
+    """Name or digest of an adapter to it."""
     seed: int = Field(ge=0, lt=SEEDS)
     """Of the first request; each has the next one, so that none is answered from what was computed before."""
 
@@ -44,7 +46,8 @@ class LoadPlan(Settings):
         name = self.perturbations[number % len(self.perturbations)]
         seed = (self.seed + number) % SEEDS
         body = {"perturbations": [name], "cells": self.cells, "seed": seed, "output": self.output}
-        return body if self.model is None else {**body, "model": self.model}
+        named = {"model": self.model, "adapter": self.adapter}
+        return body | {key: value for key, value in named.items() if value is not None}
 
     def checked(self, service: ServiceClient) -> Self:
         """The plan with its perturbations named, after a request that shows that it can be answered; raises what that raises."""
