@@ -42,6 +42,8 @@ NOT_RUN = {
     "torchrun ": "takes more GPUs than there are; tests/trainer/test_several_processes.py runs torchrun with two processes",
     "srun ": "needs SLURM",
     "steval batch night.yaml --engine ray": "tests/batch/test_engines.py runs a batch on Ray",
+    "steval load https": "needs a service; tests/service/test_load.py runs it against one",
+    "OTEL_EXPORTER_OTLP_ENDPOINT=": "needs a collector; tests/service/test_tracing.py has one",
     "steval predict --url": "needs a service; tests/service/test_remote.py runs it against one",
     "steval score preds.h5ad --real real.h5ad --profile vcc2026": "needs counts; tests/evaluator/test_counts.py scores them",
     "curl -H 'Authorization": "the key is the reader's; tests/service/test_keys.py asks with keys",

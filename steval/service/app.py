@@ -13,11 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from steval.errors import ConfigError, OutputError, StevalError
-from steval.service.http import journal
+from steval.service.http import backstop, connections, journal
 from steval.service.http.access import CHARGE, KEY_NAME, NOBODY, AccessMiddleware
 from steval.service.http.answers import disk_answer, error_answer
 from steval.service.http.body import BodyMiddleware
-from steval.service.http.connections import install
 from steval.service.http.observe import AUDIT, ObserveMiddleware
 from steval.service.http.quotas import Quotas
 from steval.service.http.routing import GateMiddleware
@@ -35,10 +34,10 @@ except StevalError as error:
     raise BentoMLConfigException(str(error)) from error
 SITE = make_site()
 TRACING = Tracing()
-install(SETTINGS.max_connections, SETTINGS.header_timeout)
+connections.install(SETTINGS.max_connections, SETTINGS.header_timeout)
+backstop.install()
 BACKSTOP = max(SETTINGS.request_timeout + SETTINGS.body_timeout, SETTINGS.upload_timeout) + 30
-"""BentoML's own time limit until the first byte: behind ours, which answer in our shape and stop the work. It keeps a timer of
-each request for as long, so it is not to be much longer; a trace span would be kept with it, so traces are our own (`tracing`)."""
+"""BentoML's own time limit until the first byte: behind ours, which answer in our shape and stop the work."""
 
 
 @bentoml.service(

@@ -1,8 +1,7 @@
 """Traces by OpenTelemetry: what a request or a job spent its time on, sent to a collector where the standard variables name one.
 
 A trace that a client began (W3C's `traceparent` and `tracestate`) goes on, also where nothing is sent: log lines and jobs carry its
-id. A trace is handed on as an object, not by OpenTelemetry's context variables: BentoML keeps a timer of each request, and its
-context with it, for minutes.
+id. A trace is handed on as an object, not by OpenTelemetry's context variables: a request's work goes through queues and threads.
 """
 
 import importlib

@@ -19,8 +19,8 @@ import httpx
 import numpy as np
 
 from steval.service.client import Connection
+from steval.service.forms import ARROW, JSON
 from steval.service.http.answers import CODE_HEADER
-from steval.service.http.encoding import ARROW, JSON
 from steval.service.load.plan import LoadPlan
 from steval.wording import counted, whole_number
 
