@@ -33,7 +33,7 @@ serve)
     esac
     exec steval serve "${options[@]}" "$@"
     ;;
-demo | prepare | init | finetune | predict | score | load | metrics | pack | batch | compare | doctor | calibrate | inspect | convert | merge | -*)
+demo | prepare | init | finetune | sweep | predict | score | load | metrics | pack | batch | compare | doctor | calibrate | inspect | convert | merge | push | -*)
     exec steval "$@"
     ;;
 *)

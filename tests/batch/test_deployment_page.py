@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from steval.cli.app import app
+from support.adapters import write_adapter_to
 from support.batch_cases import real_cells, reference_to, write_checkpoint
 from support.documented import ROOT, blocks, commands_to_run
 from support.in_process import InProcessEngine
@@ -19,7 +20,7 @@ PAGE = ROOT / "docs" / "deployment.md"
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
     """What the manifest names: a run and a published checkpoint, cells to score against, predictions made before."""
-    for name in ("runs/first/checkpoints", "models", "data", "preds/best-val", "preds/published"):
+    for name in ("runs/first/checkpoints", "models", "data", "preds/best-val", "preds/published", "preds/thp1"):
         (tmp_path / name).mkdir(parents=True)
     real = real_cells()
     cells = tmp_path / "data" / "screen.h5ad"
@@ -28,7 +29,8 @@ def directory(tmp_path, monkeypatch):
     evaluation = {"evaluation": reference_to(cells), "training": reference_to(tmp_path / "train.h5ad")}
     write_checkpoint(tmp_path / "runs/first/checkpoints/best-val.safetensors", 0, real, **evaluation)
     write_checkpoint(tmp_path / "models/st.safetensors", 1, real, **evaluation)
-    for name in ("best-val", "published"):
+    write_adapter_to(tmp_path / "models/st.safetensors", tmp_path / "thp1.adapter.safetensors", seed=2)
+    for name in ("best-val", "published", "thp1"):
         for data in ("screen", "recorded"):
             shutil.copy(cells, tmp_path / "preds" / name / f"{data}.h5ad")
     manifest = yaml.safe_load(blocks(PAGE, "yaml")[0])
