@@ -51,7 +51,7 @@ def test_every_command_of_the_page_runs(directory):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{arguments}: {result.output}"
     done = [json.loads(path.read_text()) for path in directory.glob("night.batch/jobs/*/job.json")]
-    assert len(done) == 2 * 2 * 3
+    assert len(done) == 3 * 2 * 3
     predicted = ad.read_h5ad(next(directory.glob("night.batch/jobs/*few*/preds.h5ad")))
     assert {"STAT1", "SRC"} <= set(predicted.obs["target_gene"])
     for name in ("leaderboard.html", "leaderboard.csv", "leaderboard.parquet", "ledger.sqlite", "manifest.yaml"):
