@@ -21,7 +21,7 @@ from steval.data.cells.record import read_record
 from steval.errors import CheckpointError, ConfigError
 from steval.service.settings import ServiceSettings, require_checkpoint
 from support.adapters import write_adapter_to
-from support.fake_hub import TOKEN, FakeHub, fake_hub, files_below
+from support.fake_hub import TOKEN, FakeHub, fake_hub, files_below, use_hub
 from support.in_process import plan_of
 from support.service_models import lognorm_cells, write_checkpoint
 
@@ -38,16 +38,8 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub of its own for each test, with a cache of its own."""
-    from huggingface_hub import constants
-
     with fake_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        use_hub(monkeypatch, server, tmp_path)
         yield server
 
 
@@ -180,6 +172,9 @@ def test_without_a_network_the_message_says_so(hub: FakeHub, monkeypatch):
         pytest.param(f"hf://{REPO}/docs", f"there is no model there; {REPO} has: m.safetensors", id="directory"),
         pytest.param("hf://lab", "is no reference to a hub: write hf://owner/repo@revision/path", id="form"),
         pytest.param(f"hf://{REPO}/../../etc/passwd", "is no reference to a hub", id="dots"),
+        pytest.param(f"hf://{REPO}@..%2F..%2F..%2Fx/m.safetensors", "is no reference to a hub", id="dots-in-revision"),
+        pytest.param(f"hf://{REPO}@%2Fetc%2Fx/m.safetensors", "is no reference to a hub", id="revision-from-the-root"),
+        pytest.param("hf://../../m.safetensors", "is no reference to a hub|the hub refused", id="dots-for-owner"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_words(hub: FakeHub, reference: str, words: str):
@@ -202,6 +197,44 @@ def test_a_file_that_came_damaged_is_refused_and_fetched_again(hub: FakeHub, che
         locate_checkpoint(f"hf://{REPO}/m.safetensors")
     hub.damaged.clear()
     assert locate_checkpoint(f"hf://{REPO}/m.safetensors").read_bytes() == checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("lie", "path", "words"),
+    [
+        pytest.param({"lies": {"X-Linked-Etag": '"../../../../outside"'}}, "/m.safetensors", "which is no digest", id="dots"),
+        pytest.param({"lies": {"X-Linked-Etag": '"/tmp/outside"'}}, "/m.safetensors", "which is no digest", id="root"),
+        pytest.param({"lies": {"X-Linked-Etag": '".."'}}, "/m.safetensors", "which is no digest", id="name-of-a-folder"),
+        pytest.param({"lies": {"X-Linked-Etag": None, "ETag": None}}, "/m.safetensors", "called None", id="no-name"),
+        pytest.param({"lies": {"X-Repo-Commit": "../../../.."}}, "/m.safetensors", "of the commit '../../../..'", id="commit"),
+        pytest.param({"lies": {"X-Linked-Size": str(10**18)}}, "/m.safetensors", "and the disk of the cache", id="too-large"),
+        pytest.param({"lies": {"X-Linked-Size": "-1"}}, "/m.safetensors", "its size is -1", id="less-than-nothing"),
+        pytest.param({"lies": {"X-Linked-Etag": f'"{"0" * 64}"'}}, "/m.safetensors", "came damaged", id="digest"),
+        pytest.param({"endless": True}, "/m.safetensors", "goes on sending: it is not fetched", id="endless"),
+        pytest.param({"sha": "../../../outside"}, "/m.safetensors", "not that of a hub", id="settled-elsewhere"),
+        pytest.param({"sha": 7}, "/m.safetensors", "not that of a hub", id="settled-to-a-number"),
+        pytest.param({"raw": {"revision": b"<html>"}}, "/m.safetensors", "not that of a hub", id="page"),
+        pytest.param({"raw": {"revision": b"[]"}}, "/m.safetensors", "not that of a hub", id="list"),
+        pytest.param({"raw": {"tree": b'[{"path": 3}]'}}, "", "not that of a hub", id="listing"),
+        pytest.param(
+            {"raw": {"tree": b'[{"type": "file", "path": "../../../outside.safetensors", "size": 1, "oid": "0"}]'}},
+            "", "not that of a hub", id="listed-outside",
+        ),
+    ],
+)  # fmt: skip
+def test_a_hub_that_lies_writes_nowhere_and_is_said_to(
+    hub: FakeHub, checkpoint: Path, tmp_path: Path, lie: dict, path: str, words: str
+):
+    hub.put(REPO, {"m.safetensors": checkpoint.read_bytes()})
+    for name, value in lie.items():
+        setattr(hub, name, value)
+    before = set(tmp_path.parent.rglob("*"))
+    done = CliRunner().invoke(app, ["inspect", f"hf://{REPO}@main{path}"])
+    assert (done.exit_code, words in " ".join(done.output.split())) == (3, True), done.output
+    assert "Traceback" not in done.output
+    new = {one for one in set(tmp_path.parent.rglob("*")) - before if not one.is_relative_to(tmp_path / "cache")}
+    assert new == set()
+    assert not [one for one in (tmp_path / "cache").rglob("blobs/*") if one.is_file()]
 
 
 def arc_files(prefix: str = "") -> dict[str, bytes]:

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 TOKEN = "hf_right"
 
 
@@ -24,6 +26,14 @@ class FakeHub:
     gated: set[str] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
     """Paths whose content arrives with a byte changed."""
+    lies: dict[str, str | None] = field(default_factory=dict)
+    """Headers that files are announced with in place of the true ones; None: left out."""
+    sha: object = ""
+    """Where given: what a revision is said to be, in place of the commit."""
+    raw: dict[str, bytes] = field(default_factory=dict)
+    """Answers to `revision` and `tree`, in place of the true ones."""
+    endless: bool = False
+    """Whether the content of files never ends."""
     asked: list[str] = field(default_factory=list)
     """Method and address of every request."""
     url: str = ""
@@ -44,6 +54,17 @@ def files_below(directory: Path, prefix: str = "") -> dict[str, bytes]:
         for path in directory.rglob("*")
         if path.is_file()
     }
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, place: Path) -> None:
+    """Let `huggingface_hub` in this process ask it, without a token, and keep its cache in `place`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(place / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @contextlib.contextmanager
@@ -99,9 +120,13 @@ def _answer(handler: BaseHTTPRequestHandler, hub: FakeHub) -> None:
     files = hub.repositories[repo].get(commit)
     if files is None:
         _send(handler, 404, b"Invalid rev id", {"X-Error-Code": "RevisionNotFound"})
+    elif what in hub.raw:
+        _send(handler, 200, hub.raw[what])
     elif what == "revision":
         siblings = [{"rfilename": name} for name in files]
-        _send(handler, 200, json.dumps({"_id": "1", "id": repo, "sha": commit, "siblings": siblings}).encode())
+        _send(
+            handler, 200, json.dumps({"_id": "1", "id": repo, "sha": hub.sha or commit, "siblings": siblings}).encode()
+        )
     elif what == "tree":
         listing = [
             {"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in files.items()
@@ -156,13 +181,33 @@ def _send_file(handler: BaseHTTPRequestHandler, hub: FakeHub, files: dict[str, b
     if name in hub.damaged:
         content = bytes([content[0] ^ 1]) + content[1:]
     large = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-    _send(handler, 200, content, {"X-Repo-Commit": commit, "ETag": f'"{digest}"', **large})
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"', **large, **hub.lies}
+    if hub.endless and handler.command == "GET":
+        _send_for_ever(handler, headers)
+    else:
+        _send(handler, 200, content, headers)
 
 
-def _send(handler: BaseHTTPRequestHandler, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+def _send_for_ever(handler: BaseHTTPRequestHandler, headers: dict[str, str | None]) -> None:
+    """A megabyte after another, until the client has hung up."""
+    handler.close_connection = True
+    handler.send_response(200)
+    for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+        if value is not None:
+            handler.send_header(name, value)
+    handler.end_headers()
+    with contextlib.suppress(ConnectionError):
+        while True:
+            handler.wfile.write(b"100000\r\n" + bytes(2**20) + b"\r\n")
+
+
+def _send(
+    handler: BaseHTTPRequestHandler, status: int, content: bytes, headers: dict[str, str | None] | None = None
+) -> None:
     handler.send_response(status)
     for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-        handler.send_header(name, value)
+        if value is not None:
+            handler.send_header(name, value)
     handler.end_headers()
     if handler.command != "HEAD":
         handler.wfile.write(content)

@@ -14,14 +14,17 @@ from typing import Any, Self, TypeVar
 from urllib.parse import quote, unquote
 
 from steval import __version__
-from steval.data.files import sha256_file
+from steval.checkpoints.hub.transfer import download
 from steval.errors import CheckpointError, ConfigError
 from steval.wording import needs_extra
 
 T = TypeVar("T")
 FORM = "hf://owner/repo@revision/path"
+_NOT_A_HUB = "the answer is not that of a hub (HF_ENDPOINT says whose it is)"
 _REFERENCE = re.compile(r"hf:/+(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<path>.*))?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NO_REVISION = re.compile(r"\.\.|[\x00-\x20\x7f~^:?*\[\\]|//|^[/.-]|/\.|[/.]$")
+"""What git allows in no name of a branch or tag, and would lead out of the cache."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,13 @@ class HubReference:
         """Raises `CheckpointError` for what has another form."""
         found = _REFERENCE.fullmatch(str(text))
         parts = PurePosixPath((found["path"] or "") if found else "").parts
-        if found is None or ".." in parts:
+        revision = unquote(found["revision"]) if found and found["revision"] else None
+        if found is None or ".." in parts or (revision is not None and _NO_REVISION.search(revision)):
             raise CheckpointError(
                 f"{text} is no reference to a hub: write {FORM}, such as hf://arcinstitute/ST-Tahoe@main (a revision that holds a "
                 "slash as refs%2Fpr%2F1)"
             )
-        return cls(found["repo"], unquote(found["revision"]) if found["revision"] else None, "/".join(parts))
+        return cls(found["repo"], revision, "/".join(parts))
 
     def __str__(self) -> str:
         revision = "" if self.revision is None else f"@{quote(self.revision, safe='')}"
@@ -68,7 +72,10 @@ class HubRepository:
                 reference.repo, revision=reference.revision, local_files_only=is_offline
             ),
         )
-        return cls(reference.repo, commit.resolved, reference)  # `commit` itself is the text that was asked for
+        settled = commit.resolved  # `commit` itself is the text that was asked for
+        if not isinstance(settled, str) or not _COMMIT.fullmatch(settled):
+            raise CheckpointError(f"{reference}: {_NOT_A_HUB}: the commit {settled!r}")
+        return cls(reference.repo, settled, reference)
 
     @classmethod
     def create(cls, reference: HubReference, *, private: bool) -> Self:
@@ -109,11 +116,10 @@ class HubRepository:
     def fetch(self, name: str) -> Path:
         """The file in the cache, fetched where it is not there. Raises `CheckpointError`, also where what came is damaged."""
         hub = _hub()
-        was_there = isinstance(hub.try_to_load_from_cache(self.repo, name, revision=self.commit), str)
-        path = Path(_asked(self.asked, lambda: hub.hf_hub_download(self.repo, name, revision=self.commit)))
-        if not was_there:
-            _require_whole(path)
-        return path
+        cached = _asked(self.asked, lambda: hub.try_to_load_from_cache(self.repo, name, revision=self.commit))
+        if isinstance(cached, str):
+            return Path(cached)
+        return _asked(self.asked, lambda: download(hub, self.repo, name, self.commit))
 
     def reference(self, path: str) -> HubReference:
         """Another place in it, at this commit."""
@@ -181,15 +187,21 @@ def _explained(error: Exception, reference: HubReference) -> Exception:
             f"{reference}: {why}, and the cache ({hub.constants.HF_HUB_CACHE}) does not have it: fetch it once with a network, or "
             "copy the cache and name that with HF_HUB_CACHE"
         )
+    if isinstance(error, OSError) and error.errno is not None:
+        return error  # the disk's, not the hub's
     if isinstance(error, errors.HFValidationError | errors.HfHubHTTPError | errors.FileMetadataError | OSError):
-        return CheckpointError(f"{reference}: the hub refused: {str(error).splitlines()[0]}")
+        return CheckpointError(f"{reference}: the hub refused: {_first_line(error)}")
+    if isinstance(error, _unreadable()):
+        return CheckpointError(f"{reference}: {_NOT_A_HUB}: {_first_line(error)}")
     return error
 
 
-def _require_whole(path: Path) -> None:
-    """Large files are kept under their sha256: what came must have it. A damaged one is removed."""
-    blob = path.resolve()
-    if _SHA256.fullmatch(blob.name) and sha256_file(blob) != blob.name:
-        path.unlink()
-        blob.unlink()
-        raise CheckpointError(f"{path.name} came damaged from the hub: its sha256 is not {blob.name}; try again")
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What the package raises where an answer has not the form that it takes for granted."""
+    import httpx2
+
+    return httpx2.HTTPError, AssertionError, AttributeError, KeyError, TypeError, ValueError
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
