@@ -20,6 +20,7 @@ from steval.workflows.sweep.outcome import draw_parallel
 from steval.workflows.sweep.run import sweep
 from steval.workflows.sweep.space import Parameter, SweepSpace
 from steval.workflows.sweep.study import TrialRecord
+from support.fake_hub import fake_hub, use_hub
 from support.service_models import lognorm_cells
 from support.tiny_runs import tiny_config
 
@@ -141,6 +142,23 @@ def test_an_interrupted_sweep_lets_its_trials_save_and_takes_them_up_again(space
     assert all(json.loads((run / "run.json").read_text())["resumed"] for run in runs)
 
 
+def test_every_trial_starts_from_the_commit_that_the_first_found(space, tmp_path: Path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    given, started = "hf://lab/st@main/m.safetensors", []
+
+    def start_of(arguments) -> list[str]:
+        started.append(arguments[arguments.index("--init-from") + 1])
+        return quick(arguments)
+
+    with fake_hub() as server:
+        use_hub(monkeypatch, server, tmp_path)
+        first = server.put("lab/st", {"m.safetensors": b"one"})
+        sweep(space(init_from=given, trials=1), tmp_path / "out", steval=start_of)
+        server.put("lab/st", {"m.safetensors": b"another"})
+        sweep(space(init_from=given, trials=2), tmp_path / "out", steval=start_of)
+    assert started == [f"hf://lab/st@{first}/m.safetensors"] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -150,6 +168,7 @@ def test_an_interrupted_sweep_lets_its_trials_save_and_takes_them_up_again(space
         pytest.param({"space": {"sets.size": {"choices": [1], "low": 2}}}, "give choices", id="both"),
         pytest.param({"space": {"seed": {"low": 0, "high": 8, "log": True}}}, "log needs low above 0", id="log"),
         pytest.param({"space": {}}, "at least 1 item", id="empty"),
+        pytest.param({"init_from": "no.safetensors"}, "init_from: there is no no.safetensors", id="start"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused_before_anything_is_made(space, tmp_path: Path, changes, words):

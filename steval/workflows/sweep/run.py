@@ -57,7 +57,8 @@ def sweep(space: SweepSpace, out: Path, *, tell: Tell = lambda text: None, steva
         study = SweepStudy(out, space, minimise=config.best_is_lowest)
         for trial in study.interrupted():
             require_at_rest(out, trial.number)
-        _Sweep(space, out, study, tell, steval).run()
+        started = space.model_copy(update={"init_from": study.start()})
+        _Sweep(started, out, study, tell, steval).run()
         result = SweepResult(out, config.checks.select_best, study.records())
         write_outcome(out, result.metric, result.records, minimise=config.best_is_lowest)
     return result

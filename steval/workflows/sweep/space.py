@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from steval.checkpoints.location import is_hub
 from steval.errors import ConfigError
 from steval.settings import Settings, read_yaml
 from steval.trainer.config import FinetuneConfig
@@ -100,6 +101,8 @@ class SweepSpace(Settings):
         """The configuration with the first value of each setting; a `ConfigError` lists every value that it does not take."""
         first = {name: parameter.ends[0] for name, parameter in self.space.items()}
         problems = []
+        if self.init_from is not None and not is_hub(self.init_from) and not Path(self.init_from).exists():
+            problems.append(f"init_from: there is no {self.init_from}")
         for name, parameter in self.space.items():
             for value in parameter.ends[1:]:
                 try:
@@ -107,7 +110,7 @@ class SweepSpace(Settings):
                 except ConfigError as error:
                     problems.append(f"{name} = {value!r}: {error}")
         if problems:
-            raise ConfigError("the sweep would try values that the configuration does not take", problems)
+            raise ConfigError("the sweep would try what no run takes", problems)
         return self.configuration(first)
 
     @property
@@ -116,8 +119,3 @@ class SweepSpace(Settings):
         return {
             key: value for key, value in self.as_dict().items() if key not in ("trials", "workers", "threads", "device")
         }
-
-
-def load_space(path: Path, overrides: tuple[str, ...] = ()) -> SweepSpace:
-    """Read a space; raises `ConfigError`."""
-    return SweepSpace.load(path, overrides)

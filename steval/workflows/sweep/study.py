@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steval.checkpoints.location import is_hub, local, shown
 from steval.errors import ConfigError
 from steval.wording import needs_extra
 from steval.workflows.sweep.space import Parameter, SweepSpace
 
 STUDY_NAME = "study.journal"
-_SPACE, _ERROR = "space", "error"
+_SPACE, _START, _ERROR = "space", "start", "error"
 _STATES = ("complete", "pruned", "running", "failed")
 """In the order of a table."""
 
@@ -61,6 +62,17 @@ class SweepStudy:
                 f"{directory} holds a sweep of another space ({', '.join(changed)} changed): name another directory with --out; "
                 "trials, workers, threads and device may change"
             )
+
+    def start(self) -> str | None:
+        """The checkpoint that all trials start from; of a branch at a hub, which may move, the commit that the first one found."""
+        given = self._space.init_from
+        if given is None or not is_hub(given):
+            return given
+        known = self._study.user_attrs.get(_START)
+        if known is None:
+            known = shown(local(given))
+            self._study.set_user_attr(_START, known)
+        return known
 
     def ask(self) -> Any:
         """The next trial."""
