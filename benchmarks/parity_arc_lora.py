@@ -4,10 +4,13 @@
     python benchmarks/parity_arc_lora.py --arc-python ARC/bin/python
 
 With `transformers==4.52.4` in that environment the models are GPT-2, else Llama. As `parity_arc.py`, whose random models these are
-with `lora` turned on: every rank, alpha, target and bias of the table below; the adapters and biases are random.
+with `lora` turned on: every rank, alpha, target and bias of the table below; the adapters and biases are random. At the end: how
+many adapters `model=pseudobulk` has, whose configuration has a `lora` too.
 """
 
 import argparse
+import contextlib
+import io
 import itertools
 import subprocess
 import sys
@@ -37,6 +40,18 @@ def combinations() -> list[dict[str, Any]]:
         | {"task_type": "FEATURE_EXTRACTION", "merge_on_eval": False}
         for number, ((rank, alpha), target) in enumerate(itertools.product(RANKS, TARGETS))
     ]
+
+
+def pseudobulk_adapters() -> int:
+    """Runs where arc-state is installed: matrices of adapters in its pseudobulk network, built with `lora` on."""
+    from state.tx.models.pseudobulk import PseudobulkPerturbationModel
+
+    arguments = parity_arc.random_arguments(np.random.default_rng(0), "llama")
+    arguments |= {"batch_encoder": False, "use_batch_token": False, "lora": combinations()[0]}
+    arguments["transformer_backbone_kwargs"] |= {"n_positions": arguments["cell_set_len"]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = PseudobulkPerturbationModel(**arguments)
+    return sum("lora_" in name for name in model.state_dict())
 
 
 def compare(directory: Path) -> int:
@@ -79,7 +94,11 @@ def main() -> None:
     parser.add_argument("--arc-python", type=Path, help="python of an environment with arc-state 0.11.1 and peft")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--pseudobulk", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.pseudobulk:
+        print(f"model=pseudobulk with lora.enable=true: {pseudobulk_adapters()} adapter matrices in its state dict")
+        return
     if options.generate is not None:
         parity_arc.generate(options.generate, [{"lora": lora} for lora in combinations()], options.seed)
         return
@@ -88,7 +107,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         command = [options.arc_python, __file__, "--generate", directory, "--seed", str(options.seed)]
         subprocess.run([str(part) for part in command], check=True)
-        sys.exit(min(compare(Path(directory)), 1))
+        failures = compare(Path(directory))
+        subprocess.run([str(options.arc_python), __file__, "--pseudobulk"], check=True)
+        sys.exit(min(failures, 1))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from steval.errors import ConfigError
 from steval.settings import apply_overrides, read_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.recipes import config_path, recipe_names
-from steval.trainer.settings.arc_translation import translate
+from steval.trainer.settings.arc_translation import NOT_CARRIED, translate
 
 PHASE = {"name": "a", "steps": 5}
 
@@ -143,6 +143,22 @@ def test_what_cannot_be_translated_is_named(changes: dict, message: str, tmp_pat
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(arc_config(**changes)))
     with pytest.raises(ConfigError, match=message):
         translate(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("key", NOT_CARRIED)
+def test_what_is_not_carried_over_is_said_where_it_has_an_effect(key: str, tmp_path: Path) -> None:
+    harmless, advice = NOT_CARRIED[key]
+    path = tmp_path / "config.yaml"
+    for value, expected in ((harmless[-1], []), (0.25, [(key, f"0.25: {advice}")])):
+        config = arc_config()
+        *sections, name = key.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        place[name] = value
+        path.write_text(yaml.safe_dump(config))
+        assert translate(path).left_out == expected
+    assert f"not carried over: {key} (0.25: {advice})" in translate(path).lines()
 
 
 def test_arc_states_lora_becomes_a_lora_phase(tmp_path: Path) -> None:

@@ -33,6 +33,20 @@ DEAD_KEYS: dict[str, str] = {
 }
 """Keys that change nothing, with the reason."""
 
+NOT_CARRIED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "model.kwargs.init_from": ((None,), "steval finetune --init-from FILE starts from these weights"),
+    "data.kwargs.downsample": ((None, 1), "reads of each cell were thinned; here all are taken"),
+    "data.kwargs.downsample_cells": ((None,), "groups were cut to so many cells; here all are taken"),
+    "data.kwargs.val_subsample_fraction": (
+        (None, 1),
+        "the share of sets that validated; here it is checks.validation_sets",
+    ),
+    "data.kwargs.use_consecutive_loading": ((None, False), "sets were neighbouring rows; here cells are drawn"),
+    "training.devices": ((None, 1), "here it is compute.devices"),
+    "training.strategy": ((None, "auto"), "here it is compute.strategy"),
+}
+"""Keys that have an effect there and are not translated: the values without one, and what to do."""
+
 _LOSSES = ("energy", "sinkhorn", "mse", "se")
 _COLUMNS = {"pert_col": "perturbation", "control_pert": "control", "cell_type_key": "cell_type", "batch_col": "batch"}
 _NETWORK = {
@@ -57,12 +71,15 @@ class Translation:
     """Keys of the file that had no effect."""
     unusual: list[tuple[str, str]] = field(default_factory=list)
     """Values outside the recommended range."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """Keys of the file that had an effect and are not in `values`."""
 
     def lines(self) -> list[str]:
         """For people."""
         return [
             *(f"no effect in arc-state: {key} ({reason})" for key, reason in self.dead),
             *(f"unusual: {key}: {reason}" for key, reason in self.unusual),
+            *(f"not carried over: {key} ({reason})" for key, reason in self.left_out),
         ]
 
 
@@ -102,7 +119,7 @@ def _translated(path: Path, config: Mapping[str, Any]) -> Translation:
         "compute": _named(data, {"num_workers": "workers"}),
         **_named(training, {"train_seed": "seed"}),
     }
-    return Translation(values, dead_keys(config), _unusual(training, model, data))
+    return Translation(values, dead_keys(config), _unusual(training, model, data), _left_out(config))
 
 
 def dead_keys(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -127,12 +144,26 @@ def _loss_kind(kwargs: Mapping[str, Any]) -> str:
 
 
 def _holds(config: Mapping[str, Any], key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    return name in _section(config, section)
+
+
+def _section(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The mapping at a dotted path, empty where there is none."""
     node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return False
-        node = node[part]
-    return True
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node if isinstance(node, Mapping) else {}
+
+
+def _left_out(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    for key, (harmless, advice) in NOT_CARRIED.items():
+        section, _, name = key.rpartition(".")
+        value = _section(config, section).get(name)
+        if value not in harmless:
+            found.append((key, f"{value!r}: {advice}"))
+    return found
 
 
 def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
