@@ -9,8 +9,8 @@ cells. Printed are medians over seeds: validation loss, score of the held-out ce
 size of the file to keep.
 
 `large`: seconds of a step and peak memory (of a process of its own) with the network of arc-state's `state_sm` at 18,080 genes
-(159 M parameters) on generated cells: every weight, adapters of attention and MLP alone, and these with whole encoders and
-outputs.
+(137 M parameters; arc-state's file has 159 M with a vocabulary that nothing reads) on generated cells: every weight, adapters of
+attention and MLP alone, and these with whole encoders and outputs.
 
 What is done stands in DIR and is not done again: the same command goes on, and with `--minutes` it ends in time for a shared
 machine.
@@ -37,6 +37,9 @@ from steval.trainer.progress.state import Progress, load_state
 from steval.trainer.run import finetune
 from steval.workflows.score import ScoreRequest, score_predictions
 
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+from network import network_settings
+
 HEADS = ["encoders", "outputs"]
 LORA = {"rank": 4, "alpha": 8, "targets": ["attention", "mlp"]}
 WAYS: dict[str, list[dict[str, Any]]] = {
@@ -46,7 +49,6 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "staged": [{"trains": HEADS}, {"trains": "all"}],
     "full": [{"trains": "all"}],
 }
-LARGE = {"hidden_dim": 672, "num_layers": 4, "num_heads": 8, "intermediate_dim": 2688}
 LARGE_WAYS = ("full", "adapters and heads", "adapters alone")
 KEPT = "results.json"
 
@@ -210,7 +212,7 @@ def large_run(work: Path, way: str, steps: int) -> None:
     phases, steps = (WAYS["full"], 1) if way == "base" else (WAYS[way], steps)
     run_dir = work / way.replace(" ", "-")
     run = finetune(
-        config(work / "cells.h5ad", phases, steps, 0, LARGE),
+        config(work / "cells.h5ad", phases, steps, 0, network_settings(small=False)),
         run_dir,
         init_from=None if way == "base" else base,
         from_nothing=way == "base",
