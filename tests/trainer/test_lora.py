@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import anndata as ad
@@ -175,6 +176,7 @@ def some(tensors, half="lora_a"):
     ("change", "answer"),
     [
         (lambda t, r: t.update({some(t): t[some(t)] * float("nan")}), "NaN|finite"),
+        (lambda t, r: t.update({name: t[name] * 1e25 + 1e25 for name in (some(t), some(t, "lora_b"))}), "NaN|finite|infin"),
         (lambda t, r: t.update({some(t): t[some(t)][:, :3].clone()}), "matrices of shapes"),
         (lambda t, r: t.pop(some(t)), "missing"),
         (lambda t, r: r["adapted"].pop(next(iter(r["adapted"]))), "does not name"),
@@ -185,7 +187,7 @@ def some(tensors, half="lora_a"):
         (lambda t, r: t.update({"extra.weight": torch.zeros(2)}), "unexpected tensor extra"),
         (lambda t, r: r["borrowed"].pop(next(n for n in r["borrowed"] if "/" not in n)), "missing tensor"),
     ],
-    ids=["nan", "shape", "half", "unnamed", "rank", "format", "alpha", "head", "extra", "borrowed"],
+    ids=["nan", "overflow", "shape", "half", "unnamed", "rank", "format", "alpha", "head", "extra", "borrowed"],
 )  # fmt: skip
 def test_a_forged_adapter_is_refused(base, adapted, tmp_path, change, answer):
     path = rewritten(adapter_of(adapted), tmp_path / "a.adapter.safetensors", change)
@@ -210,6 +212,26 @@ def test_another_base_a_changed_byte_and_a_foreign_file_are_refused(base, adapte
         load_adapted(base, base)
     with pytest.raises(CheckpointError, match="is an adapter"):
         locate_checkpoint(adapter)
+
+
+@pytest.mark.parametrize("writer", [pickle.dump, torch.save], ids=["pickle", "torch"])
+def test_a_pickle_that_is_called_an_adapter_is_never_run(base, tmp_path, writer):
+    class Payload:
+        def __reduce__(self):
+            return Path.write_text, (tmp_path / "marker", "executed")
+
+    path = tmp_path / "a.adapter.safetensors"
+    with path.open("wb") as handle:
+        writer({"lora_a": Payload()}, handle)
+    for command in (
+        ["predict", str(base), "--adapter", str(path), "-o", str(tmp_path / "o.h5ad"), "--all"],
+        ["merge", str(base), str(path), "-o", str(tmp_path / "o.safetensors")],
+        ["inspect", str(path)],
+        ["serve", str(base), "--adapter", f"x={path}"],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert (done.exit_code, "safetensors" in done.output) == (3, True), (command, done.output)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 def test_matrices_do_not_train_twice_and_the_recipe_is_whole():
