@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from steval.cli.app import app
 from steval.data.locks import DirectoryLock
 from steval.errors import ConfigError
-from steval.workflows.sweep.outcome import draw_parallel
+from steval.workflows.sweep.outcome import draw_parallel, short_names
 from steval.workflows.sweep.run import sweep
 from steval.workflows.sweep.space import Parameter, SweepSpace
 from steval.workflows.sweep.study import TrialRecord
@@ -193,6 +193,11 @@ def test_the_figure_has_an_axis_for_each_setting_and_the_outcome():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["rate", "kind", "val/gene"]
     assert Parameter(low=1, high=3).is_whole
     assert not Parameter(low=1.0, high=3).is_whole
+
+
+def test_names_are_as_short_as_tells_them_apart():
+    names = ["phases.0.rates.encoders", "phases.1.rates.encoders", "phases.0.rates.backbone", "sets.size", "seed"]
+    assert short_names(names) == ["0.rates.encoders", "1.rates.encoders", "rates.backbone", "sets.size", "seed"]
 
 
 def test_the_command_sweeps_real_runs(tmp_path: Path):

@@ -54,13 +54,13 @@ def _free_bytes(cache: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _bounded_bar(bar: type, name: str, size: int) -> type:
+def _bounded_bar(bar: Any, name: str, size: int) -> Any:
     """A progress bar that ends a transfer which brings more than `size` bytes; it is told of every one of them."""
 
     class Bounded(bar):
         """Counts also where nothing is drawn."""
 
-        counted = 0
+        counted = 0.0
 
         def update(self, n: float | None = 1) -> bool | None:
             self.counted += n or 0

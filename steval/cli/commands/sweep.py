@@ -43,6 +43,7 @@ def sweep(
 
     Example: `steval sweep rates.yaml --trials 30 --workers 2`. Interrupted? Run the same again.
     """
+    from steval.workflows.sweep.outcome import short_names
     from steval.workflows.sweep.run import sweep as run
     from steval.workflows.sweep.space import SweepSpace
 
@@ -71,17 +72,12 @@ def sweep(
         )  # fmt: skip
     else:
         rows = [
-            (
-                str(one.number),
-                one.state,
-                "" if one.value is None else f"{one.value:.6g}",
-                *(str(one.chosen.get(name, "")) for name in names),
-            )
+            (str(one.number), one.state, one.value, *(one.chosen.get(name) for name in names))
             for one in result.records[:SHOWN]
         ]
         print_table(
             f"{counted(len(result.records), 'trial')} -> {result.directory}",
-            ("trial", "state", result.metric, *names),
+            ("trial", "state", result.metric, *short_names(names)),
             rows,
         )
     best = result.best

@@ -32,6 +32,20 @@ def write_outcome(directory: Path, metric: str, records: Sequence[TrialRecord], 
             figure.savefig(partial, format="png", dpi=150)
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last two parts of dotted names, as many more as tell each from every other."""
+
+    def end(name: str, parts: int) -> str:
+        return ".".join(name.split(".")[-parts:])
+
+    def short(name: str) -> str:
+        others = [other for other in names if other != name]
+        lengths = range(2, name.count(".") + 1)
+        return next((end(name, n) for n in lengths if end(name, n) not in {end(one, n) for one in others}), name)
+
+    return [short(name) for name in names]
+
+
 def draw_parallel(metric: str, names: Sequence[str], records: Sequence[TrialRecord], *, minimise: bool) -> "Figure":
     """A line for each of `records` (all have a value), coloured by it; axes run from the least value up to the greatest."""
     from matplotlib import colormaps
