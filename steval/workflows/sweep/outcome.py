@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TABLE, FIGURE = "trials.csv", "parallel.png"
+MOST_TICKS = 6
+"""Values of an axis that are all written beside it; of more, the least and the greatest."""
+LEAST_GAP = 0.05
+"""Of an axis's height, between two values that are written."""
 
 
 def write_outcome(directory: Path, metric: str, records: Sequence[TrialRecord], *, minimise: bool) -> None:
@@ -47,7 +51,8 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def draw_parallel(metric: str, names: Sequence[str], records: Sequence[TrialRecord], *, minimise: bool) -> "Figure":
-    """A line for each of `records` (all have a value), coloured by it; axes run from the least value up to the greatest."""
+    """A line for each of `records` (all have a value, the best first), the darker the better; axes run from the least value up to
+    the greatest."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -58,15 +63,21 @@ def draw_parallel(metric: str, names: Sequence[str], records: Sequence[TrialReco
     values = np.array([one.value for one in records], dtype=float)
     ranks = values.argsort().argsort() / max(len(values) - 1, 1)
     goodness = 1 - ranks if minimise else ranks
-    colours = colormaps["viridis"]
+    colours = colormaps["viridis_r"]
+    best = next((row for row, one in enumerate(records) if one.state == "complete"), None)
     for row in np.argsort(goodness):
         style = "-" if records[row].state == "complete" else ":"
-        axes.plot(range(len(columns)), [place[row] for place, _ in places], style, color=colours(goodness[row]),
-                  lw=2.5 if goodness[row] == 1 else 1.2)  # fmt: skip
+        heights = [place[row] for place, _ in places]
+        colour = "black" if row == best else colours(0.15 + 0.7 * goodness[row])
+        axes.plot(range(len(columns)), heights, style, color=colour, lw=2.5 if row == best else 1.2)
     for position, (_, ticks) in enumerate(places):
         axes.axvline(position, color="0.7", lw=0.8, zorder=0)
         for height, text in ticks:
-            axes.annotate(text, (position, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+            axes.annotate(
+                text, (position, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center",
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            )  # fmt: skip
+    axes.set_title("black: the best trial; the darker, the better; dotted: given up", fontsize=8)
     axes.set_xticks(range(len(columns)), [name.replace(".", ".\n") for name in (*names, metric)], fontsize=7)
     axes.set_yticks([])
     axes.set_frame_on(False)
@@ -82,8 +93,10 @@ def _places(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]
         scaled = np.log(numbers) if log else np.array(numbers, dtype=float)
         span = float(np.ptp(scaled)) or 1.0
         heights = ((scaled - scaled.min()) / span).tolist()
-        ends = {0.0: low} if low == high else {0.0: low, 1.0: high}
-        return heights, [(height, f"{value:.4g}") for height, value in ends.items()]
+        shown = dict(zip(heights, numbers, strict=True))
+        if len(shown) > MOST_TICKS or np.diff(sorted(shown)).min(initial=1.0) < LEAST_GAP:
+            shown = {0.0: low, 1.0: high}
+        return heights, [(height, f"{value:.4g}") for height, value in shown.items()]
     texts = sorted({_text(value) for value in column})
     height_of = {text: row / max(len(texts) - 1, 1) for row, text in enumerate(texts)}
     return [height_of[_text(value)] for value in column], [(height, text) for text, height in height_of.items()]
