@@ -1,9 +1,11 @@
-"""What the machine gives this process: processors, how the threads of libraries are to use them, and who else is there."""
+"""What the machine gives this process: processors, how libraries' threads are to use them, who else is there, what is installed."""
 
 import math
 import os
+import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 THREAD_VARIABLES = (
@@ -19,6 +21,17 @@ _TUNED_BY = {
     "OMP_WAIT_POLICY": ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), "KMP_BLOCKTIME": ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY"),
 }  # fmt: skip
 """Variables by which a user has decided about waiting already."""
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Name → version of Python and of `packages`, for records; an image that only serves is without some of them."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def machine_name() -> str:

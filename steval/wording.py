@@ -48,6 +48,14 @@ def memory_size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} bytes"
 
 
+def needs_package(what: str, package: str) -> str:
+    """The sentence where a package that steval itself brings is not installed, as in the image that only serves."""
+    return (
+        f"{what} needs {package}, which is not installed here (the image `serve` is without it, `full` has it); "
+        f"in the clone that steval was installed from: pip install -c constraints.txt {package}"
+    )
+
+
 def needs_extra(what: str, package: str, extra: str) -> str:
     """The sentence where a package of one of steval's extras is not installed; steval comes from a clone, no index has it."""
     return (

@@ -1,10 +1,8 @@
 """The checkpoints and data sets of a manifest, found, opened and described; nothing is computed from them."""
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from steval import __version__
@@ -18,7 +16,8 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import require_scale, sample_indices
 from steval.data.outputs import real_path
 from steval.data.splits.selection import open_reference
-from steval.errors import CheckpointError, DataError, StevalError
+from steval.errors import DataError, StevalError
+from steval.machine import package_versions
 
 RESULT_PACKAGES = (
     "anndata", "cell-eval", "h5py", "numba", "numpy", "pdex", "polars", "scikit-learn", "scipy", "torch",
@@ -191,9 +190,5 @@ def check_scale(cells: CellFile, option: str | None) -> None:
 
 
 def result_versions() -> dict[str, str]:
-    """Versions that results depend on; a package that is not installed is an error of the installation."""
-    try:
-        found = {name: version(name) for name in RESULT_PACKAGES}
-    except PackageNotFoundError as error:
-        raise CheckpointError(f"the package {error.name} is not installed; install steval again") from error
-    return {"steval": __version__, "python": platform.python_version(), **found}
+    """Versions that results depend on."""
+    return {"steval": __version__, **package_versions(RESULT_PACKAGES)}

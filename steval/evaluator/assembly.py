@@ -1,9 +1,7 @@
 """From computed pairs to the frames of a `ScoreReport`."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from steval.evaluator.schemas import (
     OVERALL_SCHEMA,
 )
 from steval.evaluator.stages import PairScore, ScoreWork
+from steval.machine import package_versions
 from steval.wording import counted
 
 PACKAGES = ("cell-eval", "pdex", "anndata", "numpy", "scipy", "polars", "numba", "scikit-learn")
@@ -256,7 +255,7 @@ def _record(
     ]
     return {
         "steval": __version__,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": package_versions(PACKAGES),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "options": {
             **work.settings.record([metric.name for metric in resolve(work.settings.chosen)]),

@@ -16,6 +16,7 @@ from steval.data.reference import Part
 from steval.data.training.cells import TrainingCells
 from steval.data.training.sets import CellSetSampler
 from steval.errors import ConfigError
+from steval.machine import package_versions
 from steval.model.config import ModelConfig
 from steval.model.lora import LoraPair, merged, split_pairs
 from steval.model.network import StateTransition
@@ -40,7 +41,7 @@ from steval.trainer.preflight import (
 )
 from steval.trainer.progress.keeper import Keeper, QuickEval, Warmup
 from steval.trainer.progress.notices import Notice, OnStep, PhaseBar, Tell
-from steval.trainer.progress.rundir import RunDirectory, package_versions
+from steval.trainer.progress.rundir import PACKAGES, RunDirectory
 from steval.trainer.progress.sinks import cut_back, open_sinks
 from steval.trainer.progress.state import Progress, TrainerState, load_state
 from steval.trainer.progress.stopping import StopSignal
@@ -109,7 +110,7 @@ class Session:
             "model": model.as_dict(),
             "preflight": {str(label): str(text) for label, text in preflight.rows},
             "warnings": list(preflight.warnings),
-            "versions": package_versions(),
+            "versions": package_versions(PACKAGES),
         }
         light = base.without_weights() if base else None
         opened = cls(

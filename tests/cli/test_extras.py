@@ -1,13 +1,21 @@
 """A package of an extra that is not installed: one sentence with a command that works in a clone, wherever it is missed."""
 
+import platform
 import re
+import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 from typer.testing import CliRunner
 
 from steval.cli.app import EXTRAS, app
+from steval.data.cells.variable_genes import variable_genes
+from steval.errors import ConfigError
+from steval.evaluator.metrics.clustering import clustering_agreement
+from steval.machine import package_versions
 from steval.wording import needs_extra
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +35,19 @@ def test_a_missing_package_is_one_sentence_with_its_extra(package, extra, monkey
     assert f"pip install -c constraints.txt '.[{extra}]'" in done.stderr
 
 
+@pytest.mark.parametrize("package", ["cell-eval", "scanpy"])
+def test_what_the_serving_image_lacks_is_one_sentence(package, monkeypatch):
+    module = package.replace("-", "_")
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=f"needs {package}, which is not installed here.* constraints.txt {package}$"):
+        if package == "scanpy":
+            variable_genes(sp.csr_matrix(np.eye(5)), list("ABCDE"), 2)
+        else:
+            clustering_agreement(np.eye(5), np.eye(5), list("ABCDE"), {})
+
+
 def test_the_table_is_what_the_extras_bring():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for package, extra in EXTRAS.items():
@@ -44,3 +65,8 @@ def test_no_page_and_no_message_installs_steval_from_an_index():
 def test_no_page_names_a_place_that_is_none():
     pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.*"), *(ROOT / "steval").rglob("*.py")]
     assert [str(page) for page in pages if page.is_file() and ".invalid" in page.read_text(encoding="utf-8")] == []
+
+
+def test_records_say_what_is_not_installed():
+    found = package_versions(["numpy", "no-such-package"])
+    assert found == {"python": platform.python_version(), "numpy": np.__version__, "no-such-package": "not installed"}

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from steval.errors import DataError
-from steval.wording import counted
+from steval.errors import ConfigError, DataError
+from steval.wording import counted, needs_package
 
 MOST_CELLS = 20_000
 """Cells that decide; more change little and need memory."""
@@ -19,7 +19,11 @@ def variable_genes(cells: sp.csr_matrix, genes: Sequence[str], number: int) -> l
     Asking for more genes than the cells express is a `DataError`.
     """
     import anndata as ad
-    import scanpy as sc
+
+    try:
+        import scanpy as sc
+    except ModuleNotFoundError as error:
+        raise ConfigError(needs_package("--hvg", "scanpy")) from error
 
     expressed = np.flatnonzero(cells.getnnz(axis=0))
     if number > len(expressed):

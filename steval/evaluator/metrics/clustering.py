@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from steval.errors import ConfigError
+from steval.wording import needs_package
+
 
 def clustering_agreement(
     real_means: np.ndarray, predicted_means: np.ndarray, perturbations: Sequence[str], options: Mapping[str, Any]
@@ -17,7 +20,11 @@ def clustering_agreement(
     """Agreement of the clusters of mean profiles `[P, D]` float64 (rows as `perturbations`, sorted); 0 to 1, best 1."""
     import anndata as ad
     import pandas as pd
-    from cell_eval.metrics import ClusteringAgreement
+
+    try:
+        from cell_eval.metrics import ClusteringAgreement
+    except ModuleNotFoundError as error:
+        raise ConfigError(needs_package("the metric clustering_agreement", "cell-eval")) from error
 
     obs = pd.DataFrame({"perturbation": np.asarray(perturbations, dtype=object)})
 

@@ -2,11 +2,9 @@
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +180,6 @@ class RunDirectory:
         merged = self.read_record() | dict(values)
         with atomic_path(self.record_path) as partial:
             partial.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
-
-
-def package_versions() -> dict[str, str]:
-    """Name → version of `PACKAGES` and of Python; a run's numbers depend on them."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def weights_digest(tensors: Mapping[str, str]) -> str:
