@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import time
 from pathlib import Path
 
@@ -144,6 +145,25 @@ def test_all_genes_are_drawn_by_level_and_change_and_the_pointed_one_is_named(pa
     y = 14 + (most - change[place]) / (2 * most) * (360 - 54)
     page.locator("#scatter").hover(position={"x": x * scale, "y": y * scale})
     driver.expect(page.locator("#scatter .pointed")).to_contain_text(answer["genes"][place])
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_names_in_the_plot_of_all_genes_do_not_run_into_each_other(page, service_url, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    predict_by_keyboard(page)
+    answer = answer_of(service_url)
+    after, before = (np.array(answer[side][0]["mean"]) for side in ("predictions", "controls"))
+    named = page.locator("#scatter .gene")
+    assert answer["genes"][int(np.argmax(np.abs(after - before)))] in named.all_text_contents()
+    boxes = named.evaluate_all(
+        "all => all.map(one => one.getBBox()).map(box => [box.x, box.y, box.x + box.width, box.y + box.height])"
+    )
+    touching = [
+        (one, other)
+        for one, other in itertools.combinations(boxes, 2)
+        if one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    ]
+    assert not touching
 
 
 def test_a_link_shows_the_same_prediction(page, service_url):

@@ -69,7 +69,7 @@ function described(one) {
 
 // The MA plot: mean of control and predicted expression across, predicted change up. A path for each kind of dot keeps tens
 // of thousands of genes quick; the pointer names the nearest.
-const MA = { height: 360, left: 52, right: 16, top: 14, bottom: 40, named: 5, namedNarrow: 2, reach: 14 };
+const MA = { height: 360, left: 52, right: 16, top: 14, bottom: 40, named: 5, namedNarrow: 2, reach: 14, letter: 9, line: 15 };
 
 export function drawScatter(svg, rows, named) {
   const levels = rows.map((one) => (one.before + one.after) / 2);
@@ -90,7 +90,7 @@ export function drawScatter(svg, rows, named) {
   for (const [kind, path] of Object.entries(dots)) svg.append(drawn("path", { class: `dots ${kind}`, d: path.join("") || "M0 0" }));
   const few = width < NARROW ? MA.namedNarrow : MA.named;
   const ends = new Set([...named.slice(0, few), ...named.slice(-few)].map((one) => one.gene));
-  for (const place of places) if (ends.has(place.one.gene)) svg.append(label(place, width));
+  svg.append(...labels(places.filter((place) => ends.has(place.one.gene)), width));
   follow(svg, places, width);
 }
 
@@ -112,11 +112,17 @@ function axes(x, y, highest, most, width) {
   return lines;
 }
 
-function label(place, width) {
-  const isRight = place.x > width * (width < NARROW ? 0.6 : 0.85);
-  return drawn("text", {
-    x: place.x + (isRight ? -7 : 7), y: place.y + 4, "text-anchor": isRight ? "end" : "start",
-  }, place.one.gene);
+// The strongest first; a name that would run into one already there is left to the pointer and the table.
+function labels(places, width) {
+  const taken = [];
+  return places.toSorted((a, b) => Math.abs(b.one.difference) - Math.abs(a.one.difference)).flatMap(({ one, x, y }) => {
+    const isRight = x > width * (width < NARROW ? 0.6 : 0.85);
+    const from = isRight ? x - 7 - one.gene.length * MA.letter : x + 7;
+    const box = { from, to: from + one.gene.length * MA.letter, y };
+    if (taken.some((other) => box.from < other.to && other.from < box.to && Math.abs(y - other.y) < MA.line)) return [];
+    taken.push(box);
+    return [drawn("text", { class: "gene", x: isRight ? x - 7 : x + 7, y: y + 4, "text-anchor": isRight ? "end" : "start" }, one.gene)];
+  });
 }
 
 function follow(svg, places, width) {
