@@ -24,3 +24,7 @@ demo *args:
 # what CI runs
 ci:
     bash .ci/run
+
+# both images, built and tried without a container engine: as root, about fifteen minutes and 10 GB; CI leaves it out
+images directory:
+    bash deploy/build_without_daemon.sh {{directory}}

@@ -40,25 +40,24 @@ if STEVAL_ACCELERATOR=$other bash "$BENTO_PATH/env/docker/setup_script" >"$work/
 fi
 
 say "entry point: score"
-entry="$BENTO_PATH/src/deploy/entrypoint.sh"
+entry() { python "$BENTO_PATH/src/deploy/entrypoint.py" "$@"; }
 cd "$work/case"
-"$entry" --version
-found="$("$entry" python -c 'import steval; print(steval.__file__)')"
+entry --version
+found="$(entry python -c 'import steval; print(steval.__file__)')"
 [ "$found" = "$BENTO_PATH/src/steval/__init__.py" ] || { echo "steval came from $found, not from the bento" >&2 && exit 1; }
-"$entry" score models/a.safetensors preds.h5ad --predict --real data/packaged.h5ad --metrics-only -o score
+entry score models/a.safetensors preds.h5ad --predict --real data/packaged.h5ad --metrics-only -o score
 [ -s score/results.csv ] || { echo "score wrote no results.csv" >&2 && exit 1; }
 
 say "entry point: serve"
 PORT="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 export PORT STEVAL_CHECKPOINT="$work/case/models/a.safetensors" STEVAL_NO_AUTH=true
-health="$(sed -n '/^HEALTHCHECK/,$s/^ *CMD \(python -c .*\)$/\1/p' "$BENTO_PATH/env/docker/Dockerfile")"
-[ -n "$health" ] || { echo "the Dockerfile has no health check" >&2 && exit 1; }
-"$entry" serve >"$work/serve.log" 2>&1 &
+grep -q '^HEALTHCHECK .*entrypoint.py", "healthy"' "$BENTO_PATH/env/docker/Dockerfile" || { echo "the Dockerfile has no health check" >&2 && exit 1; }
+python "$BENTO_PATH/src/deploy/entrypoint.py" serve >"$work/serve.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" || true' EXIT
 for _ in $(seq 90); do
     kill -0 "$server" 2>/dev/null || stop "the service ended" "$work/serve.log"
-    if bash -c "$health" 2>/dev/null; then
+    if entry healthy 2>/dev/null; then
         python -c "import os
 from steval.service.client import ServiceClient
 with ServiceClient('http://127.0.0.1:' + os.environ['PORT']) as service:

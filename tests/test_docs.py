@@ -36,6 +36,7 @@ PYTHON_RUN_BY = {
 NOT_RUN = {
     "pip install": "installs into the environment of the tests; CI installs by the README's own line",
     "docker ": "needs a container engine",
+    "sudo deploy/build_without_daemon.sh": "builds images for minutes, as root; tests/batch/test_images.py checks its parts",
     "bentoml build": "tests/service/test_process.py builds the bento and serves it; an image needs a container engine",
     "STEVAL_CHECKPOINT=best-val.safetensors bentoml serve": "tests/service/test_process.py serves a bento",
     "kubectl ": "needs a Kubernetes cluster; tests/batch/test_deploy.py checks the manifests",

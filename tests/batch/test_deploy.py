@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ def fake_path(tmp_path: Path) -> str:
 
 def enter(path: str, *arguments: str, **environment: str) -> list[str]:
     result = subprocess.run(
-        ["bash", str(DEPLOY / "entrypoint.sh"), *arguments],
+        [sys.executable, str(DEPLOY / "entrypoint.py"), *arguments],
         env={"PATH": path, "HOME": str(Path(path.split(":")[0]).parent), **environment}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return result.stdout.split("\n")[:-1]
@@ -48,6 +50,7 @@ def test_the_entry_point_runs_every_command_and_any_other(fake_path: str):
     for command in COMMANDS:
         if command != "serve":
             assert enter(fake_path, command, "a b", "--json") == [command, "a b", "--json"]
+    assert enter(fake_path) == ["serve", "--host", "0.0.0.0", "--port", "3000"]
     assert enter(fake_path, "--version") == ["--version"]
     assert enter(fake_path, "echo", "x") == ["x"]
 
@@ -63,6 +66,32 @@ def test_serving_needs_no_home_that_can_be_written(tmp_path: Path):
     for environment in ({"BENTOML_HOME": "/proc/nowhere"}, {"HOME": "/proc"}, {"HOME": ""}):
         (found,) = enter(path, "serve", TMPDIR=str(tmp_path), **environment)
         assert Path(found).is_dir() and Path(found).parent == tmp_path
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_asks_whether_the_service_is_ready(status: int):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.handle_request).start()
+        command = [sys.executable, str(DEPLOY / "entrypoint.py"), "healthy"]
+        result = subprocess.run(command, env={"PORT": str(server.server_port)}, capture_output=True, text=True)
+    assert result.returncode == (status != 200)
+    assert ("503" in result.stderr) == (status == 503) and "Traceback" not in result.stderr
+
+
+def test_a_program_that_is_not_there_is_one_sentence():
+    result = subprocess.run(
+        [sys.executable, str(DEPLOY / "entrypoint.py"), "scor"], env={}, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("scor: No such file or directory; the first argument is a steval command (demo,")
 
 
 def test_the_slurm_script_gives_each_array_task_its_share(case: Path, tmp_path: Path):
@@ -98,7 +127,7 @@ def test_what_the_images_copy_exists():
     bentofile = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
     for name in bentofile["include"]:
         assert (ROOT / name.strip("/").removesuffix("/**")).exists(), name
-    assert f"EXPOSE {3000}" in containerfile and "USER steval" in containerfile and "HEALTHCHECK" in containerfile
+    assert f"EXPOSE {3000}" in containerfile and "USER 1034" in containerfile and "HEALTHCHECK" in containerfile
 
 
 def test_kubernetes_job_is_non_root_and_knows_the_exit_codes():
@@ -133,7 +162,7 @@ def test_bentoml_builds_and_its_image_uses_our_entry_point(tmp_path: Path):
     (bento,) = [path.parent for path in tmp_path.glob("bentos/steval/*/bento.yaml")]
     dockerfile = (bento / "env" / "docker" / "Dockerfile").read_text()
     assert dockerfile.rstrip().endswith('CMD ["serve"]')
-    assert 'ENTRYPOINT ["/home/bentoml/bento/src/deploy/entrypoint.sh"]' in dockerfile
+    assert 'ENTRYPOINT ["python", "/home/bentoml/bento/src/deploy/entrypoint.py"]' in dockerfile
     assert "USER bentoml" in dockerfile and "HEALTHCHECK" in dockerfile
-    assert os.access(bento / "src" / "deploy" / "entrypoint.sh", os.X_OK)
+    assert (bento / "src" / "deploy" / "entrypoint.py").is_file()
     assert not list(bento.rglob("*.safetensors"))
