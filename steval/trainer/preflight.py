@@ -40,7 +40,7 @@ def guard_representation(
     known = base.manifest.target_sum if base and base.manifest else None
     if known and cells.target_sum and abs(known - cells.target_sum) > 1e-6 * known:
         problems.append(
-            f"the checkpoint was trained on lognorm with target_sum {known:g}, these cells have {cells.target_sum:g}; prepare "
+            f"the checkpoint was trained on lognorm with target_sum {known:.9g}, these cells have {cells.target_sum:g}; prepare "
             "them with the checkpoint's"
         )
     if problems and not allow_mismatch:
@@ -57,8 +57,8 @@ def guard_fresh_weights(config: FinetuneConfig, base: Base | None, *, from_nothi
     if base is not None or not frozen:
         return []
     problem = (
-        f"the backbone has random weights, and phase {', '.join(frozen)} freezes it or a part of it: what it freezes never learned "
-        "anything"
+        f"the backbone has random weights, and {counted(len(frozen), 'phase freezes', 'phases freeze')} it or a part of it "
+        f"({', '.join(frozen)}): what is frozen never learned anything"
     )
     if from_nothing or names_backbone(config.network):
         return [f"{problem}; recipes quick-cpu and full train all of a network that starts from nothing"]

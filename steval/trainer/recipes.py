@@ -22,7 +22,7 @@ def recipe_path(name: str) -> Path:
         near = nearest_names(name, recipe_names())
         raise ConfigError(
             f"no configuration file and no recipe called {name!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
+            + (f"; did you mean {near[0]!r}?" if near else ".")
             + f" Recipes: {', '.join(recipe_names())}"
         )
     return path

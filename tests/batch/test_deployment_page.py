@@ -1,4 +1,4 @@
-"""Every `sh` block of docs/deployment.md runs, in order, on the manifest that the page shows."""
+"""Every `sh` block of docs/deployment.md runs, in order: the plan of the page's manifest, the work of its first checkpoint."""
 
 import json
 import shutil
@@ -15,12 +15,14 @@ from support.documented import ROOT, blocks, commands_to_run
 from support.in_process import InProcessEngine
 
 PAGE = ROOT / "docs" / "deployment.md"
+NAMES = ("best-val", "published", "thp1")
+"""Of the manifest's checkpoints."""
 
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
     """What the manifest names: a run and a published checkpoint, cells to score against, predictions made before."""
-    for name in ("runs/first/checkpoints", "models", "data", "preds/best-val", "preds/published", "preds/thp1"):
+    for name in ("runs/first/checkpoints", "models", "data", *(f"preds/{name}" for name in NAMES)):
         (tmp_path / name).mkdir(parents=True)
     real = real_cells()
     cells = tmp_path / "data" / "screen.h5ad"
@@ -30,11 +32,15 @@ def directory(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "runs/first/checkpoints/best-val.safetensors", 0, real, **evaluation)
     write_checkpoint(tmp_path / "models/st.safetensors", 1, real, **evaluation)
     write_adapter_to(tmp_path / "models/st.safetensors", tmp_path / "thp1.adapter.safetensors", seed=2)
-    for name in ("best-val", "published", "thp1"):
+    for name in NAMES:
         for data in ("screen", "recorded"):
             shutil.copy(cells, tmp_path / "preds" / name / f"{data}.h5ad")
     manifest = yaml.safe_load(blocks(PAGE, "yaml")[0])
-    manifest["score"] |= {"profile": "minimal", "bootstrap": 20}  # quick; the rest as the page has it
+    manifest["score"] |= {
+        "profile": "minimal",
+        "bootstrap": 20,
+        "metrics_only": True,
+    }  # quick; the rest as the page has it
     (tmp_path / "night.yaml").write_text(yaml.safe_dump(manifest))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
@@ -45,13 +51,19 @@ def directory(tmp_path, monkeypatch):
 
 def test_every_command_of_the_page_runs(directory):
     lines = commands_to_run(PAGE)
+    manifest = yaml.safe_load((directory / "night.yaml").read_text())
     assert len(lines) >= 6
     for program, *arguments in lines:
         assert program == "steval"
+        if arguments[0] == "batch" and "--dry-run" not in arguments:
+            (directory / "night.yaml").write_text(
+                yaml.safe_dump(manifest | {"checkpoints": manifest["checkpoints"][:1]})
+            )
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{arguments}: {result.output}"
+        assert "--dry-run" not in arguments or f"{len(NAMES) * 2 * 3} jobs" in result.output
     done = [json.loads(path.read_text()) for path in directory.glob("night.batch/jobs/*/job.json")]
-    assert len(done) == 3 * 2 * 3
+    assert len(done) == 2 * 3
     predicted = ad.read_h5ad(next(directory.glob("night.batch/jobs/*few*/preds.h5ad")))
     assert {"STAT1", "SRC"} <= set(predicted.obs["target_gene"])
     for name in ("leaderboard.html", "leaderboard.csv", "leaderboard.parquet", "ledger.sqlite", "manifest.yaml"):

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from steval.cli.app import app
+from support.adapters import write_adapter_to
 from support.documented import ROOT, blocks, commands_to_run
 from support.service_models import free_port, write_checkpoint
 
@@ -27,8 +28,13 @@ class Handed(Exception):
 
 @pytest.fixture
 def directory(tiny_checkpoint, service_cells, models_dir, tmp_path, monkeypatch):
-    """The files that the page names; the service in this process finds the model `tahoe/v2` too."""
-    for name in ("best.safetensors", "best-val.safetensors", "steval-demo/run/checkpoints/best-val.safetensors"):
+    """The files that the page names; the service in this process finds the model `tahoe/v2` and the adapter `thp1` too."""
+    for name in (
+        "best.safetensors",
+        "best-val.safetensors",
+        "base.safetensors",
+        "steval-demo/run/checkpoints/best-val.safetensors",
+    ):
         place = tmp_path / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny_checkpoint, place)
@@ -36,9 +42,14 @@ def directory(tiny_checkpoint, service_cells, models_dir, tmp_path, monkeypatch)
     for name in ("preds.h5ad", "real.h5ad"):
         service_cells[::3].copy().write_h5ad(tmp_path / name)
     write_checkpoint(models_dir / "tahoe" / "v2.safetensors", service_cells, seed=2)
+    for number, name in enumerate(("thp1", "k562")):
+        write_adapter_to(tiny_checkpoint, tmp_path / f"{name}.adapter.safetensors", seed=number)
+    found = models_dir / "thp1.adapter.safetensors"
+    shutil.copy(tmp_path / found.name, found)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     shutil.rmtree(models_dir / "tahoe")
+    found.unlink()
 
 
 def ask(words: list[str], url: str, last_job: str) -> str:
@@ -72,6 +83,10 @@ def test_every_command_of_the_page_runs(directory, service_url, http, monkeypatc
             job = json.loads(answer).get("id", job) if answer else job
             continue
         assert program == "steval"
+        if "--url" in arguments:
+            asked = CliRunner().invoke(app, [word.replace(SERVICE, service_url) for word in arguments])
+            assert asked.exit_code == 0, f"{arguments}: {asked.output}"
+            continue
         keys = "--new-key" in arguments
         bare = {name: None for name in os.environ if name.startswith("STEVAL_")}  # those of the service in this process
         result = CliRunner().invoke(app, [*arguments, *([] if keys else ["--port", str(free_port())])], env=bare)

@@ -64,7 +64,7 @@ def test_a_frozen_backbone_of_random_weights_is_refused_unless_asked_for(screen_
     sized = preflight(screen_path, tmp_path / "sized")
     run(frozen, tmp_path / "run", from_nothing=True, report=told.append)
     for notice in (sized, told[0]):
-        assert "the backbone has random weights, and phase frozen freezes it" in notice.warnings[0]
+        assert "the backbone has random weights, and 1 phase freezes it or a part of it (frozen)" in notice.warnings[0]
     whole = tiny_config(screen_path, network={}, phases=[{"name": "all", "steps": 1}])
     run(whole, tmp_path / "whole", report=told.append)
     assert not told[-2].warnings

@@ -51,6 +51,21 @@ def test_a_run_tells_how_it_began_and_ended(tmp_path: Path):
         assert topics(run_directory(tmp_path / str(number), [whole], **record)) == ["not finished"]
 
 
+def test_findings_are_read_in_whole_lines(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = run_directory(
+        tmp_path / "run", [{"name": "A", "trains": ["encoders", "outputs"], "steps": 5}, {"name": "B", "steps": 5}]
+    )
+    (finding,) = diagnose(run)
+    said = CliRunner().invoke(app, ["doctor", str(run)]).output.splitlines()
+    assert said[0] == f"{run}: 1 finding"
+    assert said[2] == "problem: frozen random backbone"
+    indented = [line.removeprefix("found").removeprefix("change").strip() for line in said[3:]]
+    assert " ".join(indented).split() == f"{finding.evidence} {finding.change}".split()
+    assert max(map(len, said[3:])) <= 80
+    assert len(said[3:]) <= 4 + len(finding.evidence + finding.change) // 50  # no narrow column
+
+
 def test_a_config_with_every_mistake_has_each_named_with_its_setting(tmp_path: Path):
     path = tmp_path / "c.yaml"
     path.write_text(

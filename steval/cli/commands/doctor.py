@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table, say
+from steval.cli.output import print_facts, print_json, say
 from steval.wording import counted
 
 
@@ -34,9 +34,7 @@ def doctor(
     if not findings:
         say(f"{target}: nothing found")
         return
-    columns = ("severity", "topic", "evidence", "change")
-    print_table(
-        f"{target}: {counted(len(findings), 'finding')}",
-        columns,
-        [tuple(asdict(finding).values()) for finding in findings],
-    )
+    say(f"{target}: {counted(len(findings), 'finding')}")
+    say()
+    for finding in findings:
+        print_facts(f"{finding.severity}: {finding.topic}", [("found", finding.evidence), ("change", finding.change)])

@@ -109,7 +109,9 @@ def prepare(
         return
     found = [*((key, value) for key, value in report.found.items() if key != "columns")]
     found += [(f"column: {key}", value) for key, value in report.found["columns"].items()]
-    print_facts(f"Found in {source}", [(key, str(value)) for key, value in found])
+    print_facts(
+        f"Found in {source}", [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in found]
+    )
     print_table("Done", ("step",), [(step,) for step in report.done])
     for warning in report.warnings:
         say_wrapped(f"Warning: {warning}")

@@ -204,7 +204,7 @@ def _plan(
     warnings = []
     if measured.scale == "counts":
         depth = float(np.median(np.asarray(cells.rows(kept[sample_indices(len(kept))]).sum(axis=1))))
-        found["median depth"] = f"{depth:g} counts a cell"
+        found["median depth"] = f"{depth:,.6g} counts a cell"
         warnings = _far_from(depth, settings.target_sum)
     found["columns"] = columns.as_dict()
     return _Plan(
@@ -219,8 +219,8 @@ def _far_from(depth: float, target_sum: float) -> list[str]:
         return []
     times = f"{target_sum / depth:.3g} times" if target_sum > depth else f"a {depth / target_sum:.3g}th of"
     return [
-        f"target_sum {target_sum:g} is {times} the median depth of {depth:g} counts: one count becomes "
-        f"{np.log1p(target_sum / depth):.2g} after log1p. --target-sum {float(f'{depth:.2g}'):g} is nearer to the data (a "
+        f"target_sum {target_sum:.9g} is {times} the median depth of {depth:,.6g} counts: one count becomes "
+        f"{np.log1p(target_sum / depth):.2g} after log1p. --target-sum {float(f'{depth:.2g}'):.9g} is nearer to the data (a "
         "pre-trained checkpoint wants its own)"
     ]
 
@@ -265,8 +265,8 @@ def _require_known_target(measured: ScaleRecord, settings: PrepareSettings, sour
         )
     if measured.scale == "lognorm" and asked and measured.target_sum not in (None, settings.target_sum):
         raise DataError(
-            f"{source} is lognorm with target_sum {measured.target_sum:g} already; --target-sum "
-            f"{settings.target_sum:g} needs the raw counts"
+            f"{source} is lognorm with target_sum {measured.target_sum:.9g} already; --target-sum "
+            f"{settings.target_sum:.9g} needs the raw counts"
         )
 
 
@@ -345,7 +345,7 @@ def _describe(
     if merge:
         lines.append(f"columns of the same gene added up: {counted(len(merge.names), 'gene remains', 'genes remain')}")
     if measured.scale == "counts":
-        lines.append(f"counts scaled to {settings.target_sum:g} per cell, then log1p")
+        lines.append(f"counts scaled to {settings.target_sum:.9g} per cell, then log1p")
     else:
         lines.append("values kept: they are lognorm already")
     if alignment and not alignment.is_identity:

@@ -40,7 +40,7 @@ class ScaleRecord:
 
     def describe(self) -> str:
         """One line for people."""
-        total = f", target_sum {self.target_sum:g}" if self.target_sum else ""
+        total = f", target_sum {self.target_sum:.9g}" if self.target_sum else ""
         return f"{self.scale}{total} ({'declared: ' if self.declared else 'measured: '}{self.rule})"
 
 

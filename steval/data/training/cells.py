@@ -238,7 +238,7 @@ class TrainingCells:
             "cells are read from": self._place(),
             "genes": f"{len(self.genes):,}",
             "input": self.input_key or "expression",
-            "scale": f"{self.scale}, target_sum {self.target_sum:g}"
+            "scale": f"{self.scale}, target_sum {self.target_sum:.9g}"
             if self.target_sum
             else f"{self.scale}, target_sum unknown",
             "perturbations": f"{len(self.perturbations) - 1:,} and the control {self.columns.control!r}",
