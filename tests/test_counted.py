@@ -79,6 +79,17 @@ def test_numbers_of_things_are_counted():
     assert problems == []
 
 
+def test_sizes_of_memory_have_one_home():
+    """`wording.memory_size` never says 0.0 GiB; a number divided in a message may."""
+    found = [
+        f"{path.relative_to(SOURCE)}: {line.strip()}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"\{[^{}]*(2\s*\*\*\s*[123]0|<< [123]0|1e9|1024)[^{}]*:[^{}]*\}", line)
+    ]
+    assert found == []
+
+
 def test_templates_count_too():
     number = re.compile(rf"\}}\}} (?:[a-z]+ )?(?:{THINGS})\b")
     pages = sorted(SOURCE.rglob("*.j2"))

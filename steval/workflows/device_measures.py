@@ -22,7 +22,7 @@ from steval.errors import ConfigError
 from steval.evaluator.measure.distances import PAIRS_AT_ONCE, Matrix, column_means
 from steval.evaluator.measure.groups import Group
 from steval.model.hardware import lowered_by
-from steval.wording import counted
+from steval.wording import counted, memory_size
 
 DEFAULT_MEMORY = 8 << 30
 """Bytes of device memory."""
@@ -57,8 +57,8 @@ class DeviceRanks:
         num_values = int(control.starts[-1])
         if num_values * 2 * 8 > memory_bytes:
             raise ConfigError(
-                f"the controls' {counted(num_values, 'value')} need {num_values * 16 / 2**30:.1f} GiB of the device, which may use "
-                f"{memory_bytes / 2**30:.1f}; give more with --device-memory, or score on the processors (--device cpu)"
+                f"the controls' {counted(num_values, 'value')} need {memory_size(num_values * 16)} of the device, which may use "
+                f"{memory_size(memory_bytes)}; give more with --device-memory, or score on the processors (--device cpu)"
             )
         self._device, self._memory, self._lock = device, memory_bytes, lock
         self._num_controls = control.num_cells
@@ -272,7 +272,7 @@ class _Pieces:
 
 def _less_memory(memory_bytes: int) -> Callable[[], str]:
     return lambda: (
-        f"Lower --device-memory (now {memory_bytes / 2**30:.1f} GiB), end other programs that use its memory, or score on "
+        f"Lower --device-memory (now {memory_size(memory_bytes)}), end other programs that use its memory, or score on "
         "the processors (--device cpu)"
     )
 

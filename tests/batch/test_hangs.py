@@ -125,7 +125,7 @@ def test_a_loop_that_cannot_go_on_says_so_and_ends(case: Path, monkeypatch):
 
 def test_too_few_addresses_are_refused_before_a_worker_hangs(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**29, resource.RLIM_INFINITY))
-    with pytest.raises(ConfigError, match=r"0\.5 GB of addresses \(ulimit -v\).*at least 1\.5 GB.*unlimited"):
+    with pytest.raises(ConfigError, match=r"512\.0 MiB of addresses \(ulimit -v\).*at least 1\.5 GiB.*unlimited"):
         LocalEngine(Running(workers=1))
 
 

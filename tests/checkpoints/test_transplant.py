@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steval.checkpoints.transplant import ACTIONS, one_hot_columns, transplant
+from steval.checkpoints.transplant import ACTIONS, Transfer, TransplantReport, one_hot_columns, transplant
 from steval.checkpoints.weight_source import Vocabulary, WeightSource, read_weight_source
 from steval.errors import CheckpointError
 from steval.model.config import GeneDecoderConfig, LlamaConfig, ModelConfig
@@ -191,3 +191,13 @@ def test_an_arc_run_is_a_source():
     assert torch.equal(state["basal_encoder.weight"], source.weights["basal_encoder.weight"][:, :10])
     assert "embed_tokens" in " ".join(source.notes)
     assert report.source.startswith("final.ckpt sha256:")
+
+
+def test_a_report_is_never_empty():
+    whole = TransplantReport("a", (Transfer("w", "loaded", "", (2,), (2,)),))
+    assert whole.lines() == [
+        "weights of a: 1 loaded, 0 remapped, 0 re-initialised, 0 dropped",
+        "every tensor is loaded as it is",
+    ]
+    part = TransplantReport("a", (Transfer("w", "dropped", "no such tensor", (2,), None),))
+    assert len(part.lines()) == 2 and "dropped: w" in part.lines()[1]

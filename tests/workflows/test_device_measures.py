@@ -97,7 +97,7 @@ def test_a_double_perturbation_after_single_ones_is_ranked_by_its_own_values() -
 
 
 def test_controls_that_do_not_fit_the_memory_given_are_refused_by_size() -> None:
-    with pytest.raises(ConfigError, match=r"the controls' 2,000 values need 0\.0 GiB.*--device cpu"):
+    with pytest.raises(ConfigError, match=r"the controls' 2,000 values need 31\.2 KiB of the device.*--device cpu"):
         ranks(DeviceEngine(CPU, 1000), np.ones((3, 20)), np.ones((100, 20)))
 
 

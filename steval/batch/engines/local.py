@@ -24,6 +24,7 @@ from steval.batch.jobs import Outcome, Task
 from steval.batch.settings import Running
 from steval.errors import ConfigError
 from steval.machine import num_cores
+from steval.wording import memory_size
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +230,8 @@ def _require_address_space() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
         raise ConfigError(
-            f"processes here may have {limit / 2**30:.2g} GB of addresses (ulimit -v), and a worker takes at least "
-            f"{LEAST_ADDRESS_SPACE / 2**30:.2g} GB; raise the limit, or lift it with: ulimit -v unlimited"
+            f"processes here may have {memory_size(limit)} of addresses (ulimit -v), and a worker takes at least "
+            f"{memory_size(LEAST_ADDRESS_SPACE)}; raise the limit, or lift it with: ulimit -v unlimited"
         )
 
 

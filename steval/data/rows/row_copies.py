@@ -26,7 +26,7 @@ from steval.data.rows.sources import Rows, StoredRows
 from steval.data.rows.unreadable import reading
 from steval.errors import DataError
 from steval.logs import progress_bar
-from steval.wording import counted
+from steval.wording import counted, memory_size
 
 BLOCK_VALUES = 1 << 22
 SORTING_BYTES = 1 << 28
@@ -189,6 +189,6 @@ def _require_space(directory: Path, num_bytes: int, path: Path) -> None:
     free = shutil.disk_usage(directory).free
     if free < num_bytes:
         raise DataError(
-            f"a copy of {path} by rows needs {num_bytes / 1e9:.1f} GB, {directory} has {free / 1e9:.1f} GB free; name another "
+            f"a copy of {path} by rows needs {memory_size(num_bytes)}, {directory} has {memory_size(free)} free; name another "
             "directory as cache_dir, or store X as uncompressed CSR"
         )
