@@ -16,6 +16,7 @@ PLACEHOLDER = re.compile(r"\b[A-Z]{2,}(_[A-Z]+)*\b|…|\.\.\.|\[|\b[A-Z]\b")
 """What stands for a word of the reader's."""
 
 RUN_BY = {
+    "README.md": "tests/cli/test_finetuning_page.py::test_the_readme_s_way_from_a_screen_to_a_score",
     "docs/coming-from-arc-state.md": "tests/workflows/test_coming_from_arc_state.py::test_every_command_of_the_page_runs",
     "docs/deployment.md": "tests/batch/test_deployment_page.py::test_every_command_of_the_page_runs",
     "docs/finetuning.md": "tests/cli/test_finetuning_page.py::test_every_command_of_the_page_runs",

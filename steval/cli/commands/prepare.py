@@ -108,7 +108,7 @@ def prepare(
         )
         return
     found = [*((key, value) for key, value in report.found.items() if key != "columns")]
-    found += [(f"column: {key}", value) for key, value in report.found["columns"].items()]
+    found += [(f"column: {key}", value or "no such column") for key, value in report.found["columns"].items()]
     print_facts(
         f"Found in {source}", [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in found]
     )
