@@ -61,6 +61,10 @@ def test_scores_side_by_side_with_a_paired_test(demo: DemoResult, tmp_path: Path
     shown = CliRunner().invoke(app, ["compare", str(demo.score_dir), str(other)], env={"COLUMNS": "160"}).stdout
     assert f"a = {demo.score_dir.name}, b = other.score" in shown
     assert "0.0000 to 0.0000" in shown and "mae ↓" in shown  # the interval is one column, the better direction is said
+    narrow = CliRunner().invoke(app, ["compare", str(demo.score_dir), str(other)], env={"COLUMNS": "80"}).stdout
+    rows = [line for line in narrow.split("Paired tests")[1].splitlines() if line.startswith("mae ↓")]
+    assert len(rows) == 1 and "0.0000 to 0.0000" in rows[0]  # a row is a line, and told once
+    assert narrow.count("no difference beyond the choice of perturbations") == narrow.count("Paired tests")
     result = CliRunner().invoke(app, ["compare", str(demo.score_dir), str(other), "-o", str(tmp_path / "s.html")])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "s.html").read_text()

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steval.cli import options
-from steval.cli.output import print_json, print_table, say
+from steval.cli.output import print_json, print_table, say, say_wrapped
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+PAIRED = "Paired tests (over perturbations)"
 
 
 def compare(
@@ -34,30 +37,45 @@ def compare(
     tables = {
         "Best checkpoints": result.best,
         "Metrics": result.metrics,
-        "Paired tests (over perturbations)": result.tests,
+        PAIRED: result.tests,
         "Settings that differ": result.settings,
     }
     if json:
         print_json({title: frame.to_dicts() for title, frame in tables.items()} | {"written": written})
         return
     for title, frame in tables.items():
-        if frame.height:
+        if frame.height and title == PAIRED:
+            _print_tests(frame)
+        elif frame.height:
             _print_comparison(title, frame)
     if written:
         say(f"-> {written}")
 
 
 def _print_comparison(title: str, frame: "pl.DataFrame") -> None:
-    """Without what is empty; the ends of an interval in one column, and the only comparison that there is in the title."""
+    """Without what is empty, and with which direction of a metric is good."""
     from steval.evaluator.metrics.catalog import with_arrow
 
-    frame = frame.rename({"low": "difference_low", "high": "difference_high"}, strict=False)
-    if "comparison" in frame.columns and frame["comparison"].n_unique() == 1:
-        second, _, first = frame["comparison"][0].partition(" − ")
-        title, frame = f"{title}: a = {first}, b = {second}, difference b − a", frame.drop("comparison")
     columns = [name for name in frame.columns if not frame[name].is_null().all()]
     rows = [
         [with_arrow(value) if name == "metric" else value for name, value in zip(columns, row, strict=True)]
         for row in frame.select(columns).iter_rows()
     ]
     print_table(title, columns, rows)
+
+
+def _print_tests(frame: "pl.DataFrame") -> None:
+    """A table for each quantity of each two scores, which fits 80 columns, and below it what it shows, each sentence once."""
+    short = {"difference": "b − a", "low": "b − a_low", "high": "b − a_high", "p_value": "p"}
+    for part in frame.partition_by(["comparison", "quantity"], maintain_order=True):
+        second, _, first = part["comparison"][0].partition(" − ")
+        title = f"{PAIRED}, {part['quantity'][0]}: a = {first}, b = {second}"
+        told = [
+            name for name in ("comparison", "quantity", "exceeds_noise", "better", "sentence") if name in part.columns
+        ]
+        _print_comparison(title, part.drop(told).rename(short, strict=False))
+        where = ["metric"] if part["cell_type"].n_unique() == 1 else ["cell_type", "metric"]
+        for (sentence,), rows in part.group_by("sentence", maintain_order=True):
+            names = ", ".join(" ".join(row) for row in rows.select(where).iter_rows())
+            say_wrapped(f"{names if rows.height < part.height else 'All'}: {sentence}")
+        say()
