@@ -56,6 +56,14 @@ def needs_package(what: str, package: str) -> str:
     )
 
 
+def duration(seconds: float) -> str:
+    """Rounded, in two units: `1 h 05 min`, `3 min 20 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
 def needs_extra(what: str, package: str, extra: str) -> str:
     """The sentence where a package of one of steval's extras is not installed; steval comes from a clone, no index has it."""
     return (

@@ -13,11 +13,11 @@ from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.estimates import estimate_memory, skeleton
 from steval.trainer.fit.optimiser import ParameterSet
-from steval.trainer.progress.notices import Notice, duration
+from steval.trainer.progress.notices import Notice
 from steval.trainer.settings.network import names_backbone
 from steval.trainer.settings.phases import PhaseSettings
 from steval.trainer.sources import Base
-from steval.wording import counted, memory_size
+from steval.wording import counted, duration, memory_size
 
 MISMATCH = (
     "the input is the embedding {key!r}, and the evaluator compares genes: the published rounds with embedding input "

@@ -25,6 +25,7 @@ def test_the_plan_is_shown_and_nothing_runs(case: Path):
     result = invoke(str(path), "--dry-run")
     assert result.exit_code == 0, result.output
     assert "a__packaged__all" in result.stdout and "4 jobs, 38 tasks on 2 workers" in result.stdout
+    assert "MiB" in result.stdout and " s (a guess" in result.stdout  # for a person; --json has numbers
     plan = json.loads(invoke(str(path), "--dry-run", "--json", "--shard", "2/2").stdout)
     assert [job["job"] for job in plan["plan"]] == ["a__synthetic__all", "b__synthetic__all"]
     assert not (case / "shown.batch").exists()

@@ -8,8 +8,9 @@ import pytest
 
 from steval.data.cells.cellfile import read_anndata, write_anndata
 from steval.errors import ConfigError, DataError
-from steval.trainer.progress.notices import Notice, duration
+from steval.trainer.progress.notices import Notice
 from steval.trainer.run import rehearse
+from steval.wording import duration
 from support.tiny_runs import run, tiny_config
 
 

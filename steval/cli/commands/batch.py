@@ -8,7 +8,7 @@ import typer
 from steval.cli import options
 from steval.cli.output import print_json, print_table, say
 from steval.errors import BatchError
-from steval.wording import counted
+from steval.wording import counted, duration, memory_size
 
 if TYPE_CHECKING:
     from steval.batch.run import BatchResult, Outline
@@ -103,12 +103,23 @@ def _show_plan(plan: "Outline", as_json: bool) -> None:
     if as_json:
         print_json({**summary, "plan": rows})
         return
-    print_table("Plan", list(rows[0]), [list(row.values()) for row in rows])
+    shown = [
+        (
+            *(row[name] for name in ("job", "do", "perturbations", "cells", "tasks")),
+            *(memory_size(size) for size in (one.memory, one.output_bytes)),
+            duration(one.seconds),
+            row["state"],
+        )
+        for row, one in zip(rows, plan.jobs, strict=True)
+    ]
+    print_table(
+        "Plan", ("job", "do", "perturbations", "cells", "tasks", "memory", "predictions", "time", "state"), shown
+    )
     size = (
         ", ".join((counted(len(rows), "job"), counted(summary["tasks"], "task")))
         + f" on {counted(plan.workers, 'worker')}"
     )
-    say(f"{size}: about {summary['minutes']:.1f} minutes ({basis})")
+    say(f"{size}: about {duration(plan.seconds)} ({basis})")
     say(f"Results would go to {summary['directory']}")
 
 

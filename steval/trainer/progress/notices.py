@@ -8,6 +8,7 @@ from typing import Any
 
 from steval.logs import progress_bar
 from steval.trainer.progress.state import Progress
+from steval.wording import duration
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +73,3 @@ class PhaseBar:
     def close(self) -> None:
         """Leave the bar where it is."""
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """Rounded, in two units: `1 h 05 min`, `3 min 20 s`, `12 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
