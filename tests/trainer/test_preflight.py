@@ -58,7 +58,9 @@ def test_nothing_is_written_when_the_data_is_bad(screen_path: Path, tmp_path: Pa
 
 def test_a_frozen_backbone_of_random_weights_is_refused_unless_asked_for(screen_path: Path, tmp_path: Path) -> None:
     frozen = tiny_config(screen_path, "phases.0.steps=1", "phases.1.steps=1", network={})
-    with pytest.raises(ConfigError, match=r"without --init-from .* 1 phase freezes it or a part of it \(frozen\).* --from-nothing"):
+    with pytest.raises(
+        ConfigError, match=r"without --init-from .* 1 phase freezes it or a part of it \(frozen\).* --from-nothing"
+    ):
         run(frozen, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     told: list[Notice] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 from steval.data.files import sha256_file
 from steval.errors import CheckpointError
+from steval.wording import memory_size
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTENT_NAME = re.compile(r"[\w+=-][\w.+=-]{0,199}", re.ASCII)
@@ -43,7 +44,9 @@ def _require_sound(announced: Any, name: str, commit: str, cache: Path) -> None:
     if announced.size is None or announced.size < 0:
         problems.append(f"its size is {announced.size!r}, a number of bytes is needed")
     elif announced.size > (free := _free_bytes(cache)):
-        problems.append(f"it takes {announced.size:,} bytes, and the disk of the cache ({cache}) has {free:,}")
+        problems.append(
+            f"it takes {memory_size(announced.size)}, and the disk of the cache ({cache}) has {memory_size(free)}"
+        )
     if problems:
         raise CheckpointError(f"{name} is not fetched, for what the hub says of it", problems)
 

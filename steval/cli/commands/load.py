@@ -9,7 +9,7 @@ import typer
 from steval.cli import options
 from steval.cli.output import Tenths, print_json, print_table, say, say_wrapped
 from steval.errors import ConfigError, ServiceError
-from steval.wording import whole_number
+from steval.wording import counted, whole_number
 
 if TYPE_CHECKING:
     from steval.service.load.measure import Level
@@ -112,7 +112,7 @@ def _print(plan: "LoadPlan", levels: "list[Level]") -> None:
     from steval.service.load.measure import BUSY
 
     what = "mean profiles of " if plan.output == "mean" else ""
-    title = f"{what}{plan.cells} cells, one perturbation a request; seeds from {plan.seed}"
+    title = f"{what}{counted(plan.cells, 'cell')}, one perturbation a request; seeds from {plan.seed}"
     columns = ("clients", "answers", "requests/s", "cells/s", "p50 ms", "p95 ms", "p99 ms", "errors")
     rows = [
         (
