@@ -136,8 +136,8 @@ class MicroBatcher:
                 raise ServiceError("the service is shutting down", status=503, code="shutting_down", retry_after=5)
             if self._reserved and self._reserved + num_cells > self._max_queued_cells:
                 raise ServiceError(
-                    f"the queue is full: {counted(num_cells, 'more cell is', 'more cells are')} over the limit of {self._max_queued_cells:,}; come back "
-                    "after the time in Retry-After",
+                    f"the queue is full: {counted(num_cells, 'more cell is', 'more cells are')} over the limit of "
+                    f"{self._max_queued_cells:,}; come back after the time in Retry-After",
                     status=503,
                     code="busy",
                     retry_after=self._expected_wait(),
