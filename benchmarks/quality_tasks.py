@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from steval.data.cells.cellfile import write_anndata
+from steval.data.cells.record import steval_record
 from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.evaluator.heldout import HeldOut
@@ -106,3 +108,14 @@ def to_lognorm(counts: ad.AnnData, target_sum: float) -> ad.AnnData:
     cells = ad.AnnData(lognorm(sp.csr_matrix(counts.X), target_sum), obs=counts.obs, var=counts.var[[]])
     cells.obs = cells.obs.astype(str)
     return cells
+
+
+def write_task(task: Task, path: Path) -> None:
+    """The task's cells as a file for `steval finetune`, unless it is there."""
+    if path.exists():
+        return
+    cells = task.cells.copy()
+    cells.uns["steval"] = steval_record(
+        made_by="benchmark", scale="lognorm", target_sum=task.target_sum, columns=task.columns
+    )
+    write_anndata(cells, path)

@@ -46,6 +46,8 @@ class Job(Settings):
     """`sha256` is the checkpoint's own digest, of its metadata and so of each tensor."""
     adapter: Stamp | None = None
     """An adapter to `checkpoint`, which is its base then; `sha256` is the adapter's own digest."""
+    others: tuple[Stamp, ...] = ()
+    """More checkpoints, whose effects are averaged with those of `checkpoint`."""
     real: Stamp | None
     """None: the evaluation data that the checkpoint records."""
     train: Stamp | None
@@ -86,6 +88,11 @@ class Job(Settings):
     def perturbations(self) -> tuple[str, ...]:
         """Sorted names."""
         return tuple(sorted({item.perturbation for item in self.items}))
+
+    @property
+    def members(self) -> tuple[Stamp, ...]:
+        """All checkpoints that predict together."""
+        return self.checkpoint, *self.others
 
     @property
     def num_cells(self) -> int:

@@ -85,7 +85,7 @@ class _Planner:
         stamps = [
             stamp
             for job in jobs
-            for stamp in (job.checkpoint, job.adapter, job.real, job.train, job.predictions)
+            for stamp in (*job.members, job.adapter, job.real, job.train, job.predictions)
             if stamp
         ]
         for place in sorted({stamp.place for stamp in stamps if not is_url(stamp.place)}):
@@ -155,6 +155,7 @@ class _Planner:
             "request_name": request.name,
             "checkpoint": checkpoint.stamp,
             "adapter": checkpoint.adapter,
+            "others": tuple(one.stamp for one in checkpoint.others),
             "real": data.stamp,
             "train": data.train,
             "predictions": predictions,
@@ -212,6 +213,8 @@ class _Planner:
             del plain["adapter"]  # a job without one is what it was before there were any
         if values["do"] == "predict":
             del plain["score"]
+        if not values["others"]:
+            del plain["others"]
         running = self._manifest.run
         plain["dtype"], plain["device"] = running.dtype, "gpu" if running.gpus else "cpu"
         return json_digest({**plain, "versions": self._versions})
@@ -239,6 +242,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value.sha256
         if isinstance(value, Stamp)
+        else [stamp.sha256 for stamp in value]
+        if name == "others"
         else [item.as_dict() for item in value]
         if name == "items"
         else value.as_dict()

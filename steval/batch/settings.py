@@ -18,20 +18,36 @@ EngineName = Literal["local", "ray"]
 
 
 class CheckpointEntry(Settings):
-    """One checkpoint, or all that a glob finds."""
+    """One checkpoint, or all that a glob finds; a list of paths is one ensemble."""
 
-    path: str
-    """Path, glob (`runs/*/checkpoints/best-val.safetensors`) or fsspec URL; relative to the manifest."""
+    path: str | tuple[str, ...]
+    """Path, glob (`runs/*/checkpoints/best-val.safetensors`) or fsspec URL; relative to the manifest. A list: all that it finds
+    predict together, as `steval predict A B C` does."""
     adapter: str | None = None
-    """An adapter to the checkpoint, which is its base: path or fsspec URL, relative to the manifest."""
+    """An adapter to the checkpoint, which is its base: path or fsspec URL, relative to the manifest. Not to a list."""
     name: str | None = None
     """Name in tables and directories. None: the file's (of an adapter: its own), with as much of its path as tells it from the
-    others."""
+    others; `ensemble` for a list."""
 
     @model_validator(mode="before")
     @classmethod
     def _bare(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+        return {"path": value} if isinstance(value, (str, list, tuple)) else value
+
+    @field_validator("path")
+    @classmethod
+    def _some_paths(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one checkpoint")
+        return value
+
+    @model_validator(mode="after")
+    def _adapter_of_one(self) -> "CheckpointEntry":
+        if self.adapter is not None and not isinstance(self.path, str):
+            raise ValueError(
+                "an adapter goes with one checkpoint, not with a list; make checkpoints by steval merge and list those"
+            )
+        return self
 
 
 class DataEntry(Settings):

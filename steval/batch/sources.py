@@ -1,6 +1,6 @@
 """The checkpoints and data sets of a manifest, found, opened and described; nothing is computed from them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,19 +18,22 @@ from steval.data.outputs import real_path
 from steval.data.splits.selection import open_reference
 from steval.errors import DataError, StevalError
 from steval.machine import package_versions
+from steval.predictor.members import Member, misfits
 
 RESULT_PACKAGES = (
     "anndata", "cell-eval", "h5py", "numba", "numpy", "pdex", "polars", "scikit-learn", "scipy", "torch",
 )  # fmt: skip
 """Their versions are part of a job's identity."""
 SCALE_CELLS = 200
+ENSEMBLE_NAME = "ensemble"
+"""Of checkpoints that predict together, where the manifest gives no name."""
 Digest = Callable[[str], Stamp]
 """Place → the file as it is now."""
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A checkpoint whose metadata could be read, whole or a base with an adapter."""
+    """A checkpoint whose metadata could be read, whole or a base with an adapter; the first of an ensemble."""
 
     name: str
     stamp: Stamp
@@ -38,11 +41,23 @@ class FoundCheckpoint:
     """Of an adapter: that of the checkpoint which it makes with its base."""
     path: Path
     adapter: Stamp | None = None
+    others: tuple["FoundCheckpoint", ...] = ()
+    """The rest of the ensemble."""
 
     @property
     def digest(self) -> str:
         """Digest of the checkpoint, or of what it makes with the adapter."""
         return self.stamp.sha256 if self.adapter is None else digest_of_both(self.stamp.sha256, self.adapter.sha256)
+
+    @property
+    def members(self) -> tuple["FoundCheckpoint", ...]:
+        """All that predict together."""
+        return self, *self.others
+
+    @property
+    def described(self) -> Member:
+        """As a member of an ensemble."""
+        return Member(str(self.path), self.digest, self.manifest)
 
 
 @dataclass(frozen=True)
@@ -74,14 +89,30 @@ class Sources:
         return directories
 
     def checkpoints(self) -> list[FoundCheckpoint]:
-        """All checkpoints, each once."""
-        entries = [(entry.path, entry.adapter, entry.name) for entry in self.manifest.checkpoints]
+        """All checkpoints, each once, and the ensembles after them."""
+        entries = [
+            (entry.path, entry.adapter, entry.name)
+            for entry in self.manifest.checkpoints
+            if isinstance(entry.path, str)
+        ]
+        found = self._read(self._expand(entries, "checkpoints"))
+        for entry in self.manifest.checkpoints:
+            together = None if isinstance(entry.path, str) else self._ensemble(entry.path, entry.name)
+            found += [] if together is None else [together]
+        names = [one.name for one in found]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            self.problems.append(f"checkpoints: more than one is named {', '.join(repeated)}; give names (name: ...)")
+        return found
+
+    def _read(self, places: Mapping[str, tuple[str, str | None]], of: str = "") -> list[FoundCheckpoint]:
+        """Those of the checkpoints, by their names, that can be read; what cannot is a problem. `of`: begins their names there."""
         found = []
-        for name, (place, adapter) in self._expand(entries, "checkpoints").items():
+        for name, (place, adapter) in places.items():
             try:
                 found.append(self._checkpoint(name, place, adapter))
             except (StevalError, OSError) as error:
-                self.problems.append(f"checkpoint {name}: {error}")
+                self.problems.append(f"checkpoint {of}{name}: {error}")
         return found
 
     def _checkpoint(self, name: str, place: str, adapter: str | None) -> FoundCheckpoint:
@@ -103,6 +134,17 @@ class Sources:
         record, digest, _ = read_record(adapter_path)
         record.require_base(manifest, path, adapter_path)
         return replace(found, manifest=record.manifest, adapter=_stamp(adapter, adapter_path, digest))
+
+    def _ensemble(self, paths: Sequence[str], name: str | None) -> FoundCheckpoint | None:
+        """The checkpoints that all `paths` find, as one; what does not fit together is a problem."""
+        own = plain_name(name or ENSEMBLE_NAME)
+        places = self._expand([(path, None, None) for path in paths], f"checkpoints {own}")
+        members = self._read(places, f"{own}: ")
+        if len(members) < len(places) or not members:
+            return None
+        described = [one.described for one in members]
+        self.problems += [f"checkpoint {own}: {problem}" for problem in misfits(described)]
+        return replace(members[0], name=own, others=tuple(members[1:]))
 
     def data_sets(self) -> list[FoundData]:
         """All data sets, each once."""

@@ -27,6 +27,8 @@ ADAPTER_NAME = BEST_NAME.replace(SUFFIX, ADAPTER_SUFFIX)
 """The adapter file of a run."""
 CHECKPOINTS_NAME = "checkpoints"
 """Its directory, in the run's."""
+SEEDS_NAME = "seeds.json"
+"""What tells a directory that holds the runs of several seeds."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ def is_run(path: Path) -> bool:
     return any(best.is_file() for best in _best_paths(Path(path)))
 
 
+def holds_seeds(path: Path) -> bool:
+    """Whether `path` is a directory of `steval finetune --seeds`: a run directory for each."""
+    return (Path(path) / SEEDS_NAME).is_file()
+
+
 def is_arc(path: Path) -> bool:
     """Whether `path` is to be read as an arc-state model: a directory that is no run of ours, or one of its files."""
     path = Path(path)
@@ -122,6 +129,11 @@ def _no_checkpoint(reference: str) -> Path:
             )
         raise CheckpointError(
             f"{path} is a directory of arc-state, not a steval checkpoint: convert it with steval convert {path} -o OUT.safetensors"
+        )
+    if holds_seeds(path):
+        runs = " ".join(str(best.parent.parent) for best in sorted(path.glob(f"*/{CHECKPOINTS_NAME}/{BEST_NAME}")))
+        raise CheckpointError(
+            f"{path} holds runs of several seeds, not one checkpoint: give one of them, or to steval predict all together: {runs}"
         )
     inside = sorted(one.name for one in path.glob("*.safetensors"))
     hint = f"; it holds {', '.join(inside[:5])}: name one of them" if inside else ""

@@ -54,6 +54,7 @@ OPTIONS: dict[str, Shown] = {
     "--set": Shown(RUNNING, "KEY=VALUE"),
     "--init-from": Shown(INPUT, "PATH"),
     "--resume": Shown(INPUT, "DIR"),
+    "--seeds": Shown(RUNNING, "K"),
     "--from-arc-config": Shown(INPUT, "YAML"),
     "--print-config": Shown(RUNNING),
     "--allow-mismatch": Shown(RUNNING),

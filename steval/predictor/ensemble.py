@@ -10,14 +10,10 @@ from steval.predictor.cells.decoding import carried_blocks
 from steval.predictor.cells.predicted import PredictedBlock, PredictionFacts
 from steval.predictor.controls import ControlPool
 from steval.predictor.engine import Predictor
+from steval.predictor.members import Member, misfits, not_carried
 from steval.predictor.plan import PredictionPlan
 from steval.predictor.requests import PredictionRequest
 from steval.predictor.sets import PlannedItem
-
-ALIKE = ("output_genes", "input_genes", "scale", "target_sum", "control")
-"""What the manifests of an ensemble have in common."""
-READ_ALIKE = ("input_key", "input_dim")
-"""What their networks have in common: all start from the same cells, as the first one reads them."""
 
 
 class Ensemble:
@@ -28,28 +24,15 @@ class Ensemble:
 
     def __init__(self, members: Sequence[Predictor]):
         self.members = tuple(members)
-        first = self.members[0]
-        problems = [
-            f"{member.path} and {first.path} differ in {name.replace('_', ' ')}"
-            for member in self.members[1:]
-            for name in (*ALIKE, *READ_ALIKE)
-            if _fact(member, name) != _fact(first, name)
-        ]
-        digests = [member.digest for member in self.members]
-        problems += [
-            f"{member.path} is given twice" for row, member in enumerate(self.members) if member.digest in digests[:row]
-        ]
+        self.manifest = self.members[0].manifest
+        problems = misfits([Member(str(one.path), one.digest, one.manifest) for one in self.members])
         if problems:
             raise ConfigError("these checkpoints cannot predict together", problems)
 
     def plan(self, request: PredictionRequest, pool: ControlPool) -> PredictionPlan:
         """The first member's plan; all members must carry effects."""
         plan = self.members[0].plan(request, pool)
-        problems = [
-            f"{member.path} is decoded as the network puts its cells out"
-            for member in self.members
-            if member.decoder.chosen(request.decoding).settings.kind != "carried"
-        ]
+        problems = not_carried([(str(one.path), one.decoder.settings) for one in self.members], request.decoding)
         if problems:
             raise ConfigError(
                 "effects of several checkpoints are averaged where cells carry effects; run steval calibrate on them, or ask for "
@@ -97,11 +80,3 @@ class Ensemble:
             {**each[0].engine, "ensemble": members},
             self.expected_errors(plan),
         )
-
-
-def _fact(member: Predictor, name: str) -> Any:
-    manifest = member.manifest
-    if name in ALIKE:
-        return getattr(manifest, name)
-    by_name = name == "input_key" and manifest.model.input_is_genes  # genes are found by name, whatever the key
-    return None if by_name else getattr(manifest.model, name)

@@ -44,10 +44,14 @@ def _blocks(plan: PredictionPlan, files: Sequence[CellFile], chunks: Chunks) -> 
         yield PredictedBlock([one], cells)
 
 
-def chunk_facts(path: Path, made_by: str) -> PredictionFacts:
-    """Who computed the cells, as a chunk's own record says; which of several GPUs did is left out."""
-    with CellFile.open(path) as cells:
-        details = cells.record["details"]
+def chunk_facts(chunks: Chunks, made_by: str) -> PredictionFacts:
+    """Who computed the cells, as the first chunk's record says (which of several GPUs did is left out), and what each expects."""
+    records = []
+    for path, _ in chunks:
+        with CellFile.open(path) as cells:
+            records.append(cells.record["details"])
+    details = records[0]
     device, _, _ = details["predictor"]["device"].partition(":")
     engine = {**details["predictor"], "device": device}
-    return PredictionFacts(made_by, details["checkpoint"], details["checkpoint_digest"], engine)
+    expected = [line for one in records for line in one.get("expected_error", ())]
+    return PredictionFacts(made_by, details["checkpoint"], details["checkpoint_digest"], engine, expected or None)

@@ -63,7 +63,7 @@ class Sizes:
     @classmethod
     def of(cls, job: Job, data: DataSize) -> "Sizes":
         """Sizes of a planned job."""
-        return cls(job.checkpoint.num_bytes, job.num_cells, data, job.score)
+        return cls(sum(one.num_bytes for one in job.members), job.num_cells, data, job.score)
 
     def units(self, kind: Kind, share: float = 1.0) -> float:
         """Size of a task that does `share` of its kind's work for the job."""

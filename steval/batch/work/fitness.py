@@ -14,6 +14,7 @@ from steval.data.cells.scale import Scale
 from steval.data.columns import Columns, resolve_columns
 from steval.data.labels import labels_of, labels_or, unique_labels
 from steval.errors import DataError, StevalError
+from steval.predictor.members import not_carried
 from steval.predictor.request_files import items_of
 from steval.predictor.requests import RequestItem, require_known
 from steval.wording import counted
@@ -66,7 +67,12 @@ def misfits(
             problems.append(str(error))
 
     if request.do != "score":
-        check(lambda: require_known(names, manifest.perturbation_names, manifest.control))
+        for member in checkpoint.members:
+            check(lambda known=member.manifest: require_known(names, known.perturbation_names, known.control))
+        if checkpoint.others:
+            problems += not_carried(
+                [(str(one.path), one.manifest.decoding) for one in checkpoint.members], request.decoding
+            )
         wanted = {item.cell_type for item in items if item.cell_type} - view.control_cell_types
         if wanted:
             problems.append(f"the data has no control cells of cell type {', '.join(sorted(wanted))} to start from")

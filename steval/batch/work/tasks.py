@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from steval.checkpoints.manifest import Manifest
     from steval.data.cells.cellfile import CellFile
     from steval.predictor.engine import Predictor
+    from steval.predictor.ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _assemble(task: Task, device: str) -> None:
         request = PredictionRequest(items=job.items, seed=job.seed, output=job.output, decoding=job.decoding)
         plan = make_plan(request, pool, manifest)
         with chunk_blocks(plan, chunks) as blocks:
-            write_predictions(task.output, plan, blocks, chunk_facts(chunks[0][0], "steval batch"))
+            write_predictions(task.output, plan, blocks, chunk_facts(chunks, "steval batch"))
 
 
 def _de(task: Task, device: str) -> None:
@@ -197,26 +198,34 @@ def _require_same(stamp: Stamp, digest: str) -> None:
         raise CheckpointError(f"{stamp.place} has changed since the batch was planned; run the batch again")
 
 
-def _predictor(task: Task, device: str) -> "Predictor":
+def _predictor(task: Task, device: str) -> "Predictor | Ensemble":
+    """The job's checkpoint, with its adapter where it has one, or several checkpoints as one."""
     import torch
 
+    from steval.predictor.ensemble import Ensemble
+
     torch.set_num_threads(task.threads)
-    job, stamps = task.job, [task.job.checkpoint, *([task.job.adapter] if task.job.adapter else [])]
-    paths = [str(_file(stamp, task.root, verify=False)) for stamp in stamps]
-    predictor = _loaded((*paths,), (*(stamp.modified_ns for stamp in stamps),), task.dtype, device)
-    if predictor.digest != job.model_digest:
+    job = task.job
+    stamps = [*job.members, *([job.adapter] if job.adapter else [])]
+    files = tuple((str(_file(stamp, task.root, verify=False)), stamp.modified_ns) for stamp in stamps)
+    members = _loaded(files, job.adapter is not None, task.dtype, device)
+    if members[0].digest != job.model_digest:
         _manifest(job, task.root)  # says which of the files has changed
-        _require_same(job.checkpoint, predictor.digest)
-    return predictor
+        _require_same(job.checkpoint, members[0].digest)
+    for stamp, member in zip(job.others, members[1:], strict=True):
+        _require_same(stamp, member.digest)
+    return members[0] if len(members) == 1 else Ensemble(members)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(paths: tuple[str, ...], modified_ns: tuple[int, ...], dtype: str, device: str) -> "Predictor":
-    """The last checkpoint stays loaded: a worker mostly gets chunks of one job after another. `paths`: its own, its adapter's."""
+def _loaded(files: tuple[tuple[str, int], ...], adapted: bool, dtype: str, device: str) -> "tuple[Predictor, ...]":
+    """The last checkpoints stay loaded, `files` with the times of their change: a worker mostly gets chunks of one job after
+    another. `adapted`: a base and its adapter."""
     from steval.checkpoints.adapters.adapter_file import load_adapted
     from steval.checkpoints.store import load_checkpoint
     from steval.predictor.engine import Predictor
 
-    files = [Path(path) for path in paths]
-    checkpoint = load_checkpoint(files[0]) if len(files) == 1 else load_adapted(*files)
-    return Predictor(checkpoint, device=device, dtype="bf16" if dtype == "bf16" else "float32")
+    paths = [Path(path) for path, _ in files]
+    checkpoints = [load_adapted(*paths)] if adapted else [load_checkpoint(path) for path in paths]
+    kind = "bf16" if dtype == "bf16" else "float32"
+    return tuple(Predictor(checkpoint, device=device, dtype=kind) for checkpoint in checkpoints)

@@ -1,5 +1,6 @@
 """`steval finetune`."""
 
+import shlex
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,8 @@ from steval.cli.output import print_json, print_table, say
 if TYPE_CHECKING:
     from steval.trainer.config import FinetuneConfig
     from steval.trainer.progress.notices import Notice
+    from steval.trainer.run import RunResult
+    from steval.workflows.seeds import SeedRuns
 
 
 def finetune(
@@ -54,6 +57,14 @@ def finetune(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Go on where input, output and evaluation do not fit each other.")
     ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds",
+            min=2,
+            help="So many runs, with the configuration's seed and those after it, to predict together.",
+        ),
+    ] = None,
     drop_unlabelled: options.DropUnlabelled = False,
     from_nothing: Annotated[
         bool, typer.Option("--from-nothing", help="Go on where phases freeze a backbone of random weights.")
@@ -69,6 +80,8 @@ def finetune(
 
     Continue a stopped run with `steval finetune --resume runs/screen`.
     """
+    from steval.checkpoints.location import holds_seeds
+
     overrides = tuple(set_ or ())
     if drop_unlabelled:
         overrides += ("data.columns.drop_unlabelled=true",)
@@ -78,6 +91,9 @@ def finetune(
         raise typer.BadParameter(
             "--data-dir finds the files of a run to --resume; name a new run's with --set data.files=[...]"
         )
+    several = resume is not None and holds_seeds(resume)
+    if several and (config or overrides):
+        raise typer.BadParameter("runs of several seeds continue as they began; leave CONFIG and --set out")
     settings = (
         _resumed(resume, overrides) if resume and not config else _configuration(config, from_arc_config, overrides)
     )
@@ -91,12 +107,14 @@ def finetune(
         raise typer.BadParameter(f"{option} is for a run that has not begun; leave --resume out")
     if dry_run and estimate:
         raise typer.BadParameter("give --dry-run or --estimate, not both")
-    if resume and (run or overwrite):
-        raise typer.BadParameter("--resume names the run directory itself; leave --run and --overwrite out")
+    if resume and (run or overwrite or seeds):
+        given = "--seeds" if seeds else "--run and --overwrite"
+        raise typer.BadParameter(f"--resume names the run directory itself; leave {given} out")
     keep_freed_memory()
     with importing():
         from steval.workflows.finetune import finetune_with_evaluation, rehearse_with_evaluation
         from steval.workflows.score import data_directories
+        from steval.workflows.seeds import finetune_seeds, resume_seeds
     if threads:
         import torch
 
@@ -123,12 +141,24 @@ def finetune(
         if json:
             print_json({"notices": [asdict(notice) for notice in notices]})
         return
-    run_dir = resume or run or Path("runs") / Path(config or str(from_arc_config)).stem
+    directory = resume or run or Path("runs") / Path(config or str(from_arc_config)).stem
+    if seeds or several:
+        if resume is not None:
+            done = resume_seeds(resume, device=device, data_dirs=data_directories(data_dir), report=report)
+        else:
+            assert settings is not None
+            assert seeds is not None
+            done = finetune_seeds(
+                settings, directory, seeds, init_from=init_from, overwrite=overwrite, device=device,
+                allow_mismatch=allow_mismatch, from_nothing=from_nothing, report=report,
+            )  # fmt: skip
+        _say_seeds(done, json)
+        return
     if not resume:
-        _require_kept(run_dir, config or str(from_arc_config))
+        _require_kept(directory, config or str(from_arc_config))
     result = finetune_with_evaluation(
         settings,
-        run_dir,
+        directory,
         init_from=init_from,
         resume=resume is not None,
         overwrite=overwrite,
@@ -139,12 +169,34 @@ def finetune(
         report=report,
     )
     if json:
-        best = {"path": str(result.best), **result.best_record}
-        print_json({"run": str(result.run_dir), "finished": result.finished, "step": result.step, "best": best})
+        print_json(_told(result))
     else:
         say(f"best checkpoint: {result.best} ({_said(result.best_record)})")
+    _exit_where_stopped(result, result.run_dir)
+
+
+def _told(result: "RunResult") -> dict[str, object]:
+    best = {"path": str(result.best), **result.best_record}
+    return {"run": str(result.run_dir), "finished": result.finished, "step": result.step, "best": best}
+
+
+def _say_seeds(done: "SeedRuns", json: bool) -> None:
+    """What the runs of several seeds left, and how they predict together."""
+    if json:
+        print_json(
+            {"run": str(done.path), "finished": done.finished, "runs": [_told(result) for result in done.results]}
+        )
+    else:
+        for result in done.results:
+            say(f"best checkpoint: {result.best} ({_said(result.best_record)})")
+        if done.finished:
+            say(f"predict with all of them: steval predict {shlex.join(map(str, done.run_dirs))} -o preds.h5ad")
+    _exit_where_stopped(done.results[-1], done.path)
+
+
+def _exit_where_stopped(result: "RunResult", directory: Path) -> None:
     if not result.finished:
-        say(f"stopped at step {result.step}; continue with: steval finetune --resume {result.run_dir}", err=True)
+        say(f"stopped at step {result.step}; continue with: steval finetune --resume {directory}", err=True)
         raise typer.Exit(128 + (result.stopped_by or signal.SIGINT))
 
 

@@ -37,7 +37,7 @@ def build_trainer(compute: ComputeSettings, device: str, steps: int, accumulatio
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     accelerator, devices = _devices(compute, device)
     torch.set_float32_matmul_precision("high" if compute.tf32 else "highest")
-    count = len(devices) if isinstance(devices, list) else devices
+    count = _count(devices)
     several = count > 1 or compute.num_nodes > 1 or compute.strategy == "ddp"
     strategy: Any = DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True) if several else "auto"
     if compute.strategy == "fsdp":
@@ -72,6 +72,15 @@ def _devices(compute: ComputeSettings, device: str) -> tuple[str, int | list[int
         return ("gpu" if on_gpu else "cpu"), compute.devices
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     return ("gpu", local or torch.cuda.device_count()) if on_gpu else ("cpu", local or 1)
+
+
+def _count(devices: int | list[int]) -> int:
+    return len(devices) if isinstance(devices, list) else devices
+
+
+def num_processes(compute: ComputeSettings, device: str) -> int:
+    """Processes of a run that was asked for `device`, on all nodes; those of torchrun count too."""
+    return max(_count(_devices(compute, device)[1]) * compute.num_nodes, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def training_device(compute: ComputeSettings, device: str) -> torch.device:
