@@ -10,6 +10,7 @@ task is). Parts, chosen with --parts:
                held-out perturbations of rep_2; baselines beside it
     transfer   pre-trained on rep_1, fine-tuned on rep_2: frozen, staged, full, and from nothing, at equal steps
     space      embedding input (50 principal components, gene decoder) against expression, from nothing, at equal steps
+    auxiliary  the principal components as a second target: distilled, contrasted, both, against neither
     generated  generated cells of two cell types: pre-trained on one, fine-tuned on the other (needs no file)
 
 A run that is finished in --work is not repeated. Scores are cell-eval's metrics, by steval's evaluator, of as many cells as
@@ -228,6 +229,18 @@ def space_plans(prepared: Path) -> list[Plan]:
     ]  # fmt: skip
 
 
+def auxiliary_plans(prepared: Path) -> list[Plan]:
+    """Expression in and out, with and without losses on the principal components of the measured cells."""
+    weights = {"distil": ("loss.distil=0.3",), "contrast": ("loss.contrast=0.3",)}
+    weights["both"] = (*weights["distil"], *weights["contrast"])
+    scored = {"parts": ("val", "test"), "cells": (0, MANY_CELLS)}
+    read = replicates([prepared], auxiliary_key="X_pca")
+    return [
+        Plan("auxiliary, neither", replicates([prepared]), **scored),
+        *(Plan(f"auxiliary, {name}", read, changes=changes, **scored) for name, changes in weights.items()),
+    ]
+
+
 def prepared_file(source: Path, work: Path) -> Path:
     """Lognorm to 200 per cell, cells of at least 20 counts; principal components of the training cells in `obsm`."""
     path = work / "thp1.h5ad"
@@ -338,6 +351,7 @@ def main() -> None:
                 "task": lambda: task_plans(prepared),
                 "transfer": lambda: transfer_plans(prepared),
                 "space": lambda: space_plans(prepared),
+                "auxiliary": lambda: auxiliary_plans(prepared),
                 "generated": lambda seed=seed: generated_plans(options.work, seed),
             }[part]()
             for plan in plans:

@@ -20,7 +20,10 @@ _ROOTS: dict[str, ParameterGroup] = {
     "project_out": "outputs",
     "final_down_then_up": "outputs",
     "gene_decoder": "outputs",
+    "auxiliary": "outputs",
 }
+AUXILIARY_PREFIX = "auxiliary."
+"""Begins the names of the heads on an auxiliary embedding, which no checkpoint has."""
 _BACKBONE = "transformer_backbone"
 _BLOCK = re.compile(rf"^{_BACKBONE}\.(?:layers|h)\.(\d+)\.")
 _FINAL_NORM = re.compile(rf"^{_BACKBONE}\.(?:norm|ln_f)\.")

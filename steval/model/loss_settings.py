@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from steval.settings import Settings
 
 LossKind = Literal["energy", "sinkhorn", "mse", "se"]
+AuxiliaryKind = Literal["distil", "contrast"]
+AUXILIARY_KINDS: tuple[AuxiliaryKind, ...] = ("distil", "contrast")
+"""Losses on an auxiliary embedding (`steval.model.auxiliary`)."""
 
 
 class LossSettings(Settings):

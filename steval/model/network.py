@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steval.model.attention import plan_attention
+from steval.model.auxiliary import AuxiliaryHeads
 from steval.model.config import Attention, LlamaConfig, ModelConfig
 from steval.model.decoder import ConfidenceToken, build_gene_decoder
 from steval.model.gpt2 import Gpt2
@@ -34,6 +35,8 @@ class Prediction(NamedTuple):
     """Predicted loss of each set; None without a confidence token."""
     batch_logits_BK: Tensor | None
     """Batch code read from the batch token; None without one."""
+    hidden_BSC: Tensor | None = None
+    """The backbone's output of each cell, for losses on it; None where an arrangement for prediction leaves it out."""
 
 
 class Hidden(NamedTuple):
@@ -67,6 +70,8 @@ class StateTransition(nn.Module):
         self.project_out = Mlp(config, hidden, config.output_dim, config.num_decoder_layers)
         self.final_down_then_up = DownThenUp(config.output_dim) if config.has_bottleneck else None
         self.gene_decoder = build_gene_decoder(config.gene_decoder) if config.gene_decoder else None
+        self.auxiliary: AuxiliaryHeads | None = None
+        """What training alone attaches; not called here."""
 
     def forward(
         self,
@@ -88,7 +93,8 @@ class StateTransition(nn.Module):
         if padding_BS is not None:
             output_BSG = output_BSG.masked_fill(padding_BS[..., None], 0)
             genes_BSD = None if genes_BSD is None else genes_BSD.masked_fill(padding_BS[..., None], 0)
-        return Prediction(output_BSG, genes_BSD, self.confidence(hidden), self.batch_logits(hidden))
+        confidence_B, logits_BK = self.confidence(hidden), self.batch_logits(hidden)
+        return Prediction(output_BSG, genes_BSD, confidence_B, logits_BK, hidden.cells_BSC)
 
     def embed(self, basal_BSC: Tensor, pert_BSP: Tensor, batch_BS: Tensor | None) -> Tensor:
         """Token of each cell `[B,S,C]`: basal encoding + perturbation encoding (+ batch embedding)."""

@@ -21,7 +21,7 @@ from steval.data.files import absolute_pattern
 from steval.data.splits.assignment import CellSplit, SplitSettings, TomlSplit
 from steval.data.training.cells import CellsSettings
 from steval.data.training.sets import ControlMapping, Sampling
-from steval.model.loss_settings import LossSettings
+from steval.model.loss_settings import AUXILIARY_KINDS, AuxiliaryKind, LossSettings
 from steval.settings import Settings, read_yaml
 from steval.trainer.recipes import with_recipe
 from steval.trainer.settings.network import NetworkSettings
@@ -73,7 +73,8 @@ class SetSettings(Settings):
 
 class ObjectiveSettings(LossSettings):
     """What is minimised:
-    `total = embedding + decoder_weight · gene + confidence_weight · confidence + batch_weight · batch + change_weight · change`.
+    `total = embedding + decoder_weight · gene + confidence_weight · confidence + batch_weight · batch + change_weight · change
+    + distil · distil + contrast · contrast`.
 
     With expression as input there is one head, called gene: `total = gene + ...`.
     """
@@ -86,6 +87,11 @@ class ObjectiveSettings(LossSettings):
     """Cross-entropy of the batch that the batch token names."""
     change_weight: float = Field(default=0.0, ge=0)
     """L1: mean absolute predicted difference from the basal cells."""
+    distil: float = Field(default=0.0, ge=0)
+    """Weight of the squared error of a head that tells the set's mean embedding (`data.auxiliary_key`) from the backbone's output;
+    a phase may have its own."""
+    contrast: float = Field(default=0.0, ge=0)
+    """Weight of naming the set's embedding among those of the batch (InfoNCE); a phase may have its own."""
 
 
 class OptimiserSettings(Settings):
@@ -201,6 +207,31 @@ class FinetuneConfig(Settings):
             raise ValueError(
                 "lora adapters train beside whole matrices: compute.strategy fsdp shares these out; take ddp"
             )
+        return self
+
+    @property
+    def auxiliary_kinds(self) -> tuple[AuxiliaryKind, ...]:
+        """Heads on the auxiliary embedding: those that have a weight in any phase."""
+        return tuple(
+            kind for kind in AUXILIARY_KINDS if any(self.auxiliary_weight(kind, phase) for phase in self.phases)
+        )
+
+    def auxiliary_weight(self, kind: AuxiliaryKind, phase: PhaseSettings) -> float:
+        """Weight of a loss on the auxiliary embedding in a phase."""
+        own = phase.distil if kind == "distil" else phase.contrast
+        return getattr(self.loss, kind) if own is None else own
+
+    @model_validator(mode="after")
+    def _auxiliary_embedding(self) -> "FinetuneConfig":
+        if self.auxiliary_kinds and self.data.auxiliary_key is None:
+            raise ValueError(
+                f"{' and '.join(f'loss.{kind}' for kind in self.auxiliary_kinds)} read a cell embedding: name its obsm matrix in "
+                "data.auxiliary_key"
+            )
+        if self.data.auxiliary_key is not None and not self.auxiliary_kinds:
+            raise ValueError("data.auxiliary_key is read by nothing: set loss.distil or loss.contrast above 0")
+        if self.auxiliary_kinds and self.compute.strategy == "fsdp":
+            raise ValueError("heads on an auxiliary embedding are not shared out by compute.strategy fsdp; take ddp")
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ from steval.trainer.fit.phase import PhaseFit, Stage
 from steval.trainer.fit.replay import open_recorder
 from steval.trainer.fit.timing import time_of_batch
 from steval.trainer.fit.validation import Validator
+from steval.trainer.heads import attach_heads, auxiliary_of, initial_heads, with_own_heads
 from steval.trainer.inputs import RunInputs
 from steval.trainer.new_layers import start_from_data
 from steval.trainer.preflight import (
@@ -127,7 +128,7 @@ class Session:
             tell(Notice(f"Transplant: {first}", ("tensor",), tuple((line,) for line in rest)))
             record["transplant"] = transplant.as_dict()
         tensors, starts = start_from_data(config.network, model, cells, weights, transplant)
-        weights |= tensors
+        weights |= tensors | initial_heads(config, model, cells)
         tell(Notice("New layers", ("layer", "starts"), starts))
         record["new_layers"] = dict(starts)
         return replace(opened, weights=weights)
@@ -178,6 +179,7 @@ class Session:
         """Run the phases that remain; whether all were finished."""
         with torch.device("meta"):  # neither drawn at random first nor held twice
             network = StateTransition(self.model)
+            attach_heads(network, self.config, self.cells)
         first, pairs = self._take_weights(network)
         make_ready(network, self.config.compute, device)
         for number in range(first, len(self.config.phases)):
@@ -206,17 +208,18 @@ class Session:
     def rehearse(self, device: str) -> None:
         """Tell each phase as it will train, and what the run will take; a few steps are computed and thrown away."""
         network = StateTransition(self.model)
+        attach_heads(network, self.config, self.cells)
         network.load_state_dict(self.weights)
         make_ready(network, self.config.compute, device)
         config, count = self.config, len(self.config.phases)
         for number, phase in enumerate(config.phases):
             attached = put_on(network, phase, config.seed, number, {})
-            freeze(network, phase, idle_parameters(config.loss, self.model))
+            freeze(network, phase, idle_parameters(config.loss, self.model, auxiliary_of(network, config, phase)))
             sets = parameter_sets(network, phase, config.optimiser.weight_decay)
             self.tell(phase_notice(phase, number, count, network, sets))
             if attached is not None and number + 1 < count:
                 attached.remove()
-        objective = Objective(config.loss, self.model)
+        objective = Objective(config.loss, self.model, None, auxiliary_of(network, config, config.phases[-1]))
         maker = BatchMaker(self.samplers["train"], torch.from_numpy(self.cells.features))
         where = training_device(config.compute, device)
         seconds = time_of_batch(network, objective, maker, where, config.compute) * config.sets.accumulation
@@ -249,7 +252,7 @@ class Session:
         progress, directory = self.progress, self.directory
         if number and self.config.phases[number].start == "best" and progress.best and self.keeper is not None:
             directory.require_best(progress.best, progress.best_digest)
-            network.load_state_dict(dict(load_checkpoint(directory.best_path).weights))
+            network.load_state_dict(with_own_heads(load_checkpoint(directory.best_path).weights, network))
         progress.begin_phase(number, self.config.phases[number].name)
 
     def _fit_phase(
@@ -259,7 +262,8 @@ class Session:
         """Fit a phase; the network on the CPU after it."""
         config, phase = self.config, self.config.phases[number]
         attached = put_on(network, phase, config.seed, number, pairs)
-        freeze(network, phase, idle_parameters(config.loss, self.model))
+        auxiliary = auxiliary_of(network, config, phase)
+        freeze(network, phase, idle_parameters(config.loss, self.model, auxiliary))
         sets = parameter_sets(network, phase, config.optimiser.weight_decay)
         notice = phase_notice(phase, number, len(config.phases), network, sets)
         self.tell(notice)
@@ -292,7 +296,7 @@ class Session:
         bar = PhaseBar(phase.name, phase.steps, self.progress.phase_step, on_step) if self.keeper is not None else None
         if bar is not None:
             stage.on_step, stage.on_row = bar.step, bar.row
-        objective = Objective(config.loss, self.model, phase.decoder_weight)
+        objective = Objective(config.loss, self.model, phase.decoder_weight, auxiliary)
         module = PhaseFit(stage, phase, sets, objective, self.state)
         sampler = self.samplers["train"] if world == 1 else _sampler(self.cells, config, "train", world)
         maker = BatchMaker(sampler, features, (rank, world), packed=on_gpu)

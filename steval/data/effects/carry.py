@@ -42,6 +42,82 @@ class Carried:
     """Wanted less reached mean `[G]` float64: negative where less than nothing was wanted, positive above the ceiling."""
 
 
+class Carrier:
+    """Control cells that are to carry means: read once, for as many tries as it takes.
+
+    `cells` are CSR `[n, G]`, lognorm, any float dtype. `target_sum` sets the ceiling log1p(target_sum); unknown: 15, the largest
+    value that counts as lognorm. `zeros_follow` is from 0 to 1. One number is drawn of `generator`; the rest depends on it, on
+    the cells and on each gene alone, so that every try switches the same cells. Raises `DataError` for no cells.
+    """
+
+    def __init__(
+        self,
+        cells: sp.csr_matrix,
+        generator: np.random.Generator,
+        *,
+        target_sum: float | None = None,
+        zeros_follow: float = 0.0,
+    ):
+        if not cells.shape[0]:
+            raise DataError("a mean is carried by at least one cell, and there is none")
+        if not 0 <= zeros_follow <= 1:
+            raise DataError(f"zeros_follow is a share from 0 to 1, got {zeros_follow}")
+        self.shape = cells.shape
+        by_gene = sp.csc_matrix(cells)
+        by_gene.eliminate_zeros()
+        self._starts, self._rows, self._values = by_gene.indptr, by_gene.indices, by_gene.data
+        ceiling = ceiling_of(target_sum)
+        values = self._values
+        typical = min(float(np.median(values)), ceiling) if len(values) else min(1.0, ceiling)
+        reach = min(float(values.max()), ceiling) if len(values) else ceiling
+        self._limits = typical, reach, ceiling
+        self._follow = zeros_follow
+        self._key = np.uint64(generator.integers(2**64, dtype=np.uint64))
+
+    def tried(self, wanted: np.ndarray) -> "Try":
+        """Values with the means `wanted [G]`. Raises `DataError` for means that are not finite or of another number of genes."""
+        num_cells, num_genes = self.shape
+        if wanted.shape != (num_genes,) or not np.isfinite(wanted).all():
+            raise DataError(
+                f"a mean is carried by cells gene by gene, each a finite number: there are {counted(num_genes, 'gene')}, and a mean "
+                f"of shape {list(wanted.shape)}" + ("" if np.isfinite(wanted).all() else " with NaN or infinite values")
+            )
+        wanted = np.asarray(wanted, dtype=np.float64)
+        totals, number = np.empty(num_genes), np.empty(num_genes, dtype=np.int64)
+        _plan(self._starts, self._values, wanted, num_cells, *self._limits, self._follow, totals, number)
+        starts = np.concatenate([[0], np.cumsum(number)])
+        carried, rows = np.empty(starts[-1], dtype=self._values.dtype), np.empty(starts[-1], dtype=np.int32)
+        reached = np.empty(num_genes)
+        _fill(
+            self._starts, self._rows, self._values, wanted, num_cells, *self._limits, totals, starts, self._key, carried,
+            rows, reached,
+        )  # fmt: skip
+        return Try(self.shape, carried, rows, starts, wanted - reached)
+
+
+@dataclass(frozen=True)
+class Try:
+    """Values of carried cells, gene by gene (the parts of a CSC matrix), not yet put together."""
+
+    shape: tuple[int, int]
+    values: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    missed: np.ndarray
+    """See `Carried`."""
+
+    @property
+    def mean_total(self) -> float:
+        """Mean over cells of their totals of expm1, to about seven digits for float32 values."""
+        return float(np.exp(self.values).sum(dtype=np.float64) - len(self.values)) / self.shape[0]
+
+    def carried(self) -> Carried:
+        """The cells themselves."""
+        result = sp.csc_matrix((self.values, self.rows, self.starts), shape=self.shape).tocsr()
+        result.eliminate_zeros()
+        return Carried(result, self.missed)
+
+
 def carry(
     cells: sp.csr_matrix,
     wanted: np.ndarray,
@@ -51,44 +127,10 @@ def carry(
     zeros_follow: float = 0.0,
     scale: Literal["lognorm"] = "lognorm",
 ) -> Carried:
-    """`cells` (CSR `[n, G]`, lognorm, any float dtype) with mean expression `wanted [G]`; genes that have it are untouched.
-
-    `target_sum` sets the ceiling log1p(target_sum); unknown: 15, the largest value that counts as lognorm. `zeros_follow`
-    is from 0 to 1. One number is drawn of `generator`; the rest depends on it, on the cells and on each gene alone. Raises
-    `DataError` for means that are not finite, have another number of genes, or for no cells.
-    """
+    """`cells` with mean expression `wanted [G]`, see `Carrier`; genes that have it are untouched."""
     if scale != "lognorm":
         raise DataError(f"cells on the scale {scale!r} cannot carry a mean; only lognorm cells can")
-    num_cells, num_genes = cells.shape
-    if not num_cells or wanted.shape != (num_genes,) or not np.isfinite(wanted).all():
-        raise DataError(
-            "a mean is carried by at least one cell and given for each gene as a finite number: there are "
-            f"{counted(num_cells, 'cell')} "
-            f"of {counted(num_genes, 'gene')}, and a mean of shape {list(wanted.shape)}"
-            + ("" if np.isfinite(wanted).all() else " with NaN or infinite values")
-        )
-    if not 0 <= zeros_follow <= 1:
-        raise DataError(f"zeros_follow is a share from 0 to 1, got {zeros_follow}")
-    by_gene = sp.csc_matrix(cells)
-    by_gene.eliminate_zeros()
-    ceiling = ceiling_of(target_sum)
-    values = by_gene.data
-    typical = min(float(np.median(values)), ceiling) if len(values) else min(1.0, ceiling)
-    reach = min(float(values.max()), ceiling) if len(values) else ceiling
-    wanted = np.asarray(wanted, dtype=np.float64)
-    totals, number = np.empty(num_genes), np.empty(num_genes, dtype=np.int64)
-    _plan(by_gene.indptr, values, wanted, num_cells, typical, reach, ceiling, zeros_follow, totals, number)
-    starts = np.concatenate([[0], np.cumsum(number)])
-    carried, rows = np.empty(starts[-1], dtype=values.dtype), np.empty(starts[-1], dtype=np.int32)
-    reached = np.empty(num_genes)
-    key = np.uint64(generator.integers(2**64, dtype=np.uint64))
-    _fill(
-        by_gene.indptr, by_gene.indices, values, wanted, num_cells, typical, reach, ceiling, totals, starts, key,
-        carried, rows, reached,
-    )  # fmt: skip
-    result = sp.csc_matrix((carried, rows, starts), shape=cells.shape).tocsr()
-    result.eliminate_zeros()
-    return Carried(result, wanted - reached)
+    return Carrier(cells, generator, target_sum=target_sum, zeros_follow=zeros_follow).tried(wanted).carried()
 
 
 def ceiling_of(target_sum: float | None) -> float:

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from steval.data.effects.anchors import AnchorSettings
-from steval.data.effects.carry import Carried, carry, sensitivity, totals_of_cells
+from steval.data.effects.carry import Carried, Carrier, sensitivity, totals_of_cells
 from steval.settings import Settings
 
 SAME_TOTAL = 0.01
@@ -99,21 +99,17 @@ class DecodingSettings(Settings):
         target_sum: float | None,
     ) -> Carried:
         """`cells`, drawn control cells of a context, with its mean `control_mean [G]` plus `effect [G]`."""
-        seed = int(generator.integers(2**63))
-
-        def carried(mean: np.ndarray) -> Carried:
-            drawn = np.random.default_rng(seed)
-            return carry(cells, mean, drawn, target_sum=target_sum, zeros_follow=self.zeros_follow)
-
+        drawn = np.random.default_rng(int(generator.integers(2**63)))
+        carrier = Carrier(cells, drawn, target_sum=target_sum, zeros_follow=self.zeros_follow)
         without = np.asarray(control_mean, dtype=np.float64)
         wanted = not_negative(without, without + effect)
-        found = carried(wanted)
+        found = carrier.tried(wanted)
         if not _have_common_total(cells) or not np.any(effect):
-            return found
-        total = totals_of_cells(carried(without).cells).mean()
+            return found.carried()
+        total = carrier.tried(without).mean_total
         highest = None
         for step in range(2 * MOST_CORRECTIONS):
-            excess = float(np.log(max(totals_of_cells(found.cells).mean(), _TINY) / max(total, _TINY)))
+            excess = float(np.log(max(found.mean_total, _TINY) / max(total, _TINY)))
             if abs(excess) < SAME_TOTAL:
                 break
             if excess > MOST_COMMON and highest is None:
@@ -124,8 +120,8 @@ class DecodingSettings(Settings):
                 wanted = np.minimum(wanted, np.maximum(highest, without))
             else:
                 wanted = wanted - excess * sensitivity(wanted)
-            found = carried(wanted)
-        return found
+            found = carrier.tried(wanted)
+        return found.carried()
 
 
 def not_negative(controls: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from steval.data.training.assembly import (
     require_same_columns,
 )
 from steval.data.training.audit import SplitAudit, audit_split
+from steval.data.training.auxiliary import AuxiliaryEmbedding
 from steval.data.training.files import expand_files, matrix_paths, read_labelled
 from steval.data.training.obsm_store import ObsmStore
 from steval.data.training.row_store import RowStore
@@ -43,6 +44,8 @@ class CellsSettings(Settings):
     """Names of the `obs` columns; none: as the first file or the built-in defaults say."""
     input_key: str | None = None
     """`obsm` key of the basal input; none: expression. `X_hvg` is built from X by `input_genes`."""
+    auxiliary_key: str | None = None
+    """`obsm` key of a cell embedding that is predicted beside expression while training (`loss.distil`, `loss.contrast`)."""
     scale: Scale | None = None
     """Scale of X in every file; none: as declared in the file, else measured."""
     target_sum: PositiveFloat | None = None
@@ -101,6 +104,8 @@ class TrainingCells:
     """What was found and done while opening, for the preflight table."""
     scale: Scale = "lognorm"
     """Scale of everything that `gather` returns."""
+    auxiliary_store: ObsmStore | None = None
+    """Where the auxiliary embedding comes from; none: there is none."""
 
     @classmethod
     def open(
@@ -142,6 +147,10 @@ class TrainingCells:
         input_store, input_contract = build_input_store(
             files, sums, contract, input_genes, settings.input_key, settings.fill_missing, budget
         )
+        auxiliary_store = None
+        if settings.auxiliary_key is not None:
+            sizes = [f.num_cells for f in files]
+            auxiliary_store = ObsmStore([f.path for f in files], sizes, settings.auxiliary_key, budget)
         perturbations, perturbation_codes = merged_codes([f.perturbation for f in files], vocabulary.perturbations)
         cell_types, cell_type_codes = merged_codes([f.cell_type for f in files], vocabulary.cell_types)
         batches, batch_codes = merged_codes([f.batch for f in files], vocabulary.batches)
@@ -155,7 +164,8 @@ class TrainingCells:
             perturbation_codes=perturbation_codes, cell_type_codes=cell_type_codes, batch_codes=batch_codes,
             part_codes=parts,
             features=build_features(perturbations, columns.control, perturbation_features, features_source),
-            audit=audit, store=store, input_store=input_store, notes=(*found, *notes, *left_out_notes(files, kept)),
+            audit=audit, store=store, input_store=input_store,
+            auxiliary_store=auxiliary_store, notes=(*found, *notes, *left_out_notes(files, kept)),
         )  # fmt: skip
 
     @property
@@ -181,6 +191,15 @@ class TrainingCells:
     @property
     def control_code(self) -> int:
         return self.perturbations.index(self.columns.control)
+
+    @cached_property
+    def auxiliary(self) -> AuxiliaryEmbedding | None:
+        """The auxiliary embedding, standardised over the cells that train; None where there is none."""
+        if self.auxiliary_store is None:
+            return None
+        return AuxiliaryEmbedding(
+            self.auxiliary_store, np.sort(np.concatenate([self.part("train"), self.controls("train")]))
+        )
 
     @cached_property
     def is_control(self) -> np.ndarray:

@@ -46,6 +46,8 @@ class SetBatch:
     """int64 cell numbers, -1 where padded."""
     control_rows_BS: np.ndarray
     """int64 cell numbers, -1 where padded."""
+    auxiliary_BA: np.ndarray | None
+    """Standardised mean embedding of the measured cells, float32; none: there is no auxiliary embedding."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,7 @@ def gather_batch(
         padding_BS=padding if padding.any() else None,
         target_rows_BS=rows[1],
         control_rows_BS=rows[0],
+        auxiliary_BA=None if cells.auxiliary is None else cells.auxiliary.set_means(rows[1]),
     )
 
 

@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     batch_BS: Tensor | None
     padding_BS: Tensor | None
     genes_BSD: Tensor | None
+    auxiliary_BA: Tensor | None = None
+    """Standardised mean embedding of each set's measured cells."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`; asynchronous from pinned memory."""
@@ -75,6 +77,7 @@ class PackedBatch(NamedTuple):
     batch_BS: Tensor | None
     padding_BS: Tensor | None
     genes: Tensor | PackedRows | None
+    auxiliary_BA: Tensor | None = None
 
     @classmethod
     def of(cls, cells: SetBatch, features: Tensor) -> Self:
@@ -88,6 +91,7 @@ class PackedBatch(NamedTuple):
             torch.from_numpy(cells.batch_codes_BS),
             None if cells.padding_BS is None else torch.from_numpy(cells.padding_BS),
             None if genes is None else _tensor(genes, shape),
+            None if cells.auxiliary_BA is None else torch.from_numpy(cells.auxiliary_BA),
         )
 
     def each(self, move: Callable[[Tensor], Tensor]) -> "PackedBatch":
@@ -98,6 +102,7 @@ class PackedBatch(NamedTuple):
             move(self.pert_BP),
             *(None if tensor is None else move(tensor) for tensor in (self.batch_BS, self.padding_BS)),
             None if self.genes is None else _each(self.genes, move),
+            None if self.auxiliary_BA is None else move(self.auxiliary_BA),
         )
 
     def pin(self) -> "PackedBatch":
@@ -114,6 +119,7 @@ class PackedBatch(NamedTuple):
             moved.batch_BS,
             moved.padding_BS,
             None if moved.genes is None else _dense(moved.genes),
+            moved.auxiliary_BA,
         )
 
     def fits(self, dense: Batch) -> bool:

@@ -3,7 +3,7 @@
 Shape letters: B sets, S cells, G columns of the main head, D genes of the decoder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steval.errors import ConfigError
+from steval.model.auxiliary import AuxiliaryHeads
 from steval.model.config import ModelConfig
+from steval.model.groups import AUXILIARY_PREFIX
+from steval.model.loss_settings import AuxiliaryKind
 from steval.model.losses import build_loss
 from steval.model.network import Prediction
 from steval.trainer.config import ObjectiveSettings
@@ -72,10 +75,25 @@ TERMS = (
 """Every term beside the heads' losses, in the order of logs."""
 
 
-class Objective:
-    """Losses of a batch; `decoder_weight` overrides the settings' for a phase."""
+@dataclass(frozen=True)
+class Auxiliary:
+    """Heads on an auxiliary embedding and what each of their losses counts in a phase."""
 
-    def __init__(self, settings: ObjectiveSettings, model: ModelConfig, decoder_weight: float | None = None):
+    heads: AuxiliaryHeads
+    weights: Mapping[AuxiliaryKind, float]
+
+
+class Objective:
+    """Losses of a batch; `decoder_weight` overrides the settings' for a phase, `auxiliary` adds heads."""
+
+    def __init__(
+        self,
+        settings: ObjectiveSettings,
+        model: ModelConfig,
+        decoder_weight: float | None = None,
+        auxiliary: Auxiliary | None = None,
+    ):
+        self._auxiliary = auxiliary
         self._loss = build_loss(settings)
         self._has_decoder = model.gene_decoder is not None
         self._main = "gene" if model.output_is_genes and not self._has_decoder else "embedding"
@@ -86,7 +104,8 @@ class Objective:
     def names(self) -> tuple[str, ...]:
         """Names of the losses in the order of `__call__`'s vector; `total` is first."""
         heads = ("embedding", "gene") if self._has_decoder else (self._main,)
-        return ("total", *heads, *(term.name for term, _ in self._terms))
+        extra = () if self._auxiliary is None else self._auxiliary.heads.kinds
+        return ("total", *heads, *(term.name for term, _ in self._terms), *extra)
 
     def __call__(self, prediction: Prediction, batch: Batch) -> Tensor:
         """Losses `[len(names)]` float32, each the mean over the sets of the batch; the first is what is minimised."""
@@ -100,6 +119,12 @@ class Objective:
         for term, weight in self._terms:
             parts.append(term.value(prediction, batch, main_B))
             total = total + weight * parts[-1]
+        if self._auxiliary is not None:
+            assert prediction.hidden_BSC is not None and batch.auxiliary_BA is not None
+            read = self._auxiliary.heads(prediction.hidden_BSC, batch.padding_BS, batch.auxiliary_BA, batch.pert_BP)
+            for kind, loss in read.items():
+                parts.append(loss)
+                total = total + self._auxiliary.weights[kind] * loss
         return torch.stack([total, *parts])
 
 
@@ -114,6 +139,10 @@ def require_terms(settings: ObjectiveSettings, model: ModelConfig) -> None:
         raise ConfigError("the objective does not fit the network", problems)
 
 
-def idle_parameters(settings: ObjectiveSettings, model: ModelConfig) -> tuple[str, ...]:
+def idle_parameters(
+    settings: ObjectiveSettings, model: ModelConfig, auxiliary: Auxiliary | None = None
+) -> tuple[str, ...]:
     """Beginnings of the names of parameters that no term of the objective reaches; they must not wait for gradients."""
-    return tuple(name for term in TERMS if not term.weight(settings) for name in term.reached(model))
+    weights = {} if auxiliary is None else auxiliary.weights
+    unread = [f"{AUXILIARY_PREFIX}{kind}" for kind, weight in weights.items() if not weight]
+    return (*unread, *(name for term in TERMS if not term.weight(settings) for name in term.reached(model)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steval.errors import ConfigError
-from steval.model.groups import block_index, parameter_group
+from steval.model.groups import AUXILIARY_PREFIX, block_index, parameter_group
 from steval.model.lora_settings import is_adapter
 from steval.model.network import StateTransition
 from steval.trainer.config import OptimiserSettings
@@ -23,7 +23,8 @@ class ParameterSet:
     """Parameters that share a part, a peak rate and a decay."""
 
     label: str
-    """`encoders`, `outputs`, `adapters`, `final_norm` or `block_07`; parameters without decay share their part's label."""
+    """`encoders`, `outputs`, `adapters`, `auxiliary`, `final_norm` or `block_07`; parameters without decay share
+    their part's label."""
     rate: float
     weight_decay: float
     names: tuple[str, ...]
@@ -51,6 +52,7 @@ def parameter_sets(network: StateTransition, phase: PhaseSettings, weight_decay:
         block = block_index(name)
         label = group if group in ("encoders", "outputs") else "final_norm" if block is None else f"block_{block:02d}"
         label = "adapters" if is_adapter(name) else label
+        label = "auxiliary" if name.startswith(AUXILIARY_PREFIX) else label
         decay = weight_decay if _is_matrix(name, parameter) and id(parameter) not in embeddings else 0.0
         grouped.setdefault((label, phase.rates.of(name, group, num_layers), decay), []).append((name, parameter))
     if not grouped:

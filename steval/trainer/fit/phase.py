@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from steval.model.auxiliary import without_heads
 from steval.model.lora import merged, named, split_pairs
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
@@ -261,8 +262,8 @@ class PhaseFit(L.LightningModule):
         return whole({name: tensor.detach() for name, tensor in self.network.state_dict().items()})
 
     def _kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of `state` as a checkpoint has them: LoRA adapters added."""
-        weights, pairs = split_pairs(state)
+        """The weights of `state` as a checkpoint has them: LoRA adapters added, without heads on an auxiliary embedding."""
+        weights, pairs = split_pairs(without_heads(state))
         return weights if self.phase.lora is None else merged(weights, pairs, self.phase.lora.scale)
 
     def _adapter(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from steval.model.groups import PARAMETER_GROUPS, ParameterGroup, block_index, parameter_group
+from steval.model.groups import AUXILIARY_PREFIX, PARAMETER_GROUPS, ParameterGroup, block_index, parameter_group
 from steval.model.lora_settings import LoraSettings, is_adapter
 from steval.settings import Settings
 
@@ -86,6 +86,10 @@ class PhaseSettings(Settings):
     """Which weights of the phase before this phase starts from."""
     decoder_weight: NonNegativeFloat | None = None
     """Weight of the gene loss beside the embedding loss in this phase; none: `loss.decoder_weight`."""
+    distil: NonNegativeFloat | None = None
+    """Weight of `distil` in this phase; none: `loss.distil`."""
+    contrast: NonNegativeFloat | None = None
+    """Weight of `contrast` in this phase; none: `loss.contrast`."""
 
     @model_validator(mode="after")
     def _trains_something(self) -> "PhaseSettings":
@@ -107,7 +111,9 @@ class PhaseSettings(Settings):
         return tuple(group for group in BACKBONE_GROUPS if group not in self.trains)
 
     def trains_parameter(self, name: str, num_layers: int) -> bool:
-        """Whether the parameter `name` trains in this phase."""
+        """Whether the parameter `name` trains in this phase; heads on an auxiliary embedding always do."""
+        if name.startswith(AUXILIARY_PREFIX):
+            return True
         if is_adapter(name):
             return self.lora is not None
         return parameter_group(name, num_layers, self.top_blocks) in self.trains
