@@ -41,16 +41,16 @@ def test_contrast_names_each_set_by_its_embedding_and_each_embedding_by_its_set(
         for one, others in ((ours[row], theirs), (theirs[row], ours)):
             logits = [float(torch.cosine_similarity(one, other, dim=0)) / TEMPERATURE for other in others]
             expected += (math.log(sum(map(math.exp, logits))) - logits[row]) / (2 * B)
-    assert float(made(hidden, None, embedding, pert)["contrast"]) == pytest.approx(expected, rel=1e-4)
+    assert made(hidden, None, embedding, pert)["contrast"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_sets_of_one_perturbation_are_no_counter_examples() -> None:
     hidden, embedding, pert = inputs()
     made = heads("contrast")
     alike = torch.zeros(B, B)
-    assert float(made(hidden, None, embedding, alike)["contrast"]) == pytest.approx(0.0, abs=1e-6)
-    assert float(made(hidden, None, embedding, pert)["contrast"]) > 0.1
-    assert float(made(hidden[:1], None, embedding[:1], pert[:1])["contrast"]) == pytest.approx(0.0, abs=1e-6)
+    assert made(hidden, None, embedding, alike)["contrast"].item() == pytest.approx(0.0, abs=1e-6)
+    assert made(hidden, None, embedding, pert)["contrast"].item() > 0.1
+    assert made(hidden[:1], None, embedding[:1], pert[:1])["contrast"].item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_padded_cells_change_nothing() -> None:
@@ -63,7 +63,7 @@ def test_padded_cells_change_nothing() -> None:
     found, again = (made(cells, padding, embedding, pert) for cells in (hidden, changed))
     for kind, loss in found.items():
         torch.testing.assert_close(loss, again[kind])
-    assert float(found["distil"]) != float(made(hidden, None, embedding, pert)["distil"])
+    assert found["distil"].item() != made(hidden, None, embedding, pert)["distil"].item()
 
 
 def test_every_parameter_and_the_backbone_get_gradients() -> None:
@@ -72,7 +72,7 @@ def test_every_parameter_and_the_backbone_get_gradients() -> None:
     hidden.requires_grad_()
     sum(made(hidden, None, embedding, pert).values()).backward()  # type: ignore[union-attr]
     for name, parameter in made.named_parameters():
-        assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
+        assert parameter.grad is not None and parameter.grad.abs().sum().item() > 0, name
     assert hidden.grad is not None and bool((hidden.grad.abs().sum((1, 2)) > 0).all())
 
 
