@@ -79,8 +79,9 @@ class Carrier:
         num_cells, num_genes = self.shape
         if wanted.shape != (num_genes,) or not np.isfinite(wanted).all():
             raise DataError(
-                f"a mean is carried by cells gene by gene, each a finite number: there are {counted(num_genes, 'gene')}, and a mean "
-                f"of shape {list(wanted.shape)}" + ("" if np.isfinite(wanted).all() else " with NaN or infinite values")
+                "a mean is carried by cells gene by gene, each a finite number: there are "
+                f"{counted(num_genes, 'gene')}, and a mean of shape {list(wanted.shape)}"
+                + ("" if np.isfinite(wanted).all() else " with NaN or infinite values")
             )
         wanted = np.asarray(wanted, dtype=np.float64)
         totals, number = np.empty(num_genes), np.empty(num_genes, dtype=np.int64)
