@@ -9,20 +9,23 @@ import yaml
 from typer.testing import CliRunner
 
 from steval.cli.app import app
+from steval.data.effects.decoding import DecodingSettings
 from support.adapters import write_adapter_to
 from support.batch_cases import real_cells, reference_to, write_checkpoint
 from support.documented import ROOT, blocks, commands_to_run
 from support.in_process import InProcessEngine
 
 PAGE = ROOT / "docs" / "deployment.md"
-NAMES = ("best-val", "published", "thp1")
+NAMES = ("best-val", "published", "thp1", "both")
 """Of the manifest's checkpoints."""
+CARRIED = DecodingSettings(kind="carried", effect_cells=16)
 
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """What the manifest names: a run and a published checkpoint, cells to score against, predictions made before."""
-    for name in ("runs/first/checkpoints", "models", "data", *(f"preds/{name}" for name in NAMES)):
+    """What the manifest names: runs, a published checkpoint, cells to score against, predictions made before."""
+    seeds = [f"runs/s/seed-{seed}/checkpoints" for seed in (1, 2)]
+    for name in ("runs/first/checkpoints", *seeds, "models", "data", *(f"preds/{name}" for name in NAMES)):
         (tmp_path / name).mkdir(parents=True)
     real = real_cells()
     cells = tmp_path / "data" / "screen.h5ad"
@@ -31,6 +34,14 @@ def directory(tmp_path, monkeypatch):
     evaluation = {"evaluation": reference_to(cells), "training": reference_to(tmp_path / "train.h5ad")}
     write_checkpoint(tmp_path / "runs/first/checkpoints/best-val.safetensors", 0, real, **evaluation)
     write_checkpoint(tmp_path / "models/st.safetensors", 1, real, **evaluation)
+    for seed in (1, 2):
+        write_checkpoint(
+            tmp_path / f"runs/s/seed-{seed}/checkpoints/best-val.safetensors",
+            2 + seed,
+            real,
+            decoding=CARRIED,
+            **evaluation,
+        )
     write_adapter_to(tmp_path / "models/st.safetensors", tmp_path / "thp1.adapter.safetensors", seed=2)
     for name in NAMES:
         for data in ("screen", "recorded"):
