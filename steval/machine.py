@@ -1,4 +1,4 @@
-"""What the machine gives this process: processors, how libraries' threads are to use them, who else is there, what is installed."""
+"""What the machine gives this process: processors, memory, how libraries use them, who else is there, what is installed."""
 
 import math
 import os
@@ -98,6 +98,43 @@ def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if cores < _visible_cores():
         added |= {name: str(cores) for name in THREAD_VARIABLES if name not in environment}
     return added
+
+
+def available_memory() -> int:
+    """Bytes that are free, within the limit of the container or batch job."""
+    free = _of_meminfo("MemAvailable")
+    return min([_physical_memory() if free is None else free, *_memory_limits()])
+
+
+def total_memory() -> int:
+    """Bytes that this process can have at most: the machine's, with what it swaps out, within the limits that it runs under."""
+    import resource  # not on every system that the client runs on
+
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    most = _physical_memory() + (_of_meminfo("SwapTotal") or 0)
+    return min([most, *_memory_limits(), *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _of_meminfo(name: str) -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    return int(fields[name].split()[0]) * 1024
+
+
+def _memory_limits() -> list[int]:
+    """Those of the control group, version 1 or 2."""
+    found = []
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = Path(name)
+        if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+            found.append(int(text))
+    return found
 
 
 def _visible_cores() -> int:

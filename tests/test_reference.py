@@ -52,7 +52,7 @@ def test_every_key_of_every_recipe_is_there(reference):
 
 def test_defaults_are_those_of_the_models(reference):
     rows = rows_of(reference.configuration_page())
-    assert rows["sets.size"] == ["whole number > 0", "`64`", "Cells of a set."]
+    assert rows["sets.size"] == ["whole number ≥ 1 ≤ 65,536", "`64`", "Cells of a set."]
     assert rows["STEVAL_MAX_CELLS"][1] == "`4096`"
     assert rows["hvg"][1] == "none"
 

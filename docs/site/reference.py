@@ -133,7 +133,8 @@ def _kind(field: FieldInfo) -> str:
 def _limit(rule: Any) -> str | None:
     for kind, sign in ((Ge, "≥"), (Gt, ">"), (Le, "≤"), (Lt, "<")):
         if isinstance(rule, kind):
-            return f"{sign} {getattr(rule, kind.__name__.lower()):g}"
+            limit = getattr(rule, kind.__name__.lower())
+            return f"{sign} {limit:,}" if isinstance(limit, int) else f"{sign} {limit:g}"
     return None
 
 

@@ -1,15 +1,17 @@
 """What a batch manifest may say: checkpoints × data sets × requests, how to score, how to run."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from steval.batch.places import plain_name
 from steval.data.columns import ColumnOptions
 from steval.data.effects.decoding import DecodingChoice
 from steval.data.outputs import real_path
 from steval.evaluator.settings import ScoreSettings
+from steval.limits import Count, Gibibytes, Processes, Seconds, Seed, Tally
+from steval.machine import MAX_THREADS
 from steval.predictor.requests import NumCells
 from steval.settings import Settings
 
@@ -93,7 +95,7 @@ class RequestEntry(Settings):
     """CSV or TSV table of perturbations and cell numbers, as for `steval predict --request`."""
     cells: NumCells | None = None
     """Cells of each perturbation (and cell type). None: as many as the data set has."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the predictions."""
     output: Literal["cells", "mean"] = "cells"
     """Every predicted cell, or one mean profile for each perturbation."""
@@ -128,24 +130,24 @@ class Running(Settings):
     """`local`: processes of this machine; `ray`: a Ray cluster."""
     address: str | None = None
     """Of a Ray cluster (`auto`, `ray://host:port`); None: a fresh one on this machine."""
-    workers: PositiveInt | None = None
+    workers: Count | None = None
     """Tasks at once. None: as many as cores and memory allow."""
-    threads: PositiveInt = 1
+    threads: Processes = 1
     """Cores of each task."""
-    memory_gb: PositiveFloat | None = None
+    memory_gb: Annotated[Gibibytes, Field(gt=0)] | None = None
     """Memory that all tasks together may take. None: four fifths of what is available."""
-    gpus: float = Field(default=0, ge=0)
+    gpus: float = Field(default=0, ge=0, le=MAX_THREADS)
     """GPUs of each prediction task; 0: predict on the CPU."""
-    machine_gpus: NonNegativeInt = 1
+    machine_gpus: Annotated[int, Field(ge=0, le=MAX_THREADS)] = 1
     """GPUs of this machine, for the local engine."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Weights and activations in prediction."""
-    retries: NonNegativeInt = 2
+    retries: Tally = 2
     """How often a task is tried again after its worker died or it failed for another reason than its input."""
-    task_seconds: PositiveFloat | None = None
+    task_seconds: Seconds | None = None
     """A worker that is at one task for longer is stopped and the task tried again, as after its death. None: an hour, or fifty
     times what the task's size lets expect where that is more."""
-    lease_seconds: PositiveFloat = 60.0
+    lease_seconds: Seconds = 60.0
     """A runner on another machine that gave no sign of life for so long is taken for dead."""
 
 
@@ -164,7 +166,7 @@ class BatchManifest(Settings):
     """Output directory, relative to the manifest. None: the manifest's name with `.batch`."""
     data_dirs: tuple[str, ...] = ()
     """Where to look for recorded data files that moved."""
-    chunk: PositiveInt = 25
+    chunk: Count = 25
     """Perturbations of one task. Part of what makes results bit-equal, so part of a job's identity."""
     run: Running = Running()
     """How to run; changes no result."""

@@ -64,7 +64,8 @@ Threads = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DeviceMemory = Annotated[
-    float | None, typer.Option("--device-memory", min=0.1, help="GiB of a GPU that scoring may use.", show_default="8")
+    float | None,
+    typer.Option("--device-memory", min=0.1, max=2**20, help="GiB of a GPU that scoring may use.", show_default="8"),
 ]
 Adapter = Annotated[
     Path | None,

@@ -5,9 +5,13 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
+from steval.limits import Seed
 from steval.settings import Settings
 
 IntegrityLevel = Literal["none", "basic", "full"]
+MOST_DRAWS = 100_000
+"""Resamples: their results are held beside each other."""
+MOST_SPLITS = 1000
 
 
 class ScoreChoice(Settings):
@@ -17,7 +21,7 @@ class ScoreChoice(Settings):
     """A named list of metrics; or the name of one metric."""
     metrics_only: bool = False
     """No baselines, no intervals and no integrity checks."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of every random choice: resamples, splits, what simple models draw."""
 
 
@@ -35,9 +39,9 @@ class ScoreSettings(ScoreChoice):
     by: Literal["cell_type", "context"] | None = None
     """Score each cell type (or context) apart; the headline is their mean. `vcc2026` does so by itself where both sides have
     the obs column `context`."""
-    bootstrap: int = 1000
+    bootstrap: int = Field(default=1000, le=MOST_DRAWS)
     """Resamples of the perturbations for intervals; 0: no intervals."""
-    splits: int = 3
+    splits: int = Field(default=3, le=MOST_SPLITS)
     """Splits of the replicate ceiling."""
 
     @property

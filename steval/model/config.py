@@ -5,8 +5,9 @@ Field meaning follows arc-state 0.11.1's observable behaviour (docs/checkpoints.
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from steval.limits import Count, Depth, Width
 from steval.settings import Settings
 
 Attention = Literal["bidirectional", "causal", "causal-rope"]
@@ -24,12 +25,12 @@ class LlamaConfig(Settings):
     """Llama blocks over the cells of a set (RMSNorm, attention without bias, SwiGLU)."""
 
     kind: Literal["llama"] = "llama"
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
+    hidden_size: Width
+    intermediate_size: Width
+    num_layers: Depth
+    num_heads: Depth
+    num_key_value_heads: Depth
+    head_dim: Width
     """Head size × heads need not equal the hidden size."""
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -48,10 +49,10 @@ class Gpt2Config(Settings):
     """GPT-2 blocks without position embedding."""
 
     kind: Literal["gpt2"] = "gpt2"
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
+    hidden_size: Width
+    intermediate_size: Width
+    num_layers: Depth
+    num_heads: Depth
     norm_eps: float = 1e-5
 
     @model_validator(mode="after")
@@ -64,9 +65,9 @@ class Gpt2Config(Settings):
 class GeneDecoderConfig(Settings):
     """Latent → genes: `[Linear, LayerNorm, GELU, Dropout]*, Linear, ReLU`; or the residual form."""
 
-    latent_dim: PositiveInt
-    gene_dim: PositiveInt
-    hidden_dims: tuple[PositiveInt, ...]
+    latent_dim: Width
+    gene_dim: Width
+    hidden_dims: tuple[Width, ...]
     dropout: float = Field(default=0.1, ge=0, lt=1)
     residual: bool = False
     """Block i adds the output of block i-1 to its own for odd i."""
@@ -84,19 +85,19 @@ class GeneDecoderConfig(Settings):
 class ModelConfig(Settings):
     """Everything needed to build the ST network (docs/architecture.md, The network); the weights then load by name."""
 
-    input_dim: PositiveInt
+    input_dim: Width
     """Columns of the basal input: genes, highly variable genes or embedding dimensions."""
-    output_dim: PositiveInt
-    pert_dim: PositiveInt
-    hidden_dim: PositiveInt
+    output_dim: Width
+    pert_dim: Width
+    hidden_dim: Width
     """Token size; the backbone's hidden size."""
-    batch_dim: PositiveInt | None = None
+    batch_dim: Width | None = None
     """Number of batch codes; needed by `batch_encoder` and `batch_token`."""
     input_key: str | None = None
     """`obsm` key of the basal input; none means X (genes)."""
     output_space: OutputSpace = "all"
-    num_encoder_layers: PositiveInt = 2
-    num_decoder_layers: PositiveInt = 2
+    num_encoder_layers: Depth = 2
+    num_decoder_layers: Depth = 2
     """Layers of `project_out`."""
     activation: Annotated[Activation, BeforeValidator(_folded)] = "gelu"
     """Of the encoders and `project_out`."""
@@ -114,7 +115,7 @@ class ModelConfig(Settings):
     batch_token: bool = False
     confidence_token: bool = False
     gene_decoder: GeneDecoderConfig | None = None
-    cell_set_size: PositiveInt = 64
+    cell_set_size: Count = 64
     """Cells per set that the network was trained with."""
 
     @model_validator(mode="after")

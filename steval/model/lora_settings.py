@@ -3,8 +3,9 @@
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
+from steval.limits import Width
 from steval.settings import Settings
 
 LoraTarget = Literal["attention", "mlp", "encoders"]
@@ -25,7 +26,7 @@ def _every_target(value: Any) -> Any:
 class LoraSettings(Settings):
     """Adapters `W + alpha/rank · B A` beside frozen matrices `W`."""
 
-    rank: PositiveInt = 8
+    rank: Width = 8
     """Rows of A and columns of B."""
     alpha: PositiveFloat = 16.0
     """The adapters' part is scaled by `alpha / rank`."""

@@ -22,6 +22,7 @@ from steval.checkpoints.location import pinned_reference
 from steval.checkpoints.store import Checkpoint
 from steval.data.effects.decoding import DecodingSettings
 from steval.errors import ConfigError
+from steval.limits import require_memory
 from steval.model.config import Attention
 from steval.model.hardware import has_native_bf16, lowered_by, slow_bf16_notice
 from steval.model.inference import ControlTerms, InferenceNetwork
@@ -33,6 +34,7 @@ from steval.predictor.controls import ControlPool
 from steval.predictor.plan import PredictionPlan, make_plan
 from steval.predictor.requests import PredictionRequest
 from steval.predictor.sets import PlannedItem, PlannedSet, windows
+from steval.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +143,16 @@ class Predictor:
         return replace(self.facts(plan.request, made_by), expected_error=self.expected_errors(plan))
 
     def plan(self, request: PredictionRequest, pool: ControlPool) -> PredictionPlan:
-        """`plan.make_plan` for this checkpoint and set size."""
-        return make_plan(request, pool, self.manifest, self.set_size)
+        """`plan.make_plan` for this checkpoint and set size; cells that are computed together must fit the memory."""
+        plan = make_plan(request, pool, self.manifest, self.set_size)
+        together = min(max(self.batch_cells, self.set_size), request.num_cells)
+        if not self._on_cuda:  # a GPU says itself when it is full
+            require_memory(
+                together * 2 * 4 * self.num_outputs,
+                f"{counted(together, 'cell')} computed together",
+                f"lower --batch-cells (now {self.batch_cells:,}) or --set-size (now {self.set_size:,})",
+            )
+        return plan
 
     def predict(self, request: PredictionRequest, pool: "ControlPool | EncodedControls") -> Iterator[PredictedSet]:
         """The sets of `request` in its order; the request is checked before the first is computed."""

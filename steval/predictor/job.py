@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from steval.checkpoints.adapters.given import load_given
 from steval.checkpoints.store import Checkpoint
@@ -16,6 +16,7 @@ from steval.data.cells.writer import H5AD_SUFFIXES
 from steval.data.columns import resolve_columns, unique_labels
 from steval.data.outputs import require_output
 from steval.errors import ConfigError
+from steval.limits import Count, Width
 from steval.model.config import Attention
 from steval.predictor.asked import AskedPredictions, build_request
 from steval.predictor.cells.predicted import PredictionFacts
@@ -53,8 +54,8 @@ class PredictionJob(AskedPredictions):
     written: OutputOptions = OutputOptions()
     device: str = "auto"
     dtype: Dtype = "float32"
-    batch_cells: PositiveInt = DEFAULT_BATCH_CELLS
-    set_size: PositiveInt | None = None
+    batch_cells: Width = DEFAULT_BATCH_CELLS
+    set_size: Count | None = None
     attention: Attention | None = None
     compile: bool = False
 

@@ -10,12 +10,11 @@ import numpy as np
 
 from steval.checkpoints.manifest import Manifest
 from steval.errors import ConfigError
+from steval.limits import MOST_SET_CELLS
 from steval.predictor.controls import ControlPool, control_mean
 from steval.predictor.requests import PredictionRequest, require_known, require_unique
 from steval.predictor.sets import PlannedItem, PlannedSet
 from steval.wording import counted, listed
-
-MOST_SET_CELLS = 2**16
 
 
 @dataclass(frozen=True)

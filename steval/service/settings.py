@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import Field, StringConstraints
 
 from steval.checkpoints.location import is_hub, locate_checkpoint, shown
 from steval.data.outputs import real_path
 from steval.errors import ConfigError
+from steval.limits import Count, NumBytes, Processes, Seconds, Width
 from steval.settings import Settings
 
 PREFIX = "STEVAL_"
@@ -36,9 +37,9 @@ class ServiceSettings(Settings):
     adapters: dict[Name, Path] = Field(default={})
     """Adapters to `checkpoint` by the names that requests give as `adapter`; they share its memory. As a variable: NAME=PATH,
     several separated by colons."""
-    max_model_bytes: PositiveInt = 8 * 2**30
+    max_model_bytes: Annotated[NumBytes, Field(ge=1)] = 8 * 2**30
     """Memory for models where there is a directory of them; the least recently used one goes, never one in use."""
-    model_poll_seconds: PositiveFloat = 2.0
+    model_poll_seconds: Seconds = 2.0
     """How often that directory is looked at; a change is taken when it is the same at two looks."""
     controls: Path | None = None
     """h5ad with control cells that `checkpoint` starts from; none: those that it carries."""
@@ -46,9 +47,9 @@ class ServiceSettings(Settings):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Weights and activations: `float32` or `bf16`."""
-    threads: PositiveInt | None = None
+    threads: Processes | None = None
     """CPU threads of a worker; none: all cores divided by the workers."""
-    workers: PositiveInt = 1
+    workers: Processes = 1
     """Processes; each holds the checkpoint in memory."""
     data_dir: tuple[Path, ...] = ()
     """Directories whose files `POST /score` may name, and where recorded data files are looked for."""
@@ -60,51 +61,51 @@ class ServiceSettings(Settings):
     """Answer anybody without a key (behind a proxy that checks)."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the service; empty: none but its own page."""
-    max_cache_bytes: int = Field(default=64 * 2**20, ge=0)
+    max_cache_bytes: NumBytes = 64 * 2**20
     """Answers that a worker keeps; 0: none."""
-    max_body_bytes: PositiveInt = 2 * 2**20
+    max_body_bytes: Annotated[NumBytes, Field(ge=1)] = 2 * 2**20
     """Of a request other than an upload."""
-    max_upload_bytes: PositiveInt = 2 * 2**30
+    max_upload_bytes: Annotated[NumBytes, Field(ge=1)] = 2 * 2**30
     """Largest upload of `POST /score`."""
-    max_cells: PositiveInt = 4096
+    max_cells: Count = 4096
     """Cells of one prediction request."""
-    max_json_values: PositiveInt = 2_000_000
+    max_json_values: Count = 2_000_000
     """Numbers of one JSON answer; larger ones are to be asked for as Arrow or h5ad."""
-    max_queued_cells: PositiveInt = 16384
+    max_queued_cells: Count = 16384
     """Cells accepted and not yet answered, over all requests of a worker; one key alone may have half of them."""
-    max_requests: PositiveInt = 256
+    max_requests: Count = 256
     """Requests in progress in a worker; one key may have half of them."""
-    max_connections: PositiveInt = 1024
+    max_connections: Count = 1024
     """Open connections of a worker; the one that has been idle for longest makes room for another."""
-    header_timeout: PositiveFloat = 10.0
+    header_timeout: Seconds = 10.0
     """Seconds that a connection may be without a whole request header."""
-    batch_cells: PositiveInt = 512
+    batch_cells: Width = 512
     """Cells that pass the network together."""
     linger_ms: float = Field(default=3.0, ge=0, le=1000)
     """How long a batch may wait for company, while requests come from several clients."""
-    queue_timeout: PositiveFloat = 10.0
+    queue_timeout: Seconds = 10.0
     """Seconds that a prediction may wait for room in the queue before it is asked to come back."""
-    request_timeout: PositiveFloat = 120.0
+    request_timeout: Seconds = 120.0
     """Seconds until a prediction is given up."""
-    body_timeout: PositiveFloat = 30.0
+    body_timeout: Seconds = 30.0
     """Seconds for a request's body to arrive."""
-    upload_timeout: PositiveFloat = 300.0
+    upload_timeout: Seconds = 300.0
     """Seconds for an upload to arrive."""
-    send_timeout: PositiveFloat = 60.0
+    send_timeout: Seconds = 60.0
     """Seconds that a client may take no byte of its answer."""
-    max_jobs: PositiveInt = 16
+    max_jobs: Count = 16
     """Scoring jobs that wait, and likewise predictions in the background."""
-    job_timeout: PositiveFloat = 3600.0
+    job_timeout: Seconds = 3600.0
     """Seconds until a job is stopped."""
-    job_ttl: PositiveFloat = 24 * 3600.0
+    job_ttl: Seconds = 24 * 3600.0
     """Seconds that a finished job is kept."""
-    max_job_bytes: PositiveInt = 32 * 2**30
+    max_job_bytes: Annotated[NumBytes, Field(ge=1)] = 32 * 2**30
     """Address space of a scoring job."""
-    max_prediction_cells: PositiveInt = 1_000_000
+    max_prediction_cells: Count = 1_000_000
     """Cells of one prediction in the background."""
-    max_prediction_bytes: PositiveInt = 64 * 2**30
+    max_prediction_bytes: Annotated[NumBytes, Field(ge=1)] = 64 * 2**30
     """Of the file that it writes."""
-    max_score_values: PositiveInt = 1_000_000_000
+    max_score_values: Count = 1_000_000_000
     """Cells × genes of an uploaded matrix: what a scoring job may unfold in memory."""
 
     @classmethod

@@ -11,9 +11,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
@@ -21,6 +19,8 @@ from steval.data.files import absolute_pattern
 from steval.data.splits.assignment import CellSplit, SplitSettings, TomlSplit
 from steval.data.training.cells import CellsSettings
 from steval.data.training.sets import ControlMapping, Sampling
+from steval.limits import Count, Processes, Seed, SetSize, Tally, Width
+from steval.machine import MAX_THREADS
 from steval.model.loss_settings import AUXILIARY_KINDS, AuxiliaryKind, LossSettings
 from steval.settings import Settings, read_yaml
 from steval.trainer.recipes import with_recipe
@@ -57,9 +57,9 @@ class DataSettings(CellsSettings):
 class SetSettings(Settings):
     """How cells are put together for a step."""
 
-    size: PositiveInt = 64
+    size: SetSize = 64
     """Cells of a set."""
-    per_batch: PositiveInt = 4
+    per_batch: Width = 4
     """Sets of a batch, on each device."""
     mapping: ControlMapping = "cell_type"
     """Within what the control cells of a set are drawn: its cell type, or its cell type and batch."""
@@ -67,7 +67,7 @@ class SetSettings(Settings):
     """In training: every cell once an epoch, or every `perturbations` in equally many sets."""
     controls_as_targets: bool = True
     """Whether sets of control cells are predicted too, from other control cells, in training."""
-    accumulation: PositiveInt = 1
+    accumulation: Count = 1
     """Batches whose gradients are added up for one optimiser step; for cards with little memory."""
 
 
@@ -110,17 +110,17 @@ class OptimiserSettings(Settings):
 class CheckSettings(Settings):
     """When to validate, log and save, counted in optimiser steps of a phase; ends of phases are always among them."""
 
-    validate_every: PositiveInt = 500
+    validate_every: Count = 500
     """Validation on fixed sets."""
-    validation_sets: PositiveInt | None = None
+    validation_sets: Count | None = None
     """At most so many of the fixed validation sets of each perturbation and cell type; none: every cell."""
-    log_every: PositiveInt = 50
+    log_every: Count = 50
     """A row of training losses (means over these steps), rates and gradient norms in metrics.csv."""
-    save_every: PositiveInt = 1000
+    save_every: Count = 1000
     """`last.ckpt`, which `--resume` continues from."""
-    keep_every: NonNegativeInt = 0
+    keep_every: Tally = 0
     """`step-*.safetensors` for ablations; 0: none."""
-    quick_eval_every: NonNegativeInt = 0
+    quick_eval_every: Tally = 0
     """Quick cell-eval on held-out perturbations at every so many validations; 0: never."""
     select_best: str = Field(default="val/gene", pattern=r"^(val|eval)/\S+$")
     """Metric that decides `best-val.safetensors`."""
@@ -156,14 +156,14 @@ class ComputeSettings(Settings):
     it was asked for by `true`."""
     activation_checkpointing: bool = False
     """Compute each backbone block again in the backward pass instead of keeping its activations."""
-    devices: PositiveInt | Literal["auto"] = "auto"
+    devices: Processes | Literal["auto"] = "auto"
     """Devices of each node; `auto`: all GPUs, or one CPU process."""
-    num_nodes: PositiveInt = 1
+    num_nodes: Processes = 1
     """Nodes (torchrun, SLURM)."""
     strategy: Strategy = "auto"
     """How devices share a step. `ddp`: each holds the whole network; `auto`: that where there are several; `fsdp`: each holds a
     piece of every tensor, for a network that does not fit otherwise (slower; no `compile`, `cuda_graph`, `average_weights`)."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[int, Field(ge=0, le=MAX_THREADS)] = 0
     """Processes that make batches, each with the cells in memory of its own; 0: threads of this process (up to six for a GPU, one
     elsewhere), which share them and suffice but for data on slow disks."""
 
@@ -189,7 +189,7 @@ class FinetuneConfig(Settings):
     """Precision, devices, processes."""
     average_weights: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a running average of the weights, which then validates and is saved; none: no averaging."""
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     """Of initial weights, dropout and cell sets."""
     loggers: tuple[LoggerName, ...] = ("csv", "tensorboard")
     """metrics.csv is always written; `tensorboard` and `wandb` are added when named."""

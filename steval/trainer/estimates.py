@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from steval.limits import require_memory
 from steval.model.config import LlamaConfig, ModelConfig
 from steval.model.groups import block_index
 from steval.model.lora import num_adapted
@@ -23,6 +24,8 @@ MIXED = 2.65
 """Mean bytes of an activation under bf16-mixed: products keep bfloat16, norms float32."""
 DEVICES = (2, 4, 8)
 """Devices that FSDP is told for."""
+AT_LEAST = 2 / 3
+"""Of an estimate: peaks were measured within a third of it."""
 PACKED = 0.3
 """Of a dense batch: those that are on their way to a GPU, sparse."""
 
@@ -142,6 +145,22 @@ def estimate_memory(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool)
     """Bytes on a device, as the configuration has it; under FSDP on two devices."""
     size = NetworkSize.of(config, model)
     return device_memory(config, model, size, own_choice(config, DEVICES[0]), on_gpu=on_gpu).total
+
+
+def require_fitting(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool) -> None:
+    """A `ConfigError` for a step that takes more memory than this process may ever have.
+
+    On a GPU that is what the batch takes before it is sent there, and the weights; the GPU itself says when it is full.
+    """
+    size, sets = NetworkSize.of(config, model), config.sets
+    step = device_memory(config, model, size, own_choice(config, DEVICES[0]), on_gpu=on_gpu)
+    require_memory(
+        AT_LEAST * (FLOAT * size.total + PACKED * step.batch if on_gpu else step.total),
+        f"a step on {counted(sets.per_batch, 'set')} of {counted(sets.size, 'cell')} by a network of "
+        f"{counted(size.total, 'parameter')}",
+        f"lower sets.per_batch (raise sets.accumulation, now {sets.accumulation}, by the same factor), sets.size, or the sizes "
+        "under network",
+    )
 
 
 def memory_notices(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool) -> list[Notice]:

@@ -10,6 +10,7 @@ from typing import Any
 from steval.data.files import matching
 from steval.data.locks import DirectoryLock
 from steval.errors import ConfigError
+from steval.limits import require_processes
 from steval.model.hardware import lowered_by
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.estimates import memory_notices
@@ -92,7 +93,7 @@ def finetune(
                     if leader:
                         directory.require_startable(overwrite=overwrite)
                 _require_able(start.config, quick_eval)
-                run = Session.open(start, directory, report)
+                run = Session.open(start, directory, report, on_gpu=_on_gpu(start.config, device))
                 if leader and not resume:  # nothing is made or cleared before everything was read and found good
                     held.enter_context(DirectoryLock(directory.path))
                     directory.require_startable(overwrite=overwrite)
@@ -123,7 +124,7 @@ def rehearse(
     """
     start = _given_start(config, init_from, allow_mismatch, from_nothing)
     _require_able(start.config, quick_eval)
-    run = Session.open(start, RunDirectory(Path()), report)
+    run = Session.open(start, RunDirectory(Path()), report, on_gpu=_on_gpu(start.config, device))
     with lowered_by(lambda: _less_memory(run.config)):
         run.rehearse(device)
 
@@ -139,10 +140,14 @@ def estimate(
     base = start.read_base()
     cells = open_cells(start.reading.data, base, needs_batch=False, audited=False)
     model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
-    on_gpu = training_device(config.compute, device).type == "cuda"
+    on_gpu = _on_gpu(config, device)
     for notice in memory_notices(start.config, model, on_gpu=on_gpu):
         if report is not None:
             report(notice)
+
+
+def _on_gpu(config: FinetuneConfig, device: str) -> bool:
+    return training_device(config.compute, device).type == "cuda"
 
 
 def _fit(
@@ -184,6 +189,7 @@ def _require_able(config: FinetuneConfig, quick_eval: QuickEval | None) -> None:
             "checks.quick_eval_every is set, but this call brings no evaluation; use `steval finetune`, or set it to 0"
         )
     require_loggers(config.loggers)
+    require_processes(config.compute.workers, "compute.workers")
 
 
 def _interruption(directory: RunDirectory, stopped: StoppedAtOnceError) -> str:

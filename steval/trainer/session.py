@@ -22,6 +22,7 @@ from steval.model.lora import LoraPair, merged, split_pairs
 from steval.model.network import StateTransition
 from steval.trainer.adapting import BaseTensors, keep_adapter, put_on
 from steval.trainer.config import FinetuneConfig
+from steval.trainer.estimates import require_fitting
 from steval.trainer.fit.devices import build_trainer, fit, is_first_process, make_ready, training_device
 from steval.trainer.fit.feeding import BatchMaker, Feed, open_feed
 from steval.trainer.fit.objective import Objective, idle_parameters, require_terms
@@ -84,7 +85,7 @@ class Session:
     """Where the running phase gets its batches from."""
 
     @classmethod
-    def open(cls, start: Start, directory: RunDirectory, report: Tell | None) -> "Session":
+    def open(cls, start: Start, directory: RunDirectory, report: Tell | None, *, on_gpu: bool) -> "Session":
         """Open data and weights, plan the network, tell the preflight table."""
         tell = _telling(report)
         base, inputs = start.read_base(), start.inputs()
@@ -97,6 +98,7 @@ class Session:
         config = start.config
         model = plan_network(config.network, cells, config.sets.size, base.source.config if base else None)
         require_terms(config.loss, model)
+        require_fitting(config, model, on_gpu=on_gpu)
         found = guard_representation(cells, model, base, allow_mismatch=start.allow_mismatch)
         found += guard_fresh_weights(config, base, from_nothing=start.from_nothing)
         config = config.model_copy(update={"network": describe_network(model, config.network)})

@@ -11,6 +11,7 @@ from steval.errors import ConfigError
 from steval.evaluator.challenge.packed import Season, Submission
 from steval.evaluator.challenge.season2026 import pack_counts
 from steval.evaluator.submission import MOST_CELLS, pack
+from steval.limits import Count
 from steval.settings import Settings
 
 
@@ -29,7 +30,7 @@ class PackOptions(Settings):
     """obs column with the context (2026)."""
     with_cell_type: bool = False
     """Keep the cell types (2025)."""
-    max_cells: int | None = None
+    max_cells: Count | None = None
     """Refuse more cells (2025)."""
     scale: Scale | None = None
     """Of predictions that do not declare it (2025)."""

@@ -9,15 +9,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 
 from steval.checkpoints.location import SEEDS_NAME, holds_seeds
 from steval.data.files import atomic_path
 from steval.data.locks import LOCK_NAME, DirectoryLock
 from steval.data.outputs import require_output_directory
 from steval.errors import ConfigError
+from steval.limits import Seed
 from steval.settings import Settings
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.devices import num_processes
@@ -30,9 +31,9 @@ from steval.workflows.finetune import finetune_with_evaluation
 class SeedPlan(Settings):
     """The runs that there are to be, and how each of them starts."""
 
-    first: int
+    first: Seed
     """Seed of the first run; the others count on from it."""
-    number: PositiveInt
+    number: Annotated[int, Field(ge=1, le=10**6)]
     """How many runs."""
     config: dict[str, Any]
     """The resolved configuration, whose own seed is the first."""
@@ -83,14 +84,15 @@ def finetune_seeds(
     """
     _require_one_process(config, device)
     absolute = config.with_absolute_paths()
-    plan = SeedPlan(
-        first=config.seed,
-        number=number,
-        config=absolute.as_dict(),
-        init_from=None if init_from is None else str(Path.cwd() / init_from),
-        allow_mismatch=allow_mismatch,
-        from_nothing=from_nothing,
-    )
+    values = {
+        "first": config.seed,
+        "number": number,
+        "config": absolute.as_dict(),
+        "init_from": None if init_from is None else str(Path.cwd() / init_from),
+        "allow_mismatch": allow_mismatch,
+        "from_nothing": from_nothing,
+    }
+    plan = SeedPlan.parse(values, source="--seeds")
     _require_startable(path, overwrite)
     require_output_directory(path, {"--init-from": init_from})
     with DirectoryLock(path):

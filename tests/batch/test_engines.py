@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from steval.batch.engines.base import Engine
-from steval.batch.engines.local import LocalEngine, available_memory
+from steval.batch.engines.local import LocalEngine
 from steval.batch.jobs import Outcome, Task
 from steval.batch.ledger import Ledger, ledger_path
 from steval.batch.run import make_engine
@@ -23,6 +23,7 @@ from steval.batch.settings import Running
 from steval.batch.work.stages import job_stages
 from steval.data.files import require_directory
 from steval.errors import ConfigError
+from steval.machine import available_memory
 from support.batch_cases import start_batch, write_manifest
 from support.engine_cases import RAY, descendants, engine_of, needs_ray, wait_for_children
 from support.in_process import plan_of, run_in_process

@@ -5,7 +5,6 @@ Processes are started anew (`spawn`), so a program of your own that runs a batch
 
 import logging
 import multiprocessing
-import os
 import resource
 import signal
 import threading
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from steval.batch.engines.worker import READY, work
 from steval.batch.jobs import Outcome, Task
 from steval.batch.settings import Running
 from steval.errors import ConfigError
-from steval.machine import num_cores
+from steval.machine import available_memory, num_cores
 from steval.wording import memory_size
 
 logger = logging.getLogger(__name__)
@@ -244,17 +242,3 @@ def _without_ctrl_c() -> Generator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def available_memory() -> int:
-    """Bytes that are free, within the limit of the container or batch job."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = Path(name)
-        if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-            free = min(free, int(text))
-    return free

@@ -82,7 +82,7 @@ def serve(
         list[str] | None, typer.Option("--cors-origin", help="Web origin that may call the service (may be repeated).")
     ] = None,
     shutdown_seconds: Annotated[
-        int, typer.Option("--shutdown-seconds", min=1, help="On SIGTERM, time to finish what was accepted.")
+        int, typer.Option("--shutdown-seconds", min=1, max=10**6, help="On SIGTERM, time to finish what was accepted.")
     ] = 120,
 ) -> None:
     """Serve predictions and scores of one checkpoint or several over HTTP, with a page at `/`.
@@ -92,6 +92,7 @@ def serve(
     if new_key is not None or rotate_key is not None:
         _make_key(new_key, rotate_key, api_key_file)
         return
+    from steval.limits import require_processes
     from steval.service.settings import named_paths
 
     adapters = named_paths(adapter or [], "--adapter")
@@ -101,6 +102,7 @@ def serve(
         cors_origins=cors_origin,
     )  # fmt: skip
     settings.require_paths()
+    require_processes(settings.workers, "--workers")
     _require_keys(settings, host)
     _require_free(host, port)
     _check_checkpoint(settings)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -32,6 +32,7 @@ from steval.data.columns import ColumnOptions, Columns, resolve_columns
 from steval.data.labels import label_text, labels_of
 from steval.data.outputs import real_path, require_output
 from steval.errors import DataError
+from steval.limits import Tally
 from steval.logs import progress
 from steval.settings import Settings
 from steval.wording import counted, listed
@@ -48,15 +49,15 @@ class PrepareSettings(Settings):
     """Total of every cell before log1p."""
     min_counts: float = 0.0
     """Cells with a smaller total of counts are dropped."""
-    min_genes: int = 0
+    min_genes: Tally = 0
     """Cells with fewer detected genes are dropped."""
-    min_cells: int = 1
+    min_cells: Tally = 1
     """Perturbations with fewer cells (after the filters above) are dropped; the control never is."""
     gene_column: str | None = None
     """`var` column with the gene names; none: the index."""
     duplicate_genes: Literal["error", "sum"] = "error"
     """What to do with gene names that occur more than once (`sum` needs counts)."""
-    hvg: int | None = Field(default=None, ge=2)
+    hvg: Annotated[int, Field(ge=2, le=2**24)] | None = None
     """Keep this many highly variable genes (scanpy's `seurat` flavour on the lognorm cells); none: all genes."""
     cell_type_name: str | None = None
     """Cell type of all cells, for files without such a column."""

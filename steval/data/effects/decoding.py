@@ -20,10 +20,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from steval.data.effects.anchors import AnchorSettings
 from steval.data.effects.carry import Carried, Carrier, sensitivity, totals_of_cells
+from steval.limits import Width
 from steval.settings import Settings
 
 SAME_TOTAL = 0.01
@@ -53,7 +54,7 @@ class DecodingSettings(Settings):
     effect_scale: PositiveFloat = 1.0
     zeros_follow: Share = 1.0
     """How far the share of expressing cells follows the mean (see `carry`)."""
-    effect_cells: PositiveInt = 256
+    effect_cells: Width = 256
     """Cells that the network predicts of each perturbation to know its effect."""
 
     @model_validator(mode="after")

@@ -9,9 +9,9 @@ the errors of left-out pairs.
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from pydantic import PositiveInt
 
 from steval.data.effects.record import TrainingEffects
+from steval.limits import Count
 from steval.settings import Settings
 
 FEWEST_PAIRS = 10
@@ -33,9 +33,9 @@ class ExpectedErrorModel(Settings):
     low: float
     """Log error less what is told, for the lower end of the interval."""
     high: float
-    pairs: PositiveInt
+    pairs: Count
     """Held-out pairs that it was fitted on."""
-    measured_cells: PositiveInt
+    measured_cells: Count
     """Median number of their measured cells, whose sampling noise is a part of the error."""
     rank_correlation: float
     """Of the errors of left-out pairs with what was told of them (Spearman)."""

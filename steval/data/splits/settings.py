@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from steval.data.splits.toml import SplitTable
+from steval.limits import Seed
 from steval.settings import Settings
 
 ALL = "all"
@@ -17,7 +18,7 @@ class _Split(Settings):
     """`obs` column that holds the contexts; none: the cell type column."""
     controls: Literal["shared", "split"] = "shared"
     """`shared`: every control cell is an input in every part; `split`: each control cell belongs to one part."""
-    seed: int = Field(default=42, ge=0)
+    seed: Seed = 42
     """Of the draw of cells (`by: cells`, `controls: split`)."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import PositiveFloat
 
 from steval.data.cells.genes import FillMissing, require_unique
 from steval.data.cells.scale import Scale
@@ -31,6 +31,7 @@ from steval.data.training.auxiliary import AuxiliaryEmbedding
 from steval.data.training.files import expand_files, matrix_paths, read_labelled
 from steval.data.training.obsm_store import ObsmStore
 from steval.data.training.row_store import RowStore
+from steval.limits import Gibibytes
 from steval.settings import Settings
 from steval.wording import counted
 
@@ -52,7 +53,7 @@ class CellsSettings(Settings):
     """Total per cell before log1p; needed where a file holds counts."""
     fill_missing: FillMissing = "error"
     """What to do where a file lacks genes of the contract."""
-    memory_gb: NonNegativeFloat = 2.0
+    memory_gb: Gibibytes = 2.0
     """Data up to this size is kept in memory; larger data is read from disk."""
     cache_dir: str | None = None
     """Directory for plain copies by rows of files that are too large for memory and compressed or in CSC layout."""

@@ -23,6 +23,8 @@ from steval.evaluator.reference.members import (
 )
 from steval.evaluator.reference.replicates import ReplicateScale
 from steval.evaluator.schemas import INTERVAL_SCHEMA
+from steval.limits import require_memory
+from steval.wording import counted
 
 LEVEL = 0.95
 FEWEST_PERTURBATIONS = 3
@@ -63,6 +65,11 @@ def _is_over_all(column: str) -> bool:
 
 def draw_weights(num_perturbations: int, draws: int, seed: int) -> np.ndarray:
     """How often each perturbation is drawn in each of `draws` resamples: float64 `[draws, P]`, rows sum to P."""
+    require_memory(
+        3 * 8 * draws * num_perturbations,
+        f"{counted(draws, 'resample')} of {counted(num_perturbations, 'perturbation')}",
+        "take fewer (--bootstrap)",
+    )
     generator = np.random.default_rng(seed)
     share = np.full(num_perturbations, 1.0 / num_perturbations)
     return generator.multinomial(num_perturbations, share, size=draws).astype(np.float64)

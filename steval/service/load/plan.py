@@ -2,9 +2,10 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
 from steval.errors import ConfigError
+from steval.limits import Count
 from steval.service.client import ServiceClient
 from steval.settings import Settings
 
@@ -15,7 +16,7 @@ SEEDS = 2**32
 class LoadPlan(Settings):
     """So many clients at once, one number after another; each sends its next request when it has its answer."""
 
-    concurrency: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8, 16, 32), min_length=1)
+    concurrency: tuple[Count, ...] = Field(default=(1, 2, 4, 8, 16, 32), min_length=1)
     """Clients at once, a measurement each."""
     seconds: PositiveFloat = 10.0
     """Of each measurement."""
@@ -23,7 +24,7 @@ class LoadPlan(Settings):
     """Seconds before each, whose requests do not count."""
     perturbations: tuple[str, ...] = ()
     """Names, one a request in turn; none: all that the model knows."""
-    cells: PositiveInt = 100
+    cells: Count = 100
     """Of each request."""
     output: Literal["mean", "cells"] = "mean"
     """`mean` as JSON, or `cells` as an Arrow stream."""

@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from steval.data.training.cells import TrainingCells
+from steval.limits import Depth, Width
 from steval.model.config import Activation, Attention, GeneDecoderConfig, Head, LlamaConfig, ModelConfig, OutputSpace
 from steval.settings import Settings
 
@@ -15,21 +16,21 @@ DEFAULT_DECODER = (1024, 1024, 512)
 class NetworkSettings(Settings):
     """A network to start from nothing; with `--init-from`, fields left out follow the checkpoint."""
 
-    hidden_dim: PositiveInt = 128
+    hidden_dim: Width = 128
     """Token size."""
-    num_layers: PositiveInt = 2
+    num_layers: Depth = 2
     """Backbone blocks."""
-    num_heads: PositiveInt = 4
+    num_heads: Depth = 4
     """Attention heads."""
-    num_key_value_heads: PositiveInt | None = None
+    num_key_value_heads: Depth | None = None
     """Key and value heads, a divisor of `num_heads`; none: as many."""
-    head_dim: PositiveInt | None = None
+    head_dim: Width | None = None
     """Head size; none: `hidden_dim` shared out over the heads."""
-    intermediate_dim: PositiveInt | None = None
+    intermediate_dim: Width | None = None
     """Inner size of a block's MLP; none: four times `hidden_dim`."""
-    num_encoder_layers: PositiveInt = 2
+    num_encoder_layers: Depth = 2
     """Layers of the perturbation and basal encoders."""
-    num_decoder_layers: PositiveInt = 2
+    num_decoder_layers: Depth = 2
     """Layers of `project_out`."""
     activation: Activation = "gelu"
     """Of encoders and `project_out`."""
@@ -50,7 +51,7 @@ class NetworkSettings(Settings):
     """MLP, not a single linear layer, as basal encoder."""
     batch_encoder: bool = False
     """Add an embedding of the batch to each cell."""
-    gene_decoder: tuple[PositiveInt, ...] | None = None
+    gene_decoder: tuple[Width, ...] | None = None
     """Hidden sizes of a decoder from an embedding to genes; none: no decoder."""
     initial_weights: Literal["data", "random"] = "data"
     """Where layers that no checkpoint brings start. `data`: the perturbation encoder as drawn for standardised features, the

@@ -6,12 +6,11 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
+from steval.limits import Count, Tally
 from steval.model.groups import AUXILIARY_PREFIX, PARAMETER_GROUPS, ParameterGroup, block_index, parameter_group
 from steval.model.lora_settings import LoraSettings, is_adapter
 from steval.settings import Settings
@@ -70,9 +69,9 @@ class PhaseSettings(Settings):
     it may be empty: adapters alone."""
     lora: LoraSettings | None = None
     """Adapters of low rank beside frozen matrices, which train in this phase and are added to them at its end."""
-    top_blocks: NonNegativeInt = 3
+    top_blocks: Tally = 3
     """How many of the last backbone blocks the group `top` holds."""
-    steps: PositiveInt
+    steps: Count
     """Optimiser steps."""
     rates: RateSettings = RateSettings()
     """Peak learning rates by group."""

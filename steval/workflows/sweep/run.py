@@ -9,6 +9,7 @@ from pathlib import Path
 from steval.data.files import require_directory
 from steval.data.locks import DirectoryLock
 from steval.errors import StevalError
+from steval.limits import require_processes
 from steval.workflows.sweep.outcome import write_outcome
 from steval.workflows.sweep.space import SweepSpace
 from steval.workflows.sweep.study import SweepStudy, TrialRecord
@@ -51,6 +52,7 @@ def sweep(space: SweepSpace, out: Path, *, tell: Tell = lambda text: None, steva
     Interrupted (Ctrl-C, SIGTERM), it lets its trials save their state; the same call goes on. Raises `ConfigError` for a space that
     is not valid, and for a directory with another sweep.
     """
+    require_processes(space.workers, "workers")
     config = space.require_valid()
     require_directory(out)
     with DirectoryLock(out):

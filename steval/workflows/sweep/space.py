@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from steval.checkpoints.location import is_hub
 from steval.errors import ConfigError
+from steval.limits import Processes, Seed, Tally
 from steval.settings import Settings, read_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.recipes import config_path, with_recipe
@@ -61,9 +62,9 @@ class Parameter(Settings):
 class Pruning(Settings):
     """A trial is given up when its value is worse than the median of the others' at the same step."""
 
-    startup_trials: NonNegativeInt = 5
+    startup_trials: Tally = 5
     """Trials that run to their end first."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: Tally = 0
     """Optimiser steps before which none is given up."""
 
 
@@ -78,17 +79,17 @@ class SweepSpace(Settings):
     """The checkpoint that every trial starts from; none: from nothing."""
     space: dict[str, Parameter] = Field(min_length=1)
     """Settings that vary (`phases.0.rates.encoders`), and the values that each may take."""
-    trials: PositiveInt = 20
+    trials: Annotated[int, Field(ge=1, le=10**6)] = 20
     """How many in all, those of before an interruption among them."""
-    workers: PositiveInt = 1
+    workers: Processes = 1
     """Trials at once."""
-    threads: PositiveInt | None = None
+    threads: Processes | None = None
     """CPU threads of each; none: the cores divided by `workers`."""
     device: str = "auto"
     """As `steval finetune --device`."""
     prune: Pruning | None = Pruning()
     """When a trial is given up; null: never."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of the values that are tried; the runs' own seed is a setting of theirs."""
 
     def configuration(self, chosen: Mapping[str, Any]) -> FinetuneConfig:

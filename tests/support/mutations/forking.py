@@ -25,6 +25,8 @@ IMPORTS = (
 )  # fmt: skip
 SECONDS = 60
 """After which a command counts as hanging; the slowest takes four on a quiet machine."""
+ADDRESSES = 16 * 2**30
+"""Bytes of addresses for a command, so that one which grows without end takes itself away and not the machine."""
 SIGNAL_AT_TIMEOUT = signal.SIGKILL
 
 
@@ -55,6 +57,8 @@ class Ended:
     stdout: str
     stderr: str
     hung: bool = False
+    memory: int = 0
+    """Bytes that it held at its peak."""
 
 
 @dataclass
@@ -86,7 +90,7 @@ class CommandServer:
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
         said = [path.read_text("utf-8", "surrogateescape") for path in streams]
-        return Ended(answer["code"], *said, hung=answer["hung"])
+        return Ended(answer["code"], *said, hung=answer["hung"], memory=answer["memory"])
 
 
 def serve() -> None:
@@ -114,8 +118,8 @@ def _wait(child: int) -> dict[str, object]:
     os.close(handle)
     if hung:
         os.killpg(child, SIGNAL_AT_TIMEOUT)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"code": code, "hung": hung}
+    _, status, used = os.wait4(child, 0)
+    return {"code": os.waitstatus_to_exitcode(status), "hung": hung, "memory": used.ru_maxrss * 1024}
 
 
 def _become_command(request: dict) -> None:
@@ -125,6 +129,7 @@ def _become_command(request: dict) -> None:
         handle = os.open(path, os.O_RDWR if number else os.O_RDONLY)
         os.dup2(handle, number)
         os.close(handle)
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     for number in request["closed"]:
         os.close(number)
     if request["largest_file"]:
