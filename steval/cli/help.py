@@ -36,7 +36,7 @@ class Shown:
 
     group: str
     value: str = ""
-    """What stands for the value; choices as `a|b`. None for a switch."""
+    """What stands for the value, where the option's own `metavar` says nothing else; choices as `a|b`. None for a switch."""
     complete: Callable[[Any, str], list[str]] | None = None
     """Beside choices: values that begin with what was typed."""
 
@@ -246,7 +246,7 @@ def _named(option: Any) -> str:
     shown = shown_as(option)
     names = ", ".join(sorted(option.opts, key=len))
     names += "".join(f"/{name}" for name in option.secondary_opts)
-    value = shown.value if shown else ""
+    value = option.metavar or (shown.value if shown else "")
     if not value or getattr(option, "is_flag", False):
         return names
     return f"{names} [{value}]" if "|" in value else f"{names} {value}"

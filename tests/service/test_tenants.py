@@ -200,7 +200,8 @@ class Keyed:
 
 
 @pytest.fixture(scope="module")
-def keyed(tiny_checkpoint, service_dir, tmp_path_factory):
+def keyed(service_url, tiny_checkpoint, service_dir, tmp_path_factory):
+    """Started after the service that all tests share, which has no keys."""
     directory = tmp_path_factory.mktemp("tenants")
     path = directory / "keys.txt"
     keys = {name: add_key(path, name) for name in ("ada@lab", "bob@lab", "boss@lab", "poor@lab", "ivy@lab")}

@@ -25,7 +25,7 @@ HONESTY = (
 def load(
     url: Annotated[str, typer.Argument(metavar="URL", help="The running service, such as http://127.0.0.1:3000.")],
     concurrency: Annotated[
-        str, typer.Option("--concurrency", "-c", help="Clients at once, a measurement each: A,B,C.")
+        str, typer.Option("--concurrency", "-c", help="Numbers of clients at once, a measurement each.")
     ] = "1,2,4,8,16,32",
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each measurement.")] = 10.0,
     warmup: Annotated[float, typer.Option("--warmup", help="Seconds before each that do not count.")] = 2.0,
@@ -38,10 +38,10 @@ def load(
     cells: Annotated[int, typer.Option("--cells", "-n", min=1, help="Cells of each request.")] = 100,
     output: Annotated[str, typer.Option("--output", help="cells as Arrow, or mean: a mean profile as JSON.")] = "mean",
     model: Annotated[
-        str | None, typer.Option("--model", help="Name or digest of the model.", show_default="the default")
+        str | None, typer.Option("--model", help="Name or digest of the model.", show_default="the service's own")
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="Name or digest of an adapter to it.", show_default="none")
+        str | None, typer.Option("--adapter", metavar="NAME", help="Name or digest of an adapter to the model.")
     ] = None,
     seed: Annotated[
         int | None,

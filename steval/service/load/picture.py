@@ -43,6 +43,6 @@ def _draw(levels: Sequence[Level]) -> "Figure | None":
         panel.set_xscale("log", base=2)
         panel.set_xticks(clients, [str(one) for one in clients])
         panel.minorticks_off()
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.08 * panel.dataLim.ymax)
         panel.grid(axis="y", color=colour("grid"), lw=0.6)
     return figure
