@@ -43,7 +43,7 @@ PORT="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 export PORT STEVAL_CHECKPOINT=/models/a.safetensors STEVAL_API_KEY_FILE=/work/keys.txt
 refused "refused" healthy
 began="$(date +%s%N)"
-run serve >"$work/serve.log" 2>&1 &
+bash "$root/deploy/run_rootfs.sh" serve >"$work/serve.log" 2>&1 & # it becomes the service: its number is the service's
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" || true' EXIT
 for _ in $(seq 600); do
@@ -56,4 +56,4 @@ run healthy
 ask=(curl -s -o "$work/answer.json" -w '%{http_code}' -H 'Content-Type: application/json' -d '{"perturbations": ["STAT1"], "cells": 20}' "http://127.0.0.1:$PORT/predict")
 [ "$("${ask[@]}")" = 401 ] || fail "answered without a key"
 [ "$("${ask[@]}" -H "Authorization: Bearer $key")" = 200 ] || fail "no prediction: $(cat "$work/answer.json")"
-printf 'user of the service: %s\n' "$(ps -o uid= -p "$(pgrep -f "port $PORT" | head -1)" | tr -d ' ')"
+printf 'user of the service: %s\n' "$(ps -o uid= -p "$server" | tr -d ' ')"
