@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from steval.errors import ConfigError, nearest_names
+from steval.wording import counted, whole_number
 
 MAX_YAML_BYTES = 4 * 2**20
 """Largest YAML document that is read."""
@@ -169,25 +170,29 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         path, separator, text = override.partition("=")
         if not separator or not path:
             raise ConfigError(f"--set takes KEY.SUBKEY=VALUE, got {override!r}")
-        try:
-            _assign(result, path.split("."), parse_yaml(text, f"--set {override}"))
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise ConfigError(f"--set {override}: there is no such place in the configuration ({error})") from error
+        _assign(result, path.split("."), parse_yaml(text, f"--set {override}"), override)
     return result
 
 
-def _assign(node: Any, keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        if isinstance(node, list):
-            node = node[int(key)]
-            continue
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-    if isinstance(node, list):
-        node[int(keys[-1])] = value
-    else:
-        node[keys[-1]] = value
+def _assign(node: Any, keys: list[str], value: Any, override: str) -> None:
+    for depth, key in enumerate(keys):
+        place: str | int = _number_in(node, key, ".".join(keys[:depth]), override) if isinstance(node, list) else key
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {override}: {'.'.join(keys[:depth])} is {node!r}, which has nothing inside")
+        if depth == len(keys) - 1:
+            node[place] = value
+            return
+        if isinstance(node, dict) and node.get(place) is None:
+            node[place] = {}
+        node = node[place]
+
+
+def _number_in(items: list[Any], key: str, place: str, override: str) -> int:
+    number = whole_number(key)
+    if number is None or number >= len(items):
+        last = f": {place}.0" + (f" to {place}.{len(items) - 1}" if len(items) > 1 else "") if items else ""
+        raise ConfigError(f"--set {override}: {place} is a list of {counted(len(items), 'entry', 'entries')}{last}")
+    return number
 
 
 def _named(overrides: Sequence[str], problems: Sequence[str]) -> str:

@@ -70,7 +70,9 @@ def run_demo(
     config = _write_config(directory, (*(SYNTHETIC_OVERRIDES if synthetic else ()), *overrides))
     announce("1/4 prepare: counts -> lognorm, hold cells out for the evaluation")
     effects = _write_data(directory / "data", synthetic)
-    announce("2/4 fine-tune: backbone frozen, then all unfrozen")
+    announce(
+        "2/4 fine-tune: backbone frozen, then all unfrozen, as from a pre-trained model; this one starts from nothing"
+    )
     run = finetune_with_evaluation(config, directory / "run", overwrite=overwrite, device=device)
     announce("3/4 predict: the held-out cells' perturbations")
     preds = directory / "preds.h5ad"

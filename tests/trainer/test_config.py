@@ -1,5 +1,6 @@
 """Configurations are strict, name all their problems, and translate arc-state's."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,16 @@ def test_a_base_that_cannot_be_is_named(text: str, message: str, tmp_path: Path)
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         FinetuneConfig.load(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("phases.1.steps=4", r"phases is a list of 1 entry: phases\.0$"),
+        ("phases.all.steps=4", r"phases is a list of 1 entry: phases\.0$"),
+        ("phases.0.steps.x=4", r"phases\.0\.steps is \d+, which has nothing inside"),
+    ],
+)
+def test_a_place_that_is_not_there_is_said_in_the_configuration_s_words(override, says):
+    with pytest.raises(ConfigError, match=f"^--set {re.escape(override)}: {says}"):
+        apply_overrides({"phases": [PHASE]}, [override])

@@ -8,17 +8,19 @@ import typer
 
 from steval.cli import options
 from steval.cli.commands.score import print_report
-from steval.cli.output import print_json, print_table, say
+from steval.cli.output import print_json, print_table, say, say_wrapped
 
-REAL_CAVEAT = """
-What this can show: every step of the job on real Perturb-seq cells, and numbers equal to cell-eval's.
-What it cannot: that the model is good. 600 cells and five perturbations are few; at 100 cells each only MED12 has more
-than a few significant genes, so DE overlap rests on one perturbation, and the simple models beside the score are hard to
-beat. The cells are held out, the perturbations are not: this is interpolation. The network starts from random weights,
-since no pre-trained ST checkpoint may be shipped."""
-SYNTHETIC_CAVEAT = """
-These cells are generated: 18,080 genes with known effects. The last table says how much of the truth the model found;
-it says nothing of real cells."""
+REAL_CAVEAT = (
+    "What this can show: every step of the job on real Perturb-seq cells, and numbers equal to cell-eval's.\n"
+    "What it cannot: that the model is good. 600 cells and five perturbations are few; at 100 cells each only MED12 has more than "
+    "a few significant genes, so DE overlap rests on one perturbation, and the simple models beside the score are hard to beat. The "
+    "cells are held out, the perturbations are not: this is interpolation. The network starts from random weights, since no "
+    "pre-trained ST checkpoint may be shipped."
+)
+SYNTHETIC_CAVEAT = (
+    "These cells are generated: 18,080 genes with known effects. The last table says how much of the truth the model found; it "
+    "says nothing of real cells."
+)
 
 
 def demo(
@@ -57,7 +59,8 @@ def demo(
     if result.recovered is not None:
         columns = list(result.recovered.columns)
         print_table("Known effects found", columns, list(result.recovered.itertuples(index=False, name=None)))
-    say(SYNTHETIC_CAVEAT if synthetic else REAL_CAVEAT)
+    say()
+    say_wrapped(SYNTHETIC_CAVEAT if synthetic else REAL_CAVEAT)
     checkpoint, preds = shlex.quote(str(result.checkpoint)), shlex.quote(str(result.preds))
     predicted = shlex.quote(str(result.directory / "more.h5ad"))
     name = result.report.results["perturbation"][0]
