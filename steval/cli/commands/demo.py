@@ -13,8 +13,8 @@ from steval.cli.output import print_json, print_table, say, say_wrapped
 REAL_CAVEAT = (
     "What this can show: every step of the job on real Perturb-seq cells, and numbers equal to cell-eval's.\n"
     "What it cannot: that the model is good. 600 cells and five perturbations are few; at 100 cells each only MED12 has more than "
-    "a few significant genes, so DE overlap rests on one perturbation, and the simple models beside the score are hard to beat. The "
-    "cells are held out, the perturbations are not: this is interpolation. The network starts from random weights, since no "
+    "a few significant genes, so DE overlap rests on one perturbation, and the simple models beside the score are hard to beat. "
+    "The cells are held out, the perturbations are not: this is interpolation. The network starts from random weights, since no "
     "pre-trained ST checkpoint may be shipped."
 )
 SYNTHETIC_CAVEAT = (
