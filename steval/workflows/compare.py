@@ -47,6 +47,9 @@ def compare(paths: Sequence[Path]) -> Comparison:
     paths = [Path(path) for path in paths]
     if len(paths) < 2:
         raise ConfigError(f"compare needs at least two runs or score directories, got {len(paths)}")
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise ConfigError(f"no such run or score directory: {', '.join(missing)}")
     names = _short_names(paths)
     scores = {name: path for name, path in zip(names, paths, strict=True) if (path / "score.json").is_file()}
     if scores and len(scores) != len(paths):

@@ -106,6 +106,8 @@ def test_what_cannot_be_compared(demo: DemoResult, tmp_path: Path):
         compare([run])
     with pytest.raises(ConfigError, match="given twice"):
         compare([run, run])
+    with pytest.raises(ConfigError, match=r"no such run or score directory: .*absent$"):
+        compare([demo.score_dir, tmp_path / "absent"])
     with pytest.raises(ConfigError, match="not both"):
         compare([run, demo.score_dir])
     with pytest.raises(ConfigError, match="no such run"):
