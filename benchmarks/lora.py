@@ -49,7 +49,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "staged": [{"trains": HEADS}, {"trains": "all"}],
     "full": [{"trains": "all"}],
 }
-LARGE_WAYS = ("full", "adapters and heads", "adapters alone")
+LARGE_WAYS = ("full", "adapters alone", "adapters and heads")
 KEPT = "results.json"
 
 

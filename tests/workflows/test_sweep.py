@@ -130,8 +130,10 @@ def test_an_interrupted_sweep_lets_its_trials_save_and_takes_them_up_again(space
     monkeypatch.setenv("QUICK_TRIAL_SECONDS", "20")
     interrupt = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
     interrupt.start()
+    said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        sweep(space(trials=2, workers=2), tmp_path / "out", steval=quick)
+        sweep(space(trials=2, workers=2), tmp_path / "out", tell=said.append, steval=quick)
+    assert said[-1] == "2 trials save their state; the same command goes on"
     runs = sorted((tmp_path / "out" / "trials").iterdir())
     assert [json.loads((run / "run.json").read_text())["status"] for run in runs] == ["stopped"] * 2
     monkeypatch.setenv("QUICK_TRIAL_SECONDS", "0")

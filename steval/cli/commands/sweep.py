@@ -43,7 +43,7 @@ def sweep(
 
     Example: `steval sweep rates.yaml --trials 30 --workers 2`. Interrupted? Run the same again.
     """
-    from steval.workflows.sweep.outcome import short_names
+    from steval.workflows.sweep.outcome import short_names, value_text
     from steval.workflows.sweep.run import sweep as run
     from steval.workflows.sweep.space import SweepSpace
 
@@ -72,7 +72,7 @@ def sweep(
         )  # fmt: skip
     else:
         rows = [
-            (str(one.number), one.state, one.value, *(one.chosen.get(name) for name in names))
+            (str(one.number), one.state, one.value, *(value_text(one.chosen.get(name)) for name in names))
             for one in result.records[:SHOWN]
         ]
         print_table(

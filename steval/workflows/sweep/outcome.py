@@ -28,7 +28,7 @@ def write_outcome(directory: Path, metric: str, records: Sequence[TrialRecord], 
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["trial", "state", metric, *names, "error"])
         writer.writerows([one.number, one.state, "" if one.value is None else f"{one.value:.8g}",
-                          *(_text(one.chosen.get(name)) for name in names), one.error] for one in records)  # fmt: skip
+                          *(value_text(one.chosen.get(name)) for name in names), one.error] for one in records)  # fmt: skip
     valued = [one for one in records if one.value is not None]
     if valued and names:
         figure = draw_parallel(metric, names, valued, minimise=minimise)
@@ -97,12 +97,13 @@ def _places(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]
         if len(shown) > MOST_TICKS or np.diff(sorted(shown)).min(initial=1.0) < LEAST_GAP:
             shown = {0.0: low, 1.0: high}
         return heights, [(height, f"{value:.4g}") for height, value in shown.items()]
-    texts = sorted({_text(value) for value in column})
+    texts = sorted({value_text(value) for value in column})
     height_of = {text: row / max(len(texts) - 1, 1) for row, text in enumerate(texts)}
-    return [height_of[_text(value)] for value in column], [(height, text) for text, height in height_of.items()]
+    return [height_of[value_text(value)] for value in column], [(height, text) for text, height in height_of.items()]
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A setting for people: six digits of a number, JSON of what is no text."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

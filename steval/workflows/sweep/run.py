@@ -10,6 +10,7 @@ from steval.data.files import require_directory
 from steval.data.locks import DirectoryLock
 from steval.errors import StevalError
 from steval.limits import require_processes
+from steval.wording import counted
 from steval.workflows.sweep.outcome import write_outcome
 from steval.workflows.sweep.space import SweepSpace
 from steval.workflows.sweep.study import SweepStudy, TrialRecord
@@ -80,6 +81,9 @@ class _Sweep:
                 for one in list(self._running):
                     self._look(one)
         finally:
+            if self._running:
+                saving = counted(len(self._running), "trial saves its state", "trials save their state")
+                self._tell(f"{saving}; the same command goes on")
             for one in self._running:
                 one.stop()
             for one in self._running:
