@@ -8,7 +8,8 @@ pre-trained on all replicates but the last; each way then adapts it to the last 
 cells. Printed are medians over seeds: validation loss, score of the held-out cells, what trains, the optimiser's moments, and the
 size of the file to keep.
 
-`large`: seconds of a step and peak memory (of a process of its own) with the network of arc-state's `state_sm` at 18,080 genes
+`large`: processor seconds of a step (with one thread those of the clock, on an idle machine) and peak memory, each way in a
+process of its own, with the network of arc-state's `state_sm` at 18,080 genes
 (137 M parameters; arc-state's file has 159 M with a vocabulary that nothing reads) on generated cells: every weight, adapters of
 attention and MLP alone, and these with whole encoders and outputs.
 
@@ -201,11 +202,11 @@ def in_process(options: argparse.Namespace, way: str) -> dict[str, float]:
 
 
 def large_run(work: Path, way: str, steps: int) -> None:
-    """Fine-tune; prints the seconds of a step (the median without the first two), and what is kept, as JSON."""
+    """Fine-tune; prints the processor seconds of a step (the median without the first), and what is kept, as JSON."""
     stamps: list[float] = []
 
     def on_step(progress: Progress) -> None:
-        stamps.append(time.perf_counter())
+        stamps.append(time.process_time())
 
     watched: OnStep = on_step
     base = work / "base" / "checkpoints" / "best-val.safetensors"
@@ -222,7 +223,7 @@ def large_run(work: Path, way: str, steps: int) -> None:
     )
     assert run.finished
     between = [later - earlier for earlier, later in itertools.pairwise(stamps)]
-    measured = {} if way == "base" else {"s a step": statistics.median(between[1:]), **footprint(run_dir)}
+    measured = {} if way == "base" else {"CPU s a step": statistics.median(between[1:]), **footprint(run_dir)}
     (run_dir / "checkpoints" / "last.ckpt").unlink()
     if way != "base":
         run.best.unlink()
