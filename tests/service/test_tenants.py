@@ -21,6 +21,7 @@ from steval.service.http.quotas import Charge, Quotas, taken
 from steval.service.http.tenants import Rate, Tenant, read_rules
 from steval.service.jobs.files import INPUTS, SCORE
 from steval.service.jobs.store import JobStore, started
+from steval.service.routes import ROUTES
 from steval.service.schemas import JobState, PredictionJob, ScoreJob
 from support.second_service import second_service
 
@@ -204,11 +205,12 @@ def keyed(service_url, tiny_checkpoint, service_dir, tmp_path_factory):
     """Started after the service that all tests share, which has no keys."""
     directory = tmp_path_factory.mktemp("tenants")
     path = directory / "keys.txt"
-    keys = {name: add_key(path, name) for name in ("ada@lab", "bob@lab", "boss@lab", "poor@lab", "ivy@lab")}
+    keys = {name: add_key(path, name) for name in ("ada@lab", "bob@lab", "boss@lab", "poor@lab", "ivy@lab", "max@lab")}
     rules(path, "ada@lab", "roles=predict,score")
     rules(path, "bob@lab", "roles=predict,score")
     rules(path, "poor@lab", "roles=predict requests=1k/day cells=50/day")
     rules(path, "ivy@lab", "roles=predict,score jobs=1/day cells=100/day")
+    rules(path, "max@lab", "roles=predict cells=40/day")
     with second_service(
         checkpoint=str(tiny_checkpoint), data_dir=str(service_dir / "data"), job_dir=str(directory / "jobs"),
         api_key_file=str(path), threads="1",
@@ -277,6 +279,48 @@ def test_one_key_sees_nothing_of_what_another_does(keyed, state):
         assert error(bob.get("/metrics")) == (403, "forbidden_role")
         metrics = boss.get("/metrics").text
         assert not [word for word in ("ada@lab", "bob@lab", "boss@lab", "poor@lab", job, prediction) if word in metrics]
+
+
+def answers(client: httpx.Client, ids: list[str]) -> list[tuple[str, str, int, tuple[str, dict[str, str]]]]:
+    """What a key is answered wherever it may ask, about `ids` too."""
+    predicted = {"perturbations": ["TET1"], "cells": 16, "seed": 91}
+    asked: list[tuple[str, str, dict[str, object]]] = []
+    for route in ROUTES:
+        paths = [route.path.replace("{id}", one) for one in ids] if "{id}" in route.path else [route.path]
+        for path in paths:
+            path = re.sub(r"{[a-z]+}", "score.json", path)
+            asked += [(operation.method, path, {}) for operation in route.operations if operation.method != "POST"]
+    asked += [("HEAD", path, {}) for method, path, _ in asked if method == "GET"]
+    for body in ({}, {"perturbations": ["NOPE"]}, predicted, {**predicted, "cells": 10**6}):
+        asked.append(("POST", "/predict", {"json": body}))
+    asked += [("POST", path, {"json": {"typo": 1}}) for path in ("/predictions", "/score")]
+    asked.append(("POST", "/score", {"json": {"predictions": "nowhere.h5ad"}}))
+    found = []
+    for method, path, content in asked:
+        answer = client.request(method, path, **content)
+        found.append((method, re.sub("[0-9a-f]{32}", "ID", path), answer.status_code, told(answer)))
+    return found
+
+
+def test_nothing_that_a_key_is_answered_depends_on_what_another_has_done(keyed):
+    """Everything one key can ask, before another does anything and when it has jobs, answers and used quotas."""
+    body = {"perturbations": ["TET1"], "cells": 16, "seed": 91}
+    nowhere = [f"{number:032x}" for number in range(2 * len(get_args(JobState)))]
+    with keyed.client("ada@lab") as ada, keyed.client("max@lab") as third, keyed.client("bob@lab") as bob:
+        answers(bob, nowhere)  # what it was given itself is remembered from here on
+        before = answers(bob, nowhere)
+        with contextlib.ExitStack() as stack:
+            jobs = [stack.enter_context(job_of(keyed.jobs, "ada@lab", state)) for state in get_args(JobState)]
+            jobs += [
+                stack.enter_context(job_of(keyed.jobs / "predictions", "ada@lab", state))
+                for state in get_args(JobState)
+            ]
+            assert ada.post("/predict", json=body).status_code == 200
+            seeds = itertools.count()
+            while third.post("/predict", json=body | {"seed": next(seeds)}).status_code == 200:
+                pass
+            after = answers(bob, jobs)
+        assert [(one, other) for one, other in zip(before, after, strict=True) if one != other] == []
 
 
 @pytest.mark.parametrize("role", ["predictions", "real", "train"])
