@@ -148,7 +148,8 @@ def change_text(path: Path, rng: random.Random) -> str:
 
 
 ODD_SETTINGS: tuple[Any, ...] = (
-    None, "", " ", 0, -1, 1, 10**12, 1e308, float("nan"), float("inf"), True, [], [[]], {}, {"a": 1}, "nan", "x", "é", ["x"],
+    None, "", " ", 0, -1, 1, 10**6, 2**24, 10**12, 10**30,
+    1e308, float("nan"), float("inf"), True, [], [[]], {}, {"a": 1}, "nan", "x", "é", ["x"],
     [None],
     "1e400", "../..", "/", "/dev/null", "a\x00b", 0.5, "9" * 40, "\x1b[31m", [1, 2, 3], "~", "*", "[",
 )  # fmt: skip

@@ -19,6 +19,8 @@ _RAW = re.compile(
     r"Traceback|internal error|a bug in steval|^\S+\.py:\d+: |\w+Warning: |Segmentation|core dumped|object at 0x", re.M
 )
 """What a person is never shown."""
+MEMORY = 3 * 2**30
+"""Bytes that no command on these inputs has a reason to hold: libraries take 0.7 GB."""
 _ERROR = re.compile(r"^(?:error: |Error: |Error\b.*│?$|╭─ Error)", re.M)
 
 
@@ -45,6 +47,8 @@ def problems_of(case: Case, ended: Ended, before: dict[str, str], place: Path, s
     problems = []
     if ended.code not in CODES:
         problems.append(f"exit code {ended.code}")
+    if ended.memory > MEMORY:
+        problems.append(f"held {ended.memory / 2**30:.1f} GiB")
     if found := _RAW.search(said):
         problems.append(f"shows {found[0]!r}")
     messages = len(_ERROR.findall(ended.stderr))

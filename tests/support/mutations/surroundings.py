@@ -6,6 +6,9 @@ from functools import cache
 import typer
 
 from steval.cli.app import app
+from steval.settings import flatten
+from steval.trainer.config import FinetuneConfig
+from steval.trainer.recipes import config_path
 
 SECRET = "stv_7Kd0eZq1"
 """Part of every key and password in the environment; nothing that a command prints or writes may hold it."""
@@ -14,9 +17,14 @@ ODD_VALUES = (
     "true",
     "null", "[", "{}", "a=b", "a,b,,c", ",", ":", "1:0", "nan:1", "/", ".", "..", "/dev/null", "/dev/stdin", "-", "--", "~", "*",
     "é", "\udcff", "\u202e", "\x1b[31m", "x" * 5000, "../../x", "é" * 300, "%s{0}", "'", '"', "$HOME", "cuda:99", "auto", "all",
-    "2147483648", "100000", "4096", "cells.h5ad", "m.safetensors", "genes.txt", "run", "counts", "lognorm", "batch", "STAT1", "http://[::1",
+    "2147483648", "100000", "4096", "1000000", "16777216", "1000000000000", "cells.h5ad", "m.safetensors", "genes.txt",
+    "run", "counts", "lognorm", "batch", "STAT1", "http://[::1",
 )  # fmt: skip
 """Values for any option."""
+ODD_NUMBERS = (
+    "0", "-1", "1", "0.5", "3", "100", "65536", "1000000", "16777216", "1000000000000", "9" * 30, "1e300", "nan", "null", "x",
+)  # fmt: skip
+"""Values for any number of a configuration."""
 LEFT_OUT = {
     "--help", "--compile", "--engine", "--address", "--install-completion", "--show-completion", "--debug", "--new-key",
     "--no-auth", "--synthetic",
@@ -37,10 +45,17 @@ def options_of(command: str) -> tuple[tuple[str, bool], ...]:
     )
 
 
+@cache
+def settings() -> tuple[str, ...]:
+    """Every number of a configuration, as `--set` names it."""
+    resolved = FinetuneConfig.load(config_path("quick-cpu")).as_dict()
+    return tuple(name for name, value in flatten(resolved).items() if isinstance(value, int | float | None))
+
+
 def odd_options(words: list[str], rng: random.Random) -> str:
     """An option more, or another value of one that is there."""
     name, is_switch = rng.choice(options_of(words[0]))
-    value = rng.choice(ODD_VALUES)
+    value = f"{rng.choice(settings())}={rng.choice(ODD_NUMBERS)}" if name == "--set" else rng.choice(ODD_VALUES)
     if rng.random() < 0.1:
         words.append(rng.choice(["--no-such-option", value, f"{name}=", f"{name}x", "-é"]))
     elif is_switch:
