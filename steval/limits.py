@@ -53,10 +53,10 @@ def require_memory(num_bytes: float, what: str, remedy: str) -> None:
 
 
 def require_processes(number: int, name: str) -> None:
-    """A `ConfigError` where the setting `name` asks for more processes than the machine can keep busy."""
+    """A `ConfigError` where the setting `name` asks for more processes or threads than the machine can keep busy."""
     most = max(FEW_PROCESSES, BUSY * num_cores())
     if number > most:
         raise ConfigError(
             f"{name} {number:,}: this machine has {counted(num_cores(), 'processor')} for this process; at most "
-            f"{counted(most, 'process', 'processes')} may be started"
+            f"{counted(most, 'process or thread', 'processes or threads')} may be started"
         )

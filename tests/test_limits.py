@@ -101,6 +101,7 @@ def test_commands_refuse_what_they_cannot_hold(place: Path, server: CommandServe
         (*predict, "-n", "100000001"), (*predict, "--set-size", "65537"), (*predict, "--batch-cells", str(10**12)),
         ("score", "cells.h5ad", "--real", "cells.h5ad", "-o", "s", "--bootstrap", "100001"),
         ("demo", "-o", "d", "--set", "sets.per_batch=16777216"),
+        (*predict, "--threads", "1000"), (*fine, "--threads", "1000"),
         ("serve", "m.safetensors", "--workers", "4096", "--no-auth", "--port", "1"),
     ]  # fmt: skip
     found = {}
@@ -123,6 +124,6 @@ def test_sides_that_are_fine_one_by_one_are_refused_together(monkeypatch: pytest
 
 def test_the_machine_is_asked() -> None:
     assert 2**28 < machine.available_memory() <= machine.total_memory()
-    with pytest.raises(ConfigError, match=r"at most \d+ processes"):
+    with pytest.raises(ConfigError, match=r"at most \d+ processes or threads"):
         limits.require_processes(limits.FEW_PROCESSES + limits.BUSY * machine.num_cores(), "workers")
     limits.require_processes(machine.num_cores(), "workers")

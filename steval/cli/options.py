@@ -59,8 +59,22 @@ DataDirs = Annotated[
     ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def _busy_threads(value: int | None) -> int | None:
+    """More threads than the machine keeps busy take memory for their stacks; OpenMP ends the process where there is none."""
+    if value is not None:
+        from steval.limits import require_processes
+
+        require_processes(value, "--threads")
+    return value
+
+
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, max=MAX_THREADS, help="CPU threads.", show_default="all cores")
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=MAX_THREADS, callback=_busy_threads, help="CPU threads.", show_default="all cores"
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DeviceMemory = Annotated[

@@ -21,6 +21,7 @@ from steval.batch.engines.worker import READY, work
 from steval.batch.jobs import Outcome, Task
 from steval.batch.settings import Running
 from steval.errors import ConfigError
+from steval.limits import require_processes
 from steval.machine import available_memory, num_cores
 from steval.wording import memory_size
 
@@ -87,6 +88,7 @@ class LocalEngine:
         if running.gpus and not running.machine_gpus:
             raise ConfigError(f"run.gpus asks for {running.gpus:g} for each prediction, and run.machine_gpus is 0")
         _require_address_space()
+        require_processes(running.threads, "run.threads")
         self._running = running
         self._most = running.workers or max(1, num_cores() // running.threads)
         memory = running.memory_gb * 2**30 if running.memory_gb else MEMORY_SHARE * available_memory()

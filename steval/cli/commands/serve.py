@@ -103,6 +103,7 @@ def serve(
     )  # fmt: skip
     settings.require_paths()
     require_processes(settings.workers, "--workers")
+    require_processes(settings.threads or 1, "--threads")
     _require_keys(settings, host)
     _require_free(host, port)
     _check_checkpoint(settings)

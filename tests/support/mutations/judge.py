@@ -21,7 +21,7 @@ _RAW = re.compile(
 """What a person is never shown."""
 MEMORY = 3 * 2**30
 """Bytes that no command on these inputs has a reason to hold: libraries take 0.7 GB."""
-_ERROR = re.compile(r"^(?:error: |Error: |Error\b.*│?$|╭─ Error)", re.M)
+_ERROR = re.compile(r"^(?:error: |Error: |Error\b.*│?$|[╭+][─-] Error)", re.M)
 
 
 def contents(place: Path) -> dict[str, str]:
