@@ -375,3 +375,21 @@ def test_a_real_process_reads_the_variables_of_the_hub(hub: FakeHub, checkpoint:
     for offline in ("0", "1"):
         done = subprocess.run(command, env={**environment, "HF_HUB_OFFLINE": offline}, capture_output=True, text=True)
         assert (done.returncode, commit in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"HF_ENDPOINT": "http://[bad"}, "HF_ENDPOINT is no address of a hub"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "the proxy that the environment names"),
+        ({"HF_TOKEN": f"{TOKEN}é"}, "HF_TOKEN holds characters outside ASCII"),
+    ],
+)
+def test_an_environment_that_leads_to_no_hub_is_one_sentence(tmp_path: Path, changed: dict[str, str], words: str):
+    """A process of its own: the hub's package reads the environment as it is imported."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("PROXY")}
+    environment = {**kept, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path), **changed}
+    command = [sys.executable, "-m", "steval", "inspect", f"hf://{REPO}@main/m.safetensors"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("error: ") == 1, done.stderr
+    assert TOKEN not in done.stderr + done.stdout

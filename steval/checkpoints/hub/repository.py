@@ -142,6 +142,8 @@ def _hub() -> Any:
         import huggingface_hub.utils
     except ImportError as error:
         raise ConfigError(needs_extra("an hf:// reference", "huggingface_hub", "hub")) from error
+    except ValueError as error:  # it reads the environment as it is imported
+        raise ConfigError(f"HF_ENDPOINT is no address of a hub: {_first_line(error)}") from error
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
     return huggingface_hub
@@ -164,6 +166,12 @@ def _explained(error: Exception, reference: HubReference) -> Exception:
     """What went wrong at the hub, in our words; any other error as it is."""
     hub = _hub()
     errors = hub.errors
+    if isinstance(error, ImportError):  # of what a SOCKS proxy needs
+        return ConfigError(
+            f"{reference}: the proxy that the environment names (ALL_PROXY, HTTPS_PROXY) cannot be used: {_first_line(error)}"
+        )
+    if isinstance(error, UnicodeEncodeError):
+        return ConfigError(f"{reference}: HF_TOKEN holds characters outside ASCII, which no token has")
     if isinstance(error, errors.GatedRepoError):
         return CheckpointError(
             f"{reference}: the repository is gated: accept its terms on the hub, then log in with hf auth login, or set HF_TOKEN"
