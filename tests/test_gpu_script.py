@@ -15,18 +15,20 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_measuring_stages_run_small_on_the_processors(tmp_path: Path) -> None:
-    """All but those that run pytest and `steval` themselves, which other tests do; in one process, which imports once."""
+    """All but the one that runs pytest; in one process, which imports once."""
     command = ["bash", "benchmarks/gpu/run.sh", "--out", str(tmp_path), "--device", "cpu", "--small"]
-    command += ["--together", "--stages", "rates,finetune,ranks,predict"]
+    command += ["--together", "--stages", "rates,finetune,commands,ranks,predict"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={**_environment(), "PYTHON": sys.executable}
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     stages = json.loads((tmp_path / "results.json").read_text())["stages"]
-    assert [stage["status"] for stage in stages.values()] == ["done"] * 4
+    assert [stage["status"] for stage in stages.values()] == ["done"] * 5
     found = {name: stage["results"] for name, stage in stages.items()}
     assert found["finetune"]["largest_gradient_difference"] == 0
     assert found["finetune"]["runs"]["4 sets"]["steps_per_second"] > 0
+    assert set(found["commands"]["seconds"]) == {"finetune", "predict on cpu", "score on cpu"}
+    assert found["commands"]["largest_difference_of_scores"] == 0 and found["commands"]["metrics"] == 3
     assert found["predict"]["largest_difference"]["float32"] == 0
     assert found["ranks"]["statistics_equal"] and found["ranks"]["largest_p_difference"] < 1e-12
     for text in ("bf16_FLOPs", "4 sets, plain loop", "to h5ad", "de_on_device_s"):

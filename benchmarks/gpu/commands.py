@@ -29,11 +29,9 @@ def run(stage: Stage) -> None:
 
     def steval(name: str, *words: Any) -> None:
         started = time.perf_counter()
-        command = [sys.executable, "-m", "steval", *map(str, words)]
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False, timeout=SECONDS)
-        print(f"$ {' '.join(command[1:])}\n{done.stdout[-3000:]}{done.stderr[-3000:]}", flush=True)
-        if done.returncode:
-            raise SystemExit(f"{name} ended with {done.returncode}")
+        code = (_here if stage.together else _apart)(list(map(str, words)))
+        if code:
+            raise SystemExit(f"{name} ended with {code}")
         taken[name] = time.perf_counter() - started
         stage.note(seconds=taken)
 
@@ -69,6 +67,25 @@ def run(stage: Stage) -> None:
         metrics=len(scores[0]),
         largest_difference_of_scores=max(abs(scores[0][name] - scores[-1][name]) for name in scores[-1]),
     )
+
+
+def _apart(words: list[str]) -> int:
+    """The exit code of a command in a process of its own, as users run it."""
+    command = [sys.executable, "-m", "steval", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    print(f"$ {' '.join(command[1:])}\n{done.stdout[-3000:]}{done.stderr[-3000:]}", flush=True)
+    return done.returncode
+
+
+def _here(words: list[str]) -> int | str | None:
+    """The same in this process, where imports are done."""
+    from steval.cli.app import app
+
+    try:
+        app(words)
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def _config(stage: Stage, cells: Path) -> dict[str, Any]:
