@@ -107,7 +107,7 @@ def _config(stage: Stage, cells: Any, variant: Variant) -> FinetuneConfig:
 def _session(stage: Stage, cells: Any, variant: Variant) -> Session:
     """A run that writes nothing."""
     config = _config(stage, cells, variant)
-    session = Session.open(Start(config, config), RunDirectory(stage.work / "run"), None)
+    session = Session.open(Start(config, config), RunDirectory(stage.work / "run"), None, on_gpu=stage.on_gpu)
     session.cells.store.place = "sparse memory"
     return session
 
