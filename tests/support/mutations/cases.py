@@ -44,7 +44,9 @@ def make_case(number: int, valid: Path, place: Path, environment: dict[str, str]
     as_it_stands = number % 20 == 0
     line = LINES[number // 20 % len(LINES)] if as_it_stands else draw_line(rng)
     place.mkdir()
-    for name in sorted({name.split("/")[0] for name in (*line.inputs, "genes.txt", "cells.h5ad", "m.safetensors")}):
+    for name in sorted(
+        {name.split("/")[0] for name in (*line.inputs, "genes.txt", "cells.h5ad", "config.yaml", "m.safetensors")}
+    ):
         (shutil.copytree if (valid / name).is_dir() else shutil.copy2)(valid / name, place / name)
     names = {name: name for name in (*line.inputs, *line.outputs)}
     words = list(line.words)
