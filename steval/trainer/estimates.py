@@ -147,6 +147,11 @@ def estimate_memory(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool)
     return device_memory(config, model, size, own_choice(config, DEVICES[0]), on_gpu=on_gpu).total
 
 
+def copies_memory(config: FinetuneConfig, model: ModelConfig) -> float:
+    """Bytes of the first process's host memory, beside a device's own, for copies while they are written."""
+    return _copies(config, NetworkSize.of(config, model))
+
+
 def require_fitting(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool) -> None:
     """A `ConfigError` for a step that takes more memory than this process may ever have.
 
@@ -201,15 +206,20 @@ def memory_notices(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool) 
 
 
 def _beside_devices(config: FinetuneConfig, size: NetworkSize) -> Notice:
-    weights = FLOAT * size.total
-    averaged = size.trainable if config.average_weights else 0
-    state = weights + FLOAT * (2 * size.trainable + averaged)
+    weights, copies = FLOAT * size.total, _copies(config, size)
+    state = memory_size(copies - weights)
     rows = (
-        ("checkpoint copies", f"up to {memory_size(weights + state)} of the first process's host memory, while they are written"),
+        ("checkpoint copies", f"up to {memory_size(copies)} of the first process's host memory, while they are written"),
         ("cells", f"up to {config.data.memory_gb:g} GiB of host memory a process (data.memory_gb)"),
-        ("disk", f"{memory_size(weights)} a checkpoint, {memory_size(state)} for last.ckpt; one more of each while writing"),
+        ("disk", f"{memory_size(weights)} a checkpoint, {state} for last.ckpt; one more of each while writing"),
     )  # fmt: skip
     return Notice("Beside the devices", ("what", "how much"), rows)
+
+
+def _copies(config: FinetuneConfig, size: NetworkSize) -> float:
+    """Bytes of the best weights and of a state to resume from."""
+    averaged = size.trainable if config.average_weights else 0
+    return FLOAT * (2 * size.total + 2 * size.trainable + averaged)
 
 
 def _cells_of_batch(model: ModelConfig, decoded: int, on_gpu: bool) -> float:

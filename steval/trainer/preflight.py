@@ -11,7 +11,7 @@ from steval.model.config import ModelConfig
 from steval.model.groups import PARAMETER_GROUPS, parameter_group
 from steval.model.network import StateTransition
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.estimates import estimate_memory, skeleton
+from steval.trainer.estimates import copies_memory, estimate_memory, skeleton
 from steval.trainer.fit.optimiser import ParameterSet
 from steval.trainer.progress.notices import Notice
 from steval.trainer.settings.network import names_backbone
@@ -78,7 +78,7 @@ def preflight_notice(
         f"genes ({len(cells.genes):,})" if model.output_is_genes or model.gene_decoder else "none: embedding only"
     )
     total = sum(p.numel() for p in skeleton(model).parameters())
-    memory = estimate_memory(config, model, on_gpu=torch.cuda.is_available())
+    memory = _memory_told(config, model, on_gpu=torch.cuda.is_available())
     rows = [
         ("starts from", base.source.name if base else "nothing (fresh weights)"),
         ("input space", f"{model.input_key or 'expression'}, {counted(model.input_dim, 'column')}"),
@@ -90,9 +90,14 @@ def preflight_notice(
         ("sets per epoch", f"{samplers['train'].num_sets:,} train, {samplers['val'].num_sets:,} val (fixed)"),
         ("parameters", f"{total:,}"),
         ("attention", model.attention),
-        ("memory estimate", f"{memory_size(memory)} on each device"),
+        ("memory estimate", memory),
     ]
     return Notice("Preflight", ("what", "value"), tuple(rows), tuple(warnings))
+
+
+def _memory_told(config: FinetuneConfig, model: ModelConfig, *, on_gpu: bool) -> str:
+    step, copies = estimate_memory(config, model, on_gpu=on_gpu), copies_memory(config, model)
+    return f"{memory_size(step)} on each device, {memory_size(copies)} beside it while checkpoints are written"
 
 
 def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step: float, *, on_gpu: bool) -> Notice:
@@ -108,7 +113,7 @@ def estimate_notice(config: FinetuneConfig, model: ModelConfig, seconds_per_step
         ),
         (
             "memory",
-            f"{memory_size(estimate_memory(config, model, on_gpu=on_gpu))} on each device (--estimate has every choice)",
+            f"{_memory_told(config, model, on_gpu=on_gpu)} (--estimate has every choice)",
         ),
         ("disk", f"{memory_size(weights)} a checkpoint, about {memory_size(3 * weights)} for last.ckpt"),
     )

@@ -1,5 +1,6 @@
 """A run while it goes: everything opened and checked, then fitted phase by phase; all writing goes through its keeper."""
 
+import gc
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -188,6 +189,7 @@ class Session:
             if self.state is None:
                 self._enter_phase(number, network)
             network = self._fit_phase(number, network, device, stop, quick_eval, on_step, pairs)
+            gc.collect()  # Lightning's trainer and what it trains hold each other, and the moments of all weights
             self.state, pairs = None, {}
             if self.progress.phase_step < self.config.phases[number].steps:
                 return False

@@ -27,7 +27,9 @@ def test_the_table_says_what_is_about_to_happen(screen_path: Path, tmp_path: Pat
     assert table["evaluator's space"] == "genes (48)"
     assert table["scale"] == "lognorm, target_sum 1000"
     assert table["cells per set"] == "8"
-    assert "KiB on each device" in table["memory estimate"]
+    assert re.fullmatch(
+        r".* KiB on each device, .* KiB beside it while checkpoints are written", table["memory estimate"]
+    )
 
 
 def test_an_embedding_is_warned_of_when_it_is_allowed(screen_path: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run does and leaves behind."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from steval.settings import apply_overrides, read_yaml
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.fit.window import DivergenceError
 from steval.trainer.progress.notices import Notice
-from steval.trainer.progress.state import load_state
+from steval.trainer.progress.state import Progress, load_state
 from steval.trainer.recipes import config_path
 from support.tiny_runs import PHASES, last_weights, rows, run, tiny_config
 
@@ -273,3 +274,21 @@ class _Suicide:
 
     def __call__(self, position: int) -> None:
         os.kill(os.getpid(), 9)
+
+
+def test_an_optimiser_is_gone_when_the_next_phase_trains(screen_path: Path, tmp_path: Path) -> None:
+    """Its moments are twice the weights; Lightning's trainer and what it trains hold each other until they are collected."""
+    config = tiny_config(screen_path, "phases.0.steps=2", "phases.1.steps=2")
+    alive: list[int] = []
+
+    def count(progress: Progress) -> None:
+        found = [one for one in gc.get_objects() if issubclass(type(one), torch.optim.Optimizer)]
+        alive.append(sum(bool(one.state) for one in found))
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(config, tmp_path / "run", on_step=count)
+    finally:
+        gc.enable()
+    assert alive[0] > 0 and alive == [alive[0]] * 4
