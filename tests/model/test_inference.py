@@ -36,7 +36,9 @@ def test_equals_the_network_in_every_form(config, head, seed):
     terms = ControlTerms.concatenate([arranged.encode_controls(part) for part in controls_NG.split(5)])
     assert len(terms) == 12
     for mine, reference in zip(
-        arranged.predict(terms, indices_BS, pert_BP, batch_BS, padding_BS), expected, strict=True
+        arranged.predict(terms, indices_BS, pert_BP, batch_BS, padding_BS),
+        expected._replace(hidden_BSC=None),
+        strict=True,
     ):
         assert_close(mine, reference, 2e-5)
 
