@@ -62,7 +62,7 @@ def write_score_dir(report: ScoreReport, directory: Path | str) -> Path:
     from steval.evaluator.report.html import render_report
 
     given, directory = Path(directory), require_output_directory(Path(directory), {})
-    _require_replaceable(directory)
+    require_replaceable(directory)
     require_directory(directory.parent)
     partial = partial_beside(directory)
     try:
@@ -162,7 +162,8 @@ def _json_numbers(value: Any) -> Any:
     return value
 
 
-def _require_replaceable(directory: Path) -> None:
+def require_replaceable(directory: Path) -> None:
+    """A `ConfigError` where a score cannot go: a file, or a directory that holds something else."""
     if not directory.exists():
         return
     if not directory.is_dir():

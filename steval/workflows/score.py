@@ -78,7 +78,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
     from steval.evaluator.metrics.profiles import resolve
     from steval.evaluator.report.drawing import load_ahead
     from steval.evaluator.scoring import score
-    from steval.evaluator.tables import write_score_dir
+    from steval.evaluator.tables import require_replaceable, write_score_dir
 
     if request.checkpoint is None and request.real is None:
         raise ConfigError(
@@ -101,6 +101,7 @@ def score_predictions(request: ScoreRequest) -> "tuple[ScoreReport, Path]":
         "--train": request.train,
     }
     require_output_directory(request.out_dir, {**inputs, "the predictions": request.preds})
+    require_replaceable(request.out_dir)
     if request.predict:
         require_output(request.preds, inputs)
     load_ahead()

@@ -153,3 +153,11 @@ def test_unknown_metrics_are_said_before_anything_is_predicted(
     result = run("score", demo.checkpoint, tmp_path / "p.h5ad", "--predict", "-o", tmp_path / "out", *option)
     assert_refused(result, 2, "no such")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_no_score_is_said_before_anything_is_predicted(demo: DemoResult, tmp_path: Path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").write_text("mine")
+    result = run("score", demo.checkpoint, tmp_path / "p.h5ad", "--predict", "-o", tmp_path / "own")
+    assert_refused(result, 2, "holds no score")
+    assert list(tmp_path.iterdir()) == [tmp_path / "own"]
