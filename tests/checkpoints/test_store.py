@@ -241,12 +241,13 @@ def test_forgeries_are_clear_errors(written, forgery, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": {"num_layers": 10**8}}, "too few"),
-        ({"num_encoder_layers": 10**9}, "too few"),
-        ({"backbone": {"head_dim": 10**15}}, "the model config says"),
-        ({"backbone": {"head_dim": 2**62}}, "cannot be built"),
+        ({"backbone": {"num_layers": 1000}}, "too few"),
+        ({"num_encoder_layers": 1000}, "too few"),
+        ({"backbone": {"head_dim": 10**7}}, "the model config says"),
+        ({"backbone": {"num_layers": 10**8}}, "num_layers: Input should be less than or equal to 1024"),
+        ({"backbone": {"head_dim": 2**62}}, "head_dim: Input should be less than or equal to 16777216"),
     ],
-    ids=["blocks", "layers", "heads", "overflow"],
+    ids=["blocks", "layers", "heads", "too many blocks", "overflow"],
 )
 def test_a_model_config_out_of_all_proportion_is_not_built(written, change, message):
     model = read_manifest(written).as_dict()["model"]

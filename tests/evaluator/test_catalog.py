@@ -65,7 +65,7 @@ def test_every_check_is_described(check):
 
 
 def test_a_service_lets_its_clients_choose_what_is_scored():
-    fields = {"perturbation_column", "control", "cell_type_column", "scale", "drop_unlabelled", "model"}
+    fields = {"perturbation_column", "control", "cell_type_column", "scale", "drop_unlabelled", "model", "adapter"}
     files = {"predictions", "real", "train"}
     assert set(ScoreChoice.model_fields) <= set(ScoreBody.model_fields)
     assert set(ScoreBody.model_fields) - set(ScoreChoice.model_fields) - files <= fields

@@ -126,7 +126,7 @@ def test_cells_without_a_label_are_left_out_when_told(tmp_path, caplog):
     ad.concat([cells, more]).write_h5ad(tmp_path / "pred.h5ad")
     options = ColumnOptions(drop_unlabelled=True)
     packed(tmp_path / "pred.h5ad", bundle, tmp_path / "out.vcc", columns=options)
-    assert "7 of 487 cells are left out" in caplog.text
+    assert "7 of 487 cells left out" in caplog.text
     cells.write_h5ad(tmp_path / "whole.h5ad")
     packed(tmp_path / "whole.h5ad", bundle, tmp_path / "whole.vcc")
     assert (unpacked(tmp_path / "out.vcc")[2].X != unpacked(tmp_path / "whole.vcc")[2].X).nnz == 0
