@@ -42,5 +42,5 @@ def test_python(directory, capsys):
 def test_options_on_the_page_exist():
     text = CliRunner().invoke(app, ["predict", "--help"], terminal_width=300, env={"COLUMNS": "300"}).output
     ours = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE.read_text(encoding="utf-8")))
-    elsewhere = {"--target-sum", "--real", "--perturbation-features"}
+    elsewhere = {"--target-sum", "--real", "--perturbation-features", "--seeds"}
     assert [option for option in sorted(ours - elsewhere) if option not in text] == []
