@@ -79,7 +79,7 @@ def test_the_file_is_that_of_a_local_prediction(
         pytest.param(["--request", "bad.csv"], 2, "line 2: num_cells must be a whole number", id="bad table"),
         pytest.param(["--request", "gone.csv"], 4, "no such request file", id="no table"),
         pytest.param(["--request", "screen.h5ad"], 2, "a service starts from its own", id="h5ad"),
-        pytest.param(["-p", "SRC", "--cells", 3000], 4, "the limit is 2000 a request", id="too many cells"),
+        pytest.param(["-p", "SRC", "--cells", 3000], 4, "the limit is 2,000 a request", id="too many cells"),
         pytest.param(["-p", "SRC", "--cell-type", "K562"], 4, "they hold: H1", id="cell type"),
         pytest.param(["-p", "SRC", "--output", "median"], 2, "'cells' or 'mean'", id="output"),
         pytest.param(["-p", "SRC", "--layout", "dense"], 2, "a service decides these itself", id="local option"),
