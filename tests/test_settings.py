@@ -38,7 +38,7 @@ def test_overrides_reach_nested_places_and_lists(tmp_path):
     assert (settings.name, settings.inner.learning_rate, settings.many[0].learning_rate) == ("b", 0.5, 2e-3)
     with pytest.raises(ConfigError, match=r"KEY\.SUBKEY=VALUE"):
         apply_overrides({}, ["name"])
-    with pytest.raises(ConfigError, match="no such place"):
+    with pytest.raises(ConfigError, match="name is 'a', which has nothing inside"):
         apply_overrides({"name": "a"}, ["name.x=1"])
 
 
