@@ -45,6 +45,6 @@ def test_thousands_of_unknown_names_are_counted_and_the_first_get_suggestions():
     unknown = [f"GEEN{number}" for number in range(4000)]
     error = UnknownPerturbationError([*unknown, "y" * 10_000], [f"GENE{number}" for number in range(3000)])
     assert list(error.nearest) == unknown[:MOST_SUGGESTED]
-    assert error.problems[-1] == f"and {4001 - MOST_SUGGESTED} more unknown names"
+    assert error.problems[-1] == f"and {4001 - MOST_SUGGESTED:,} more unknown names"
     assert len(str(error)) < 2000
     assert len(str(UnknownPerturbationError(["y" * 10_000], ["A"]))) < 300
