@@ -100,8 +100,9 @@ class Bench:
         """Perturbations measured nowhere."""
         features = self.features()
         assert features is not None
-        make = lambda path, number: unseen_rows(screen_task(path, number, unseen=True), features)  # noqa: E731
-        rows = self.on_screens("unseen", make)
+        rows = self.on_screens(
+            "unseen", lambda path, number: unseen_rows(screen_task(path, number, unseen=True), features)
+        )
         print(table(rows, "Perturbations measured nowhere"))
         self.results["unseen"] = [
             gain(rows, "unseen: features", (f"unseen: mean effect {of}",), "pearson_delta")
@@ -123,8 +124,11 @@ class Bench:
                     lambda p=path, n=number, s=seed: network_rows(screen_task(p, n), s, self.work),
                 )
         if len(o.seeds) > 1:
-            make = lambda path, number: ensemble_rows(screen_task(path, number), o.seeds, self.work)  # noqa: E731
-            rows += self.on_screens("ensemble", make, o.network_screens)
+            rows += self.on_screens(
+                "ensemble",
+                lambda path, number: ensemble_rows(screen_task(path, number), o.seeds, self.work),
+                o.network_screens,
+            )
         print(table(rows, "quick-cpu as shipped"))
         rivals = [row for row in self.simple_on_screens(o.network_screens) if row["predictor"] in RIVALS]
         self.results["network"] = [

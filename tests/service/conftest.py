@@ -12,6 +12,7 @@ import pytest
 from steval.data.reference import DataReference, FileReference
 from support.browser import CHROMIUM, FLAGS, playwright
 from support.service_models import lognorm_cells, served_app, wait_until_ready, write_checkpoint
+from support.shelves import Shelves
 
 
 @pytest.fixture(scope="session")
@@ -107,3 +108,14 @@ def page(browser, service_url):
     yield opened
     context.close()
     assert not troubles
+
+
+@pytest.fixture
+def shelves(tmp_path: Path) -> Iterator[Shelves]:
+    """Shelves of `tmp_path/models`, closed at the end."""
+    directory = tmp_path / "models"
+    directory.mkdir()
+    maker = Shelves(directory)
+    yield maker
+    for shelf in maker.made:
+        shelf.close()

@@ -25,11 +25,11 @@ from steval.predictor.requests import request_names
 from steval.service.client import ServiceClient
 from steval.service.http.telemetry import service_metrics
 from steval.service.models.below import checkpoints_below, look_at
-from steval.service.models.loaded import Model, Turns
-from steval.service.models.shelf import Lease, Shelf
+from steval.service.models.shelf import Shelf
 from steval.service.settings import ServiceSettings
 from support.adapters import write_adapter_to
 from support.service_models import NAMES, write_checkpoint
+from support.shelves import model_of, put, settle, states, taken
 
 REQUEST = {"perturbations": NAMES, "cells": 16, "seed": 3}
 
@@ -58,11 +58,6 @@ def expected(made) -> dict[str | None, tuple[str, np.ndarray]]:
     """Digest and means of `predict --adapter`, and of the base alone under None."""
     files = {None: load_given(made["base"]), **{name: load_given(made["base"], made[name]) for name in ("a", "b")}}
     return {name: (checkpoint.digest, expected_means(checkpoint)) for name, checkpoint in files.items()}
-
-
-def model_of(path: Path, base: Model | None = None, **settings) -> Model:
-    options = ServiceSettings.parse({"device": "cpu", **settings}, source="test")
-    return Model(path, options, service_metrics(), turns=Turns(), base=None if base is None else base.shared)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])
@@ -234,57 +229,6 @@ def test_requests_of_several_adapters_at_once_each_get_their_own_cells(http, lyi
     for one in threads:
         one.join()
     assert failures == []
-
-
-class Shelves:
-    def __init__(self, directory: Path):
-        self.directory, self.made = directory, []
-
-    def __call__(self, **options) -> Shelf:
-        shelf = Shelf(
-            lambda found, base: model_of(found.path, base),
-            service_metrics(),
-            directory=self.directory,
-            patience=0.05,
-            **options,
-        )
-        self.made.append(shelf)
-        shelf.refresh()
-        return shelf
-
-
-@pytest.fixture
-def shelves(tmp_path):
-    (tmp_path / "models").mkdir()
-    maker = Shelves(tmp_path / "models")
-    yield maker
-    for shelf in maker.made:
-        shelf.close()
-
-
-def put(source: Path, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.new")
-    shutil.copy(source, beside)
-    beside.replace(target)
-
-
-def taken(shelf: Shelf, name: str) -> Lease:
-    if (lease := shelf.lease(name)) is None:
-        shelf.load(name).result(30)
-        lease = shelf.lease(name)
-    assert lease is not None
-    return lease
-
-
-def states(shelf: Shelf) -> dict[str, str]:
-    return {item.name: item.state for item in shelf.items()}
-
-
-def settle(shelf: Shelf) -> None:
-    for _ in range(2):
-        shelf.refresh()
-    for _ in range(2):
-        shelf._loader.submit(int).result(30)
 
 
 def test_an_adapter_has_its_files_name_unless_a_checkpoint_has_it(tmp_path, made):

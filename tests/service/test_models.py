@@ -20,13 +20,13 @@ from steval.predictor.engine import Predictor
 from steval.predictor.means import predicted_means
 from steval.predictor.requests import request_names
 from steval.service.http.telemetry import service_metrics
-from steval.service.models.below import Found, checkpoints_below, look_at
+from steval.service.models.below import checkpoints_below, look_at
 from steval.service.models.loaded import Model, Turns
-from steval.service.models.shelf import Lease, Shelf
 from steval.service.predict.predicting import answer_tag
 from steval.service.schemas import PredictBody
 from steval.service.settings import ServiceSettings
 from support.service_models import write_checkpoint
+from support.shelves import put, settle, states, taken
 
 REQUEST = {"perturbations": ["STAT1"], "cells": 16, "seed": 3}
 
@@ -36,13 +36,6 @@ def made(tmp_path_factory, service_cells) -> dict[int, Path]:
     """Three checkpoints of one form with different weights, by their seed."""
     directory = tmp_path_factory.mktemp("made")
     return {seed: write_checkpoint(directory / f"{seed}.safetensors", service_cells, seed=seed) for seed in (1, 2, 3)}
-
-
-def put(source: Path, target: Path) -> None:
-    """Replace a file as a careful writer does: beside it, then renamed."""
-    beside = target.with_name(f".{target.name}.new")
-    shutil.copy(source, beside)
-    beside.replace(target)
 
 
 def digest(path: Path) -> str:
@@ -60,57 +53,6 @@ def test_an_answer_from_other_control_cells_has_another_tag(made, tmp_path, serv
         tags.append(answer_tag(model, PredictBody.parse(REQUEST, source="the request"), "json"))
         model.close()
     assert tags[0] != tags[1] == tags[2]
-
-
-class Shelves:
-    """Makes shelves of a directory that load real models, and closes them."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.loaded: list[str] = []
-        self.made: list[Shelf] = []
-
-    def __call__(self, **options) -> Shelf:
-        settings = ServiceSettings(device="cpu")
-
-        def load(found: Found, base: Model | None) -> Model:
-            self.loaded.append(found.name)
-            shared = None if base is None else base.shared
-            return Model(found.path, settings, service_metrics(), turns=Turns(), base=shared)
-
-        shelf = Shelf(load, service_metrics(), directory=self.directory, **{"patience": 0.05, **options})
-        self.made.append(shelf)
-        shelf.refresh()
-        return shelf
-
-
-@pytest.fixture
-def shelves(tmp_path):
-    directory = tmp_path / "models"
-    directory.mkdir()
-    maker = Shelves(directory)
-    yield maker
-    for shelf in maker.made:
-        shelf.close()
-
-
-def taken(shelf: Shelf, name: str | None) -> Lease:
-    if (lease := shelf.lease(name)) is None:
-        shelf.load(name).result(30)
-        lease = shelf.lease(name)
-    assert lease is not None
-    return lease
-
-
-def states(shelf: Shelf) -> dict[str, str]:
-    return {item.name: item.state for item in shelf.items()}
-
-
-def settle(shelf: Shelf) -> None:
-    """Two looks, as a change needs, and the end of what they began."""
-    shelf.refresh()
-    shelf.refresh()
-    shelf._loader.submit(int).result(30)
 
 
 def test_names_are_paths_below_the_directory_and_those_of_runs(tmp_path, made):
