@@ -11,8 +11,8 @@ Lightning would and what `predict_step` returns for padded full sets and one sho
 as `steval convert` does, builds its own network and its arrangement for prediction, and compares.
 
 The way back: each model is written again as `steval convert --to arc` writes it, arc-state loads that by its own strict loader
-(`--reload DIR`), and what it predicts is compared with what it predicted from its own file. `--infer` runs `state tx infer` on a
-checkpoint that went the same way and compares its cells with steval's decoding `network` of the very sets it drew.
+(`--reload DIR`), and what it predicts is compared with what it predicted from its own file. What
+`state tx infer` predicts from such files: parity_arc_infer.py.
 """
 
 import argparse
@@ -327,9 +327,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--reload", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--infer", type=Path, help="also run `state tx infer` on this arc-state run directory and its way back"
-    )
     options = parser.parse_args()
     if options.generate is not None:
         generate(options.generate, [{}] * options.models, options.seed)

@@ -34,6 +34,11 @@ class Stamp(Settings):
     sha256: str
 
 
+def model_digest(checkpoint: Stamp, adapter: Stamp | None) -> str:
+    """Digest of the checkpoint, or of what it makes with the adapter."""
+    return checkpoint.sha256 if adapter is None else digest_of_both(checkpoint.sha256, adapter.sha256)
+
+
 class Job(Settings):
     """One checkpoint, data set and request: everything a worker needs to know."""
 
@@ -74,11 +79,7 @@ class Job(Settings):
     @property
     def model_digest(self) -> str:
         """Digest of the checkpoint, or of what it makes with the adapter."""
-        return (
-            self.checkpoint.sha256
-            if self.adapter is None
-            else digest_of_both(self.checkpoint.sha256, self.adapter.sha256)
-        )
+        return model_digest(self.checkpoint, self.adapter)
 
     @property
     def name(self) -> str:

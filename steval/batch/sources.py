@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 from steval import __version__
-from steval.batch.jobs import Stamp
+from steval.batch.jobs import Stamp, model_digest
 from steval.batch.places import find, is_url, local_copy, plain_name, unique_names
 from steval.batch.settings import BatchManifest, DataEntry
-from steval.checkpoints.adapters.record import digest_of_both, read_record
-from steval.checkpoints.location import ADAPTER_SUFFIX, SUFFIX, is_hub, local, locate_checkpoint, shown
+from steval.checkpoints.adapters.record import read_record
+from steval.checkpoints.location import ADAPTER_SUFFIX, SUFFIX, is_hub, locate_checkpoint, shown
 from steval.checkpoints.manifest import DIGEST_KEY, Manifest, parse_metadata, read_header
 from steval.data.cells.cellfile import CellFile
 from steval.data.cells.scale import require_scale, sample_indices
@@ -19,6 +19,7 @@ from steval.data.splits.selection import open_reference
 from steval.errors import DataError, StevalError
 from steval.machine import package_versions
 from steval.predictor.members import Member, misfits
+from steval.wording import counted
 
 RESULT_PACKAGES = (
     "anndata", "cell-eval", "h5py", "numba", "numpy", "pdex", "polars", "scikit-learn", "scipy", "torch",
@@ -47,7 +48,7 @@ class FoundCheckpoint:
     @property
     def digest(self) -> str:
         """Digest of the checkpoint, or of what it makes with the adapter."""
-        return self.stamp.sha256 if self.adapter is None else digest_of_both(self.stamp.sha256, self.adapter.sha256)
+        return model_digest(self.stamp, self.adapter)
 
     @property
     def members(self) -> tuple["FoundCheckpoint", ...]:
@@ -129,7 +130,7 @@ class Sources:
         found = FoundCheckpoint(name, _stamp(place, path, metadata[DIGEST_KEY]), manifest, path)
         if adapter is None:
             return found
-        adapter_path = local(adapter) if is_hub(adapter) else local_copy(adapter, self.cache)
+        adapter_path = local_copy(adapter, self.cache)
         adapter = shown(adapter_path) if is_hub(adapter) else adapter
         record, digest, _ = read_record(adapter_path)
         record.require_base(manifest, path, adapter_path)
@@ -203,7 +204,11 @@ class Sources:
             places = find(pattern, self.base)
             if not places:
                 self.problems.append(f"{what}: nothing matches {pattern}")
-            beside = None if adapter is None else next(iter(find(adapter, self.base)), adapter)
+            adapters = [None] if adapter is None else find(adapter, self.base)
+            if len(adapters) != 1:
+                self.problems.append(f"{what}: the adapter {adapter} is {counted(len(adapters), 'file')}; name one")
+                continue
+            beside = adapters[0]
             for number, place in enumerate(places, 1):
                 own = None if name is None else plain_name(name if len(places) == 1 else f"{name}-{number}")
                 found[place, beside] = own or found.get((place, beside))

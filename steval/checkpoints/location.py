@@ -6,13 +6,17 @@ Torch-free, and nothing is opened: only names and the directory are looked at, a
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from steval.data.outputs import real_path
 from steval.errors import CheckpointError
 
-_SNAPSHOT = re.compile(r".*/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<path>.+)")
-"""A file in the cache of `huggingface_hub`."""
+P = TypeVar("P", bound=PurePath)
+_SNAPSHOT = re.compile(
+    r".*/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(?P<path>/.+)?"
+)
+"""A file in the cache of `huggingface_hub`, or all of a repository there."""
 ARC_SUFFIXES = (".ckpt", ".pt", ".pth")
 """Suffixes of arc-state's (and Lightning's) files."""
 ARC_PREFERRED = ("best.ckpt", "final.ckpt", "last.ckpt")
@@ -75,9 +79,9 @@ def shown(path: str | Path) -> str:
 
 
 def pinned_reference(path: str | Path) -> str | None:
-    """The reference, with its commit, of a file in the cache of a hub; None for any other file."""
+    """The reference, with its commit, of a file or a repository in the cache of a hub; None for any other path."""
     found = _SNAPSHOT.fullmatch(str(path))
-    return f"hf://{found['owner']}/{found['name']}@{found['commit']}/{found['path']}" if found else None
+    return f"hf://{found['owner']}/{found['name']}@{found['commit']}{found['path'] or ''}" if found else None
 
 
 def require_plain(path: Path) -> Path:
@@ -91,7 +95,7 @@ def require_plain(path: Path) -> Path:
 
 def is_run(path: Path) -> bool:
     """Whether `path` is a run directory of `steval finetune` (or its `checkpoints`) with a best checkpoint."""
-    return any(best.is_file() for best in _best_paths(Path(path)))
+    return any(best.is_file() for best in best_paths(Path(path)))
 
 
 def holds_seeds(path: Path) -> bool:
@@ -105,12 +109,13 @@ def is_arc(path: Path) -> bool:
     return path.suffix in ARC_SUFFIXES if not path.is_dir() else not is_run(path)
 
 
-def _best_paths(directory: Path) -> tuple[Path, ...]:
+def best_paths(directory: P) -> tuple[P, P]:
+    """Where a run directory, or its `checkpoints`, has its best checkpoint."""
     return directory / CHECKPOINTS_NAME / BEST_NAME, directory / BEST_NAME
 
 
 def _best_of_run(reference: str) -> Path:
-    return next(best for best in _best_paths(Path(reference)) if best.is_file())
+    return next(best for best in best_paths(Path(reference)) if best.is_file())
 
 
 def _no_checkpoint(reference: str) -> Path:

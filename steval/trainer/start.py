@@ -45,7 +45,9 @@ class Start:
             for match in sorted(directory.rglob("*"))
             if match.name == self.init_from.name
         ]
-        existing = [path for path in (self.init_from, *moved) if is_hub(path) or path.exists()]
+        # of a hub last: it may not be reached, and what --data-dir has is the same by its digest
+        places = (*moved, self.init_from) if is_hub(self.init_from) else (self.init_from, *moved)
+        existing = [path for path in places if is_hub(path) or path.exists()]
         for path in existing:
             base = Base.read(path)
             if _digest(base.source.name) == _digest(recorded):

@@ -207,11 +207,16 @@ def _arc_findings(path: Path, values: Mapping[str, Any]) -> tuple[list[Symptom],
                 "fine-tune with steval: phase A trains encoders and outputs, the backbone alone is frozen",
             )
         )  # fmt: skip
-    dead = [
+    translation = translate(path)
+    findings += [
         Symptom("warning", "dead key", f"{key}: {reason}", "remove it; it changes nothing")
-        for key, reason in translate(path).dead
+        for key, reason in translation.dead
     ]
-    return findings + dead, None if clip is None else float(clip)
+    findings += [
+        Symptom("warning", "not carried over", f"{key}: {reason}", "say it anew in the configuration here")
+        for key, reason in translation.left_out
+    ]
+    return findings, None if clip is None else float(clip)
 
 
 def _sorted(findings: list[Symptom]) -> list[Symptom]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from steval.checkpoints.location import SEEDS_NAME, holds_seeds
+from steval.checkpoints.location import SEEDS_NAME, holds_seeds, is_hub, local, shown
 from steval.data.files import atomic_path
 from steval.data.locks import LOCK_NAME, DirectoryLock
 from steval.data.outputs import require_output_directory
@@ -88,7 +88,7 @@ def finetune_seeds(
         "first": config.seed,
         "number": number,
         "config": absolute.as_dict(),
-        "init_from": None if init_from is None else str(Path.cwd() / init_from),
+        "init_from": None if init_from is None else _start(init_from),
         "allow_mismatch": allow_mismatch,
         "from_nothing": from_nothing,
     }
@@ -100,6 +100,11 @@ def finetune_seeds(
         with atomic_path(path / SEEDS_NAME) as partial:
             partial.write_text(json.dumps(plan.as_dict(), indent=1) + "\n", encoding="utf-8")
         return _run_all(plan, path, device, (), report)
+
+
+def _start(init_from: Path) -> str:
+    """What every run starts from; of a branch at a hub, which may move, the commit that it means now."""
+    return shown(local(init_from)) if is_hub(init_from) else str(Path.cwd() / init_from)
 
 
 def resume_seeds(

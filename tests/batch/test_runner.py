@@ -319,6 +319,11 @@ def test_adapters_are_checked_before_anything_runs_and_are_part_of_what_a_job_is
     entry = {"path": "models/a.safetensors", "adapter": "none.adapter.safetensors"}
     with pytest.raises(ConfigError, match="no such checkpoint"):
         plan_of(write_manifest(case, "missing", **{**ONE, "checkpoints": [entry]}))
+    write_adapter_to(case / "models" / "a.safetensors", case / "of-b.adapter.safetensors", seed=4)
+    for pattern, number in (("of-?.adapter.safetensors", "2 files"), ("no-?.adapter.safetensors", "0 files")):
+        entry = {"path": "models/a.safetensors", "adapter": pattern}
+        with pytest.raises(ConfigError, match=rf"the adapter .* is {number}; name one"):
+            plan_of(write_manifest(case, "several", **{**ONE, "checkpoints": [entry]}))
     entry = {"path": "models/a.safetensors", "adapter": "of-a.adapter.safetensors", "name": "a"}
     with_it = plan_of(write_manifest(case, "with", **{**ONE, "checkpoints": [entry]})).jobs[0]
     without = plan_of(write_manifest(case, "without", **ONE)).jobs[0]

@@ -249,6 +249,7 @@ def test_an_arc_state_run_at_the_root_is_converted_inspected_and_started_from(hu
     with pytest.raises(CheckpointError, match=r"is a model of arc-state.*steval convert hf://arc/ST-Tahoe@main -o"):
         locate_checkpoint(given)
     directory = local(given)
+    assert pinned_reference(directory) == f"hf://arc/ST-Tahoe@{commit}"
     assert not (directory / "checkpoints/step=1.ckpt").exists()
     run("convert", given, "-o", tmp_path / "ours.safetensors")
     run("convert", GOLDEN / "arc_run", "-o", tmp_path / "theirs.safetensors")
@@ -342,6 +343,24 @@ def test_a_checkpoint_is_pushed_with_a_card_of_its_own_words(
     files = hub.repositories["lab/new"][hub.revisions["lab/new"]["main"]]
     assert files["a.adapter.safetensors"] == adapter.read_bytes()
     assert b"library_name" in files["README.md"]
+
+
+def test_a_run_that_is_pushed_is_found_by_the_name_of_its_repository(
+    hub: FakeHub, checkpoint: Path, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    best = tmp_path / "run" / "checkpoints" / "best-val.safetensors"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(checkpoint.read_bytes())
+    (reference,) = run("push", tmp_path / "run", "hf://lab/run").split()
+    for given in (reference, "hf://lab/run"):
+        assert locate_checkpoint(given).read_bytes() == best.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["my-best-val.safetensors", "a/my-best-val.safetensors"])
+def test_a_file_whose_name_ends_as_a_run_s_best_is_a_file(hub: FakeHub, checkpoint: Path, name: str):
+    hub.put(REPO, {name: checkpoint.read_bytes()})
+    assert locate_checkpoint(f"hf://{REPO}").read_bytes() == checkpoint.read_bytes()
 
 
 def test_what_cannot_be_pushed_is_said_before_anything_is_sent(

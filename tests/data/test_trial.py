@@ -1,6 +1,7 @@
 """What HDF5 does not come back from, or crashes on, is a sentence: the structure of a file is read on trial first."""
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,31 @@ def test_without_room_for_another_process_the_file_is_read(path: Path, monkeypat
 
     monkeypatch.setattr(os, "fork", no_room)
     CellFile.open(path).close()
+
+
+def test_without_a_verdict_the_file_is_read_and_tried_again_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(child: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(trial, "_visit", crash)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", refused)
+        CellFile.open(path).close()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, 0)
+    with pytest.raises(DataError, match="crashes"):
+        CellFile.open(path)
+
+
+def test_a_process_with_a_thousand_open_files_tries_too(path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 2000:
+        pytest.skip("no 2,000 descriptors are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, limits[1]))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        CellFile.open(path).close()
+    finally:
+        for one in held:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

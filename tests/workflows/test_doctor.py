@@ -112,6 +112,15 @@ def test_what_is_neither_is_a_config_error(tmp_path: Path):
     assert result.exit_code == 2
 
 
+def test_what_is_not_carried_over_from_arc_states_configuration(tmp_path: Path):
+    values = yaml.safe_load(ARC_CONFIG.read_text())
+    values["training"]["devices"] = 4
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    (lost,) = [finding.evidence for finding in diagnose(path) if finding.topic == "not carried over"]
+    assert lost == "training.devices: 4: here it is compute.devices"
+
+
 @pytest.mark.parametrize("odd", [[[]], "x", 7, None, {"kwargs": [1]}, {"kwargs": "x"}])
 @pytest.mark.parametrize("section", ["data", "model", "training"])
 def test_sections_of_another_kind_in_arc_states_configuration(tmp_path, section, odd):

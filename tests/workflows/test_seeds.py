@@ -19,7 +19,7 @@ from steval.data.synthetic import generate
 from steval.errors import CheckpointError, ConfigError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.notices import Notice
-from steval.workflows.seeds import finetune_seeds, resume_seeds
+from steval.workflows.seeds import _start, finetune_seeds, resume_seeds
 from support.tiny_runs import tiny_config
 
 SEEDS = (7, 8)
@@ -124,3 +124,11 @@ def test_bad_usage_is_said(whole: Path) -> None:
         found = CliRunner().invoke(app, ["finetune", *arguments])
         assert found.exit_code == 2, found.output
         assert message in " ".join(found.output.replace("│", " ").split())
+
+
+def test_seeds_start_from_one_commit_of_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A branch may move between two of the runs."""
+    cached = tmp_path / "models--lab--st" / "snapshots" / ("0" * 40) / "m.safetensors"
+    monkeypatch.setattr("steval.workflows.seeds.local", lambda reference: cached)
+    assert _start(Path("hf://lab/st@main/m.safetensors")) == f"hf://lab/st@{'0' * 40}/m.safetensors"
+    assert _start(Path("m.safetensors")) == str(Path.cwd() / "m.safetensors")

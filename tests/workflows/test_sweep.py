@@ -89,6 +89,10 @@ def test_the_same_seed_tries_the_same_and_a_sweep_goes_on_where_it_was(space, tm
     assert len(more.records) == 5
     with pytest.raises(ConfigError, match=r"another space \(seed changed\)"):
         sweep(space(trials=5, seed=1), tmp_path / "whole", steval=quick)
+    config = Path(space().config)
+    config.write_text(tiny_config(tmp_path / "none.h5ad", "seed=5").to_yaml())
+    with pytest.raises(ConfigError, match=r"another space \(config changed\)"):
+        sweep(space(trials=5), tmp_path / "whole", steval=quick)
 
 
 def test_a_trial_that_falls_behind_is_given_up(space, tmp_path: Path):

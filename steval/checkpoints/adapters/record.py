@@ -38,18 +38,21 @@ class AdapterRecord(Settings):
 
     def is_for(self, manifest: Manifest) -> bool:
         """Whether a checkpoint of `manifest` is the base."""
-        found = manifest.tensors
-        return all(found.get(name) == digest for part in (self.adapted, self.borrowed) for name, digest in part.items())
+        return not self._others(manifest)
 
     def require_base(self, manifest: Manifest, base_path: Path, path: Path) -> None:
         """Raise `CheckpointError` unless the checkpoint of `manifest` is the base of this record, of the file `path`."""
-        wrong = [name for name, digest in self.needed.items() if manifest.tensors.get(name) != digest]
+        wrong = self._others(manifest)
         if wrong:
             shown = ", ".join(wrong[:_MOST_NAMED]) + (" …" if len(wrong) > _MOST_NAMED else "")
             raise CheckpointError(
                 f"{path} is not for {base_path}: {len(wrong)} of the {len(self.needed)} tensors that it takes from its base are "
                 f"others there ({shown}). It was trained from {self.base}: give that checkpoint"
             )
+
+    def _others(self, manifest: Manifest) -> list[str]:
+        """Needed tensors that a checkpoint of `manifest` lacks, or has with other values."""
+        return [name for name, digest in self.needed.items() if manifest.tensors.get(name) != digest]
 
 
 def read_record(path: Path) -> tuple[AdapterRecord, str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from steval.checkpoints.location import (
     BEST_NAME,
     CHECKPOINTS_NAME,
     SUFFIX,
+    best_paths,
 )
 from steval.errors import CheckpointError
 from steval.wording import counted, listed
@@ -48,8 +49,9 @@ def fetch(text: str | Path) -> Path:
 
 def models_of(names: Sequence[str]) -> list[str]:
     """Places of models among files: run directories (`""`: the repository itself), steval's files outside of them, sorted."""
-    runs = {_run_of(name) for name in names if name.endswith((BEST_NAME, ARC_CHECKPOINT))}
-    files = [name for name in names if name.endswith(SUFFIX) and not name.endswith(ADAPTER_SUFFIX)]
+    bests = {name for name in names if PurePosixPath(name).name == BEST_NAME}
+    runs = {_run_of(name) for name in names if name in bests or name.endswith(ARC_CHECKPOINT)}
+    files = {name for name in names if name.endswith(SUFFIX) and not name.endswith(ADAPTER_SUFFIX)} - bests
     return sorted(runs | {name for name in files if PurePosixPath(name).parent.name != CHECKPOINTS_NAME})
 
 
@@ -66,9 +68,9 @@ def _text(folder: PurePosixPath) -> str:
 def _fetch_model(repository: HubRepository, names: Sequence[str], model: str) -> Path:
     if model.endswith(SUFFIX):
         return repository.fetch(model)
-    run = PurePosixPath(model)
-    if (best := str(run / CHECKPOINTS_NAME / BEST_NAME)) in names:
-        return repository.fetch(best)
+    bests = [str(best) for best in best_paths(PurePosixPath(model)) if str(best) in names]
+    if bests:
+        return repository.fetch(bests[0])
     checkpoint = choose_arc(names, model)
     place = repository.fetch(checkpoint).parent
     _fetch_maps(repository, names, model)

@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -49,7 +50,8 @@ def require_readable_structure(path: Path, *, whole: bool = False) -> None:
         raise _damaged(path, f"the HDF5 library crashes on it (signal {-code})")
     if code == _TOO_LARGE:
         raise _damaged(path, f"its structure claims more than {MEMORY >> 30} GB")
-    _FINE.add(signature)
+    if code is not None:
+        _FINE.add(signature)
 
 
 def _damaged(path: Path, reason: str) -> DataError:
@@ -69,20 +71,29 @@ def _tried(path: Path, whole: bool) -> int | None:
         _become_trial(path, whole)
     try:
         handle = os.pidfd_open(child)
-        try:
-            if not select.select([handle], [], [], PATIENCE)[0]:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return None
-        finally:
-            os.close(handle)
+    except OSError:  # a kernel or container without it, no descriptor left
+        _end(child)
+        return None
+    try:
+        waiting = select.poll()  # `select` itself knows no descriptor above 1,023
+        waiting.register(handle, select.POLLIN)
+        if not waiting.poll(PATIENCE * 1000):
+            _end(child)
+            return None
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except ChildProcessError:  # somebody waits for all children of this process
         return None
-    except BaseException:
+    except BaseException:  # Ctrl-C, say: no child stays behind
+        _end(child)
+        raise
+    finally:
+        os.close(handle)
+
+
+def _end(child: int) -> None:
+    with suppress(ProcessLookupError, ChildProcessError):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        raise
 
 
 def _become_trial(path: Path, whole: bool) -> None:

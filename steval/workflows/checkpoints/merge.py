@@ -10,8 +10,8 @@ from steval.data.outputs import require_output
 
 def merge(base: Path, adapter: Path, out: Path) -> Checkpoint:
     """Write the checkpoint that `base` and `adapter` make to `out`, and return it; errors as `load_adapted`."""
-    inputs = {"the base": locate_checkpoint(base), "the adapter": adapter}
-    require_output(out, inputs, suffixes=(".safetensors",))
+    base = locate_checkpoint(base)
+    require_output(out, {"the base": base, "the adapter": adapter}, suffixes=(".safetensors",))
     checkpoint = load_given(base, adapter)
     save_checkpoint(
         out,

@@ -1,6 +1,6 @@
 """A checkpoint put on a hub, with a card that says what it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steval.checkpoints.hub.card import model_card
@@ -37,11 +37,11 @@ def push(source: Path, target: str, *, private: bool = False, card: bool = False
     manifest = _verified(path)
     repository = HubRepository.create(asked, private=private)
     is_new = card or CARD not in repository.names()
-    place = repository.reference(name)
+    place = replace(asked, path=name)
     files: dict[str, Path | bytes] = {name: path}
     if is_new:
-        files[CARD] = model_card(manifest, HubReference(asked.repo, asked.revision, name)).encode()
-    return Pushed(HubReference(place.repo, repository.commit_files(files), name), is_new)
+        files[CARD] = model_card(manifest, place).encode()
+    return Pushed(replace(place, revision=repository.commit_files(files)), is_new)
 
 
 def _verified(path: Path) -> Manifest:

@@ -100,23 +100,25 @@ class SweepSpace(Settings):
 
     def require_valid(self) -> FinetuneConfig:
         """The configuration with the first value of each setting; a `ConfigError` lists every value that it does not take."""
-        first = {name: parameter.ends[0] for name, parameter in self.space.items()}
         problems = []
         if self.init_from is not None and not is_hub(self.init_from) and not Path(self.init_from).exists():
             problems.append(f"init_from: there is no {self.init_from}")
         for name, parameter in self.space.items():
             for value in parameter.ends[1:]:
                 try:
-                    self.configuration({**first, name: value})
+                    self.configuration({**self._first, name: value})
                 except ConfigError as error:
                     problems.append(f"{name} = {value!r}: {error}")
         if problems:
             raise ConfigError("the sweep would try what no run takes", problems)
-        return self.configuration(first)
+        return self.configuration(self._first)
+
+    def what(self) -> dict[str, Any]:
+        """What must be the same when a sweep goes on, `config` by what it says."""
+        changing = ("trials", "workers", "threads", "device")
+        kept = {key: value for key, value in self.as_dict().items() if key not in changing}
+        return kept | {"config": self.configuration(self._first).digest()}
 
     @property
-    def what(self) -> dict[str, Any]:
-        """What must be the same when a sweep goes on."""
-        return {
-            key: value for key, value in self.as_dict().items() if key not in ("trials", "workers", "threads", "device")
-        }
+    def _first(self) -> dict[str, Any]:
+        return {name: parameter.ends[0] for name, parameter in self.space.items()}

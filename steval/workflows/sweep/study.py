@@ -53,11 +53,11 @@ class SweepStudy:
         )  # fmt: skip
         # a sweep that goes on draws what the one before did not
         self._study.sampler = optuna.samplers.TPESampler(seed=space.seed + len(self._study.trials))
-        known = self._study.user_attrs.get(_SPACE)
+        known, what = self._study.user_attrs.get(_SPACE), space.what()
         if known is None:
-            self._study.set_user_attr(_SPACE, space.what)
-        elif known != space.what:
-            changed = sorted(key for key in known.keys() | space.what.keys() if known.get(key) != space.what.get(key))
+            self._study.set_user_attr(_SPACE, what)
+        elif known != what:
+            changed = sorted(key for key in known.keys() | what.keys() if known.get(key) != what.get(key))
             raise ConfigError(
                 f"{directory} holds a sweep of another space ({', '.join(changed)} changed): name another directory with --out; "
                 "trials, workers, threads and device may change"
