@@ -24,7 +24,14 @@ from steval.data.files import atomic_path, require_file
 from steval.errors import ConfigError, DataError, ServiceError, StevalError
 from steval.service.forms import ARROW, H5AD, JSON, MOST_LISTED
 from steval.service.proxies import choose_proxy, without_secrets
-from steval.service.received import PredictedCells, PredictedMeans, cells_of, means_of
+from steval.service.received import (
+    PredictedCells,
+    PredictedMeans,
+    cells_of,
+    means_of,
+    require_for_cells,
+    require_for_means,
+)
 from steval.wording import whole_number
 
 if TYPE_CHECKING:
@@ -158,6 +165,7 @@ class ServiceClient:
         batch: str | None = None,
     ) -> PredictedMeans:
         """A mean profile for each perturbation; the same as `steval predict --output mean` with these options."""
+        require_for_means()
         return means_of(self.predict(perturbations, cells, seed=seed, cell_type=cell_type, batch=batch))
 
     def predict_cells(
@@ -170,6 +178,7 @@ class ServiceClient:
         batch: str | None = None,
     ) -> PredictedCells:
         """Every predicted cell; an answer that was cut off is a `ServiceError`."""
+        require_for_cells()
         body = _body(perturbations, cells, seed, cell_type, batch, "cells") | self._model
         return cells_of(self._call("POST", "/predict", json=body, headers={"Accept": ARROW}).content)
 

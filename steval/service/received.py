@@ -55,9 +55,19 @@ def means_of(answer: dict[str, Any]) -> PredictedMeans:
     )
 
 
+def require_for_means() -> None:
+    """A `ConfigError` where `means_of` lacks a package; to be called before a service is asked."""
+    _needed("numpy", "predict gives lists")
+
+
+def require_for_cells() -> None:
+    """A `ConfigError` where `cells_of` lacks a package; to be called before a service is asked."""
+    for package in ("numpy", "pyarrow"):
+        _needed(package, "save_predictions writes an h5ad")
+
+
 def cells_of(content: bytes) -> PredictedCells:
     """The cells of an Arrow stream; one that was cut off is a `ServiceError`."""
-    _needed("numpy", "save_predictions writes an h5ad")
     table = whole_table(content)
     facts = json.loads(table.schema.metadata[ARROW_KEY])
     genes = facts.pop("genes")

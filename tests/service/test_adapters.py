@@ -3,7 +3,6 @@
 import os
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import anndata as ad
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 
 from steval.checkpoints.adapters.adapter_file import load_adapted
 from steval.checkpoints.adapters.given import load_given
-from steval.checkpoints.store import Checkpoint, load_checkpoint
+from steval.checkpoints.store import Checkpoint
 from steval.cli.app import app
 from steval.data.cells.record import read_record
 from steval.errors import CheckpointError, ConfigError, DataError, ServiceError
@@ -30,6 +29,7 @@ from steval.service.settings import ServiceSettings
 from support.adapters import write_adapter_to
 from support.service_models import NAMES, write_checkpoint
 from support.shelves import model_of, put, settle, states, taken
+from support.waiting import wait_until
 
 REQUEST = {"perturbations": NAMES, "cells": 16, "seed": 3}
 
@@ -84,7 +84,7 @@ def load_matrices(path: Path):
     return split_pairs(read_adapter(path)[1])[1].values()
 
 
-def test_adapters_of_another_base_and_forged_ones_are_refused_on_a_base_in_memory(made):
+def test_an_adapter_of_another_base_is_refused_on_a_base_in_memory(made):
     base = model_of(made["base"])
     with pytest.raises(CheckpointError, match=r"is not for .*tiny\.safetensors.* trained from other\.safetensors"):
         model_of(made["c"], base)
@@ -92,13 +92,11 @@ def test_adapters_of_another_base_and_forged_ones_are_refused_on_a_base_in_memor
 
 
 def wait_for(http: httpx.Client, *names: str) -> dict[str, dict]:
-    deadline = time.monotonic() + 30
-    while True:
-        listed = {one["name"]: one for one in http.get("/models").json()["models"]}
-        if all(name in listed for name in names):
-            return listed
-        assert time.monotonic() < deadline, listed
-        time.sleep(0.02)
+    def listed() -> dict[str, dict] | None:
+        found = {one["name"]: one for one in http.get("/models").json()["models"]}
+        return found if found.keys() >= set(names) else None
+
+    return wait_until(listed)
 
 
 @pytest.fixture
@@ -244,6 +242,16 @@ def test_an_adapter_has_its_files_name_unless_a_checkpoint_has_it(tmp_path, made
     assert list(checkpoints_below(tmp_path)) == ["run", "x", "x.adapter", "y"]
 
 
+def test_a_copy_of_the_base_has_its_adapters_too(shelves, made):
+    for name, source in (("base", "base"), ("copy", "base"), ("other", "other")):
+        put(made[source], shelves.directory / f"{name}.safetensors")
+    put(made["a"], shelves.directory / "a.adapter.safetensors")
+    shelf = shelves()
+    assert {shelf.find(name, "a").name for name in (None, "base", "copy")} == {"a"}
+    with pytest.raises(ServiceError, match="that belongs to"):
+        shelf.find("other", "a")
+
+
 def test_a_base_comes_with_its_adapter_and_goes_after_it(shelves, made):
     put(made["base"], shelves.directory / "base.safetensors")
     put(made["other"], shelves.directory / "other.safetensors")
@@ -330,4 +338,3 @@ def test_adapters_survive_the_environment(made):
     assert ServiceSettings.from_environment(variables).adapters == settings.adapters
     with pytest.raises(ConfigError, match="STEVAL_ADAPTERS takes NAME=PATH"):
         ServiceSettings.from_environment({"STEVAL_ADAPTERS": "a"})
-    assert load_checkpoint(made["base"]).digest

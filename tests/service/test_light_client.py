@@ -76,6 +76,13 @@ said = {{}}
 with ServiceClient({service_url!r}) as service:
     said["genes"] = service.model()["num_genes"]
     answer = service.predict(["STAT1"], cells=20, seed=3)
+with ServiceClient("http://127.0.0.1:9") as nobody:  # what is lacking is said before anybody is asked
+    for ask in (nobody.predict_means, nobody.predict_cells):
+        try:
+            ask(["STAT1"])
+        except ConfigError as found:
+            said.setdefault("before", []).append(str(found))
+with ServiceClient({service_url!r}) as service:
     said["mean"] = answer["predictions"][0]["mean"]
     service.save_predictions("preds.h5ad", ["STAT1", "TET1"], cells=5)
     for ask, error in ((lambda: service.predict_means(["STAT1"]), ConfigError), (lambda: service.predict(["STAT2"]), DataError)):
@@ -89,6 +96,7 @@ print(json.dumps(said))
     answer = http.post("/predict", json={"perturbations": ["STAT1"], "cells": 20, "seed": 3}).json()
     assert said["mean"] == answer["predictions"][0]["mean"] and len(said["mean"]) == said["genes"]
     assert "pip install numpy" in said["ConfigError"] and "predict gives lists" in said["ConfigError"]
+    assert all("pip install numpy" in one for one in said["before"]) and len(said["before"]) == 2
     assert "nearest known STAT1" in said["DataError"]
     assert set(ad.read_h5ad(tmp_path / "preds.h5ad").obs["target_gene"]) == {"STAT1", "TET1", "non-targeting"}
 

@@ -89,6 +89,7 @@ def test_the_table_fits_and_says_what_its_latencies_are(service_url):
     ("arguments", "code", "message"),
     [
         (("-p", "NOPE"), 4, "unknown perturbation"),
+        (("-p", "STAT1,NOPE"), 4, "NOPE"),
         (("--cells", "3000"), 4, "the limit is 2,000"),
         (("--concurrency", "1,x"), 2, "--concurrency"),
         (("--concurrency", "0"), 2, "--concurrency"),

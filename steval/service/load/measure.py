@@ -92,13 +92,13 @@ async def _level(client: httpx.AsyncClient, plan: LoadPlan, concurrency: int, nu
     """The requests that were sent between warm-up and end, all of them waited for."""
     start = time.perf_counter() + plan.warmup
     end = start + plan.seconds
-    counted: list[Answer] = []
+    answers: list[Answer] = []
 
     async def user() -> None:
         while time.perf_counter() < end:
             answer, pause = await _ask(client, plan, next(numbers))
             if answer.began >= start:
-                counted.append(answer)
+                answers.append(answer)
             if pause:
                 await asyncio.sleep(min(pause, max(0.0, end - time.perf_counter())))
 
@@ -107,7 +107,7 @@ async def _level(client: httpx.AsyncClient, plan: LoadPlan, concurrency: int, nu
     busy, began = time.process_time(), time.perf_counter()
     await asyncio.gather(*users)
     share = (time.process_time() - busy) / max(time.perf_counter() - began, 1e-9)
-    return summarise(counted, concurrency, plan.cells, share)
+    return summarise(answers, concurrency, plan.cells, share)
 
 
 async def _ask(client: httpx.AsyncClient, plan: LoadPlan, number: int) -> tuple[Answer, float]:
@@ -131,11 +131,11 @@ async def _ask(client: httpx.AsyncClient, plan: LoadPlan, number: int) -> tuple[
     return Answer(began, time.perf_counter() - began, code), pause
 
 
-def summarise(counted: list[Answer], concurrency: int, cells: int, client_cpu: float = 0.0) -> Level:
+def summarise(answers: list[Answer], concurrency: int, cells: int, client_cpu: float = 0.0) -> Level:
     """The numbers of a level; percentiles are latencies that occurred (none is interpolated)."""
-    good = [one for one in counted if one.code is None]
-    first = min((one.began for one in counted), default=0.0)
-    seconds = max((one.began + one.seconds for one in counted), default=0.0) - first
+    good = [one for one in answers if one.code is None]
+    first = min((one.began for one in answers), default=0.0)
+    seconds = max((one.began + one.seconds for one in answers), default=0.0) - first
     rate = len(good) / seconds if seconds else 0.0
     p50, p95, p99, longest = _percentiles([1000 * one.seconds for one in good])
     return Level(
@@ -148,7 +148,7 @@ def summarise(counted: list[Answer], concurrency: int, cells: int, client_cpu: f
         p95_ms=p95,
         p99_ms=p99,
         max_ms=longest,
-        errors=dict(Counter(one.code for one in counted if one.code is not None).most_common()),
+        errors=dict(Counter(one.code for one in answers if one.code is not None).most_common()),
         client_cpu=client_cpu,
     )
 

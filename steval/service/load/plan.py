@@ -52,10 +52,13 @@ class LoadPlan(Settings):
 
     def checked(self, service: ServiceClient) -> Self:
         """The plan with its perturbations named, after a request that shows that it can be answered; raises what that raises."""
-        known = () if self.perturbations else service.perturbations()["perturbations"]
-        names = self.perturbations or tuple(one["name"] for one in known)
+        from steval.predictor.requests import require_known
+
+        vocabulary = service.vocabulary()
+        names = self.perturbations or tuple(name for name in vocabulary.names if name != vocabulary.control)
         if not names:
             raise ConfigError(f"the model at {service.url} knows no perturbation")
+        require_known(names, vocabulary.names, vocabulary.control)
         ask = service.predict_means if self.output == "mean" else service.predict_cells
         ask([names[0]], self.cells, seed=(self.seed - 1) % SEEDS)
         return self.model_copy(update={"perturbations": names})

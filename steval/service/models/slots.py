@@ -35,7 +35,7 @@ class Slot:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it is an adapter whose base is not there; one in memory has its own."""
+        """Whether it is an adapter whose base is not there as a file; what is in memory may answer all the same."""
         return self.found.is_lost
 
     @property
@@ -130,7 +130,10 @@ class Slots:
         """An adapter by name or digest; to the model that is named beside it, if any is."""
         slot = _named(adapter, {name: one for name, one in self._slots.items() if one.found.record}, "adapter")
         base = slot.found.base
-        if reference is None or base is None or self.find(reference).found.name == base.name:
+        if reference is None or base is None:
+            return slot
+        named = self.find(reference).found
+        if named.name == base.name or (named.digest is not None and named.digest == base.digest):  # a copy of it
             return slot
         raise ServiceError(
             f"the model {reference[:100]!r} has no adapter {adapter[:100]!r}: that belongs to {base.name!r}; "
@@ -142,7 +145,8 @@ class Slots:
 
 def no_base(found: Found) -> str:
     """Why an adapter cannot be loaded whose base is not there."""
-    return f"its base is not among the models: it was trained from {'another' if found.record is None else found.record.base}"
+    assert found.record is not None
+    return f"its base is not among the models: it was trained from {found.record.base}"
 
 
 def _named(reference: str, slots: Mapping[str, Slot], what: str) -> Slot:

@@ -52,7 +52,7 @@ async def submit(request: Request) -> Response:
     except (OSError, OutputError) as error:
         raise disk_answer(error) from error
     runtime.prediction_runner.wake()
-    request.scope[AUDIT] |= {"job": job.id, "model": found.name, "cells": body.num_cells}
+    request.scope[AUDIT] |= {"job": job.id, "model": found.name, "adapter": body.adapter, "cells": body.num_cells}
     return _job_answer(job, status=202)
 
 

@@ -95,7 +95,10 @@ async def _queued(request: Request, runtime: Runtime) -> tuple[ScoreJob, dict[st
         }
         named = {"model": body.model, "adapter": body.adapter}
         return await run_in_threadpool(store.submit, job_id, details, request.scope[TRACE]), named
-    except BaseException:
+    except Exception:
+        await run_in_threadpool(store.remove, job_id)  # up to gigabytes of an upload
+        raise
+    except BaseException:  # cancelled: there is nothing to wait with
         store.remove(job_id)
         raise
 
