@@ -33,7 +33,6 @@ import anndata as ad
 from steval.data.cells.prepare import PrepareSettings, prepare
 from steval.data.synthetic import generate
 from steval.trainer.config import FinetuneConfig
-from steval.trainer.progress.notices import OnStep
 from steval.trainer.progress.state import Progress, load_state
 from steval.trainer.run import finetune
 from steval.workflows.score import ScoreRequest, score_predictions
@@ -179,7 +178,7 @@ def large(options: argparse.Namespace) -> None:
 
 
 def in_process(options: argparse.Namespace, way: str) -> dict[str, float]:
-    """Steps a second and peak memory of `large_run`."""
+    """What `large_run` prints, and the peak memory of its process."""
     command = [
         sys.executable,
         __file__,
@@ -208,7 +207,6 @@ def large_run(work: Path, way: str, steps: int) -> None:
     def on_step(progress: Progress) -> None:
         stamps.append(time.process_time())
 
-    watched: OnStep = on_step
     base = work / "base" / "checkpoints" / "best-val.safetensors"
     phases, steps = (WAYS["full"], 1) if way == "base" else (WAYS[way], steps)
     run_dir = work / way.replace(" ", "-")
@@ -219,7 +217,7 @@ def large_run(work: Path, way: str, steps: int) -> None:
         from_nothing=way == "base",
         device="cpu",
         overwrite=True,
-        on_step=watched,
+        on_step=on_step,
     )
     assert run.finished
     between = [later - earlier for earlier, later in itertools.pairwise(stamps)]

@@ -150,14 +150,14 @@ def expected_rows(task: Task) -> list[Row]:
         return []
     pairs = task.pairs(task.test, baseline)
     effects = simple_effects(anchors, pairs)
-    told = model.told(effect_sizes(effects), training_cells(record, pairs.names))
+    expected = model.told(effect_sizes(effects), training_cells(record, pairs.names))
     found = decoded(task, "default, network at 0", pairs, decoding, np.zeros_like(effects), effects)
     errors = np.array([row["mae"] for row in found])
-    ranks = rank_correlation(told[:, 0], errors)
+    ranks = rank_correlation(expected[:, 0], errors)
     return [
         {"task": task.name, "perturbation": row["perturbation"], "mae": error, "told": mae, "low": low, "high": high,
          "rank_correlation": ranks}
-        for row, error, (mae, low, high) in zip(found, errors.tolist(), told.tolist(), strict=True)
+        for row, error, (mae, low, high) in zip(found, errors.tolist(), expected.tolist(), strict=True)
     ]  # fmt: skip
 
 
@@ -208,27 +208,29 @@ def ridge_rows(task: Task, features: Mapping[str, np.ndarray] | None) -> list[Ro
     }
     targets = np.stack(list(seen.values()))
     inputs, asked = (np.stack([elsewhere[name] for name in names]).astype(np.float64) for names in (seen, pairs.names))
-    told = {"ridge on effects in other contexts": ridge(inputs, targets, asked)}
+    effects_of = {"ridge on effects in other contexts": ridge(inputs, targets, asked)}
     if features is not None:
         model = fit_features(seen, features)
         guesses = {name: None if model is None else model.predict(name) for name in pairs.names}
         mean = targets.mean(axis=0)
-        told["ridge on features"] = np.stack([mean if guess is None else guess for guess in guesses.values()])
+        effects_of["ridge on features"] = np.stack([mean if guess is None else guess for guess in guesses.values()])
     nothing = np.zeros_like(asked)
-    return [row for name, effects in told.items() for row in decoded(task, name, pairs, DEFAULT, nothing, effects)]
+    return [
+        row for name, effects in effects_of.items() for row in decoded(task, name, pairs, DEFAULT, nothing, effects)
+    ]
 
 
 def ridge(inputs: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Linear ridge regression of `targets [m, G]` on `inputs [m, D]`, told for `asked [n, D]`; penalty by leaving one out."""
     centre, mean = inputs.mean(axis=0), targets.mean(axis=0)
-    known = inputs - centre
+    known, centred = inputs - centre, targets - mean
     kernel = known @ known.T
     scale, same = np.trace(kernel) / len(kernel), np.eye(len(kernel))
 
     def left_out(penalty: float) -> float:
         hat = np.linalg.solve(kernel + penalty * scale * same, kernel).T + 1 / len(kernel)
-        return float((((targets - mean) - hat @ (targets - mean)) / (1 - np.diag(hat))[:, None]).__pow__(2).sum())
+        return float((((centred - hat @ centred) / (1 - np.diag(hat))[:, None]) ** 2).sum())
 
     penalty = min(PENALTIES, key=left_out)
-    weights = np.linalg.solve(kernel + penalty * scale * same, targets - mean)
+    weights = np.linalg.solve(kernel + penalty * scale * same, centred)
     return mean + (asked - centre) @ known.T @ weights

@@ -16,6 +16,8 @@ MEDIA_TYPES: dict[str, Format] = {JSON: "json", ARROW: "arrow", H5AD: "h5ad"}
 ARROW_KEY = b"steval"
 END_KEY = b"end"
 """Of Arrow streams: the key of the schema's metadata, and that of the end marker."""
+LONGEST_NAME = 512
+"""Characters of a name in a request, or of an adapter in the settings."""
 SHOWN_NAMES, MOST_LISTED, MOST_OFFSET = 50, 1000, 2**31
 """Of `GET /perturbations`: names without `limit`, the most that it takes, and the most that `offset` takes."""
 

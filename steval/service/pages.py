@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steval.errors import ServiceError
-from steval.service.forms import MOST_LISTED, MOST_OFFSET, SHOWN_NAMES
+from steval.service.forms import LONGEST_NAME, MOST_LISTED, MOST_OFFSET, SHOWN_NAMES
 from steval.service.http.conditional import tagged
 from steval.service.http.telemetry import exposition
 from steval.service.openapi import openapi_document
 from steval.service.predict.search import search_perturbations
 from steval.service.runtime import Runtime
-from steval.service.schemas import LONGEST_NAME, ModelList
+from steval.service.schemas import ModelList
 from steval.service.score.handlers import REPORT_POLICY
 from steval.wording import whole_number
 

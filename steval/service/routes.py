@@ -3,14 +3,13 @@
 from typing import Any
 
 from steval.service import pages
-from steval.service.forms import ARROW, H5AD, JSON, MOST_LISTED, MOST_OFFSET, MULTIPART, SHOWN_NAMES
+from steval.service.forms import ARROW, H5AD, JSON, LONGEST_NAME, MOST_LISTED, MOST_OFFSET, MULTIPART, SHOWN_NAMES
 from steval.service.http.routing import Operation, Route, RouteTable
 from steval.service.http.tenants import ADMIN, PREDICT
 from steval.service.http.tenants import SCORE as SCORES
 from steval.service.openapi import BINARY, content_of, query, reference, success
 from steval.service.predict import background
 from steval.service.schemas import (
-    LONGEST_NAME,
     BatchBoard,
     BatchList,
     ModelCard,

@@ -9,10 +9,10 @@ from steval.data.effects.decoding import DecodingChoice
 from steval.evaluator.metrics.profiles import ProfileName
 from steval.evaluator.settings import ScoreChoice
 from steval.predictor.requests import DEFAULT_CELLS, LARGEST_SEED, MOST_CELLS, PredictionRequest, require_unique
+from steval.service.forms import LONGEST_NAME
 from steval.settings import Settings
 
 MOST_NAMES = 10_000
-LONGEST_NAME = 512
 Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME, strict=True)]
 
 

@@ -9,18 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from steval.checkpoints.location import is_hub, locate_checkpoint, shown
 from steval.data.outputs import real_path
 from steval.errors import ConfigError
 from steval.limits import Count, NumBytes, Processes, Seconds, Width
-from steval.service.schemas import Name
+from steval.service.forms import LONGEST_NAME
 from steval.settings import Settings
 
 PREFIX = "STEVAL_"
 _BETWEEN = re.compile(f"{os.pathsep}(?=[^={os.pathsep}]+=)")
 """Between two NAME=PATH; a reference to a hub has a colon inside."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME)]
 _PATH_LISTS = frozenset({"data_dir"})
 _NAME_LISTS = frozenset({"cors_origins"})
 _NAMED_PATHS = frozenset({"adapters"})

@@ -29,7 +29,7 @@ from steval.errors import DataError
 MatrixLayout = Literal["csr", "csc", "dense"]
 
 
-class StoredRows(NamedTuple):
+class RowValues(NamedTuple):
     """Rows one after the other, columns ascending."""
 
     values: np.ndarray
@@ -115,9 +115,9 @@ class StoredMatrix:
         if found != densify.FINE:
             raise outside(str(self.path), self.shape[1])
 
-    def stored(self, rows: np.ndarray, position: np.ndarray) -> StoredRows:
+    def stored(self, rows: np.ndarray, position: np.ndarray) -> RowValues:
         """The stored values of `rows`, in memory that this thread's next call writes anew; `position` as for `gather`, empty for
-        none."""
+        none; columns outside the matrix are a `DataError`."""
         kept = np.empty(len(rows), dtype=np.int64)
         found = densify.UNSORTED
         if self.layout == "csr":
@@ -130,7 +130,7 @@ class StoredMatrix:
             found = densify.count_kept(lengths, columns, self.shape[1], position, kept)
         if found != densify.FINE:
             raise outside(str(self.path), self.shape[1])
-        return StoredRows(values.astype(np.float32, copy=False), columns, lengths, kept)
+        return RowValues(values.astype(np.float32, copy=False), columns, lengths, kept)
 
     def close(self) -> None:
         """Close the file."""

@@ -13,7 +13,7 @@ from steval.data.cells.cellfile import CellFile
 from steval.data.cells.genes import GeneAlignment
 from steval.data.cells.scale import lognorm
 from steval.data.rows import densify
-from steval.data.rows.matrix import StoredMatrix, StoredRows
+from steval.data.rows.matrix import RowValues, StoredMatrix
 from steval.data.rows.open_file import OpenFile
 from steval.logs import progress_bar
 
@@ -177,7 +177,7 @@ class RowStore:
         assert self.place == "disk"
         owners = np.searchsorted(self._starts, indices, side="right") - 1
         counts = np.zeros(len(indices), dtype=np.int64)
-        found: list[tuple[np.ndarray, StoredRows, np.ndarray, float]] = []
+        found: list[tuple[np.ndarray, RowValues, np.ndarray, float]] = []
         for number in np.unique(owners[indices >= 0]).tolist():
             places = np.flatnonzero((owners == number) & (indices >= 0))
             places = places[np.argsort(indices[places], kind="stable")]
