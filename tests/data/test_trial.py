@@ -93,15 +93,19 @@ def test_without_room_for_another_process_the_file_is_read(path: Path, monkeypat
 
 
 def test_without_a_verdict_the_file_is_read_and_tried_again_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = []
+
     def refused(child: int) -> int:
+        children.append(child)
         raise PermissionError
 
     monkeypatch.setattr(trial, "_visit", crash)
     with monkeypatch.context() as patched:
         patched.setattr(os, "pidfd_open", refused)
         CellFile.open(path).close()
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, 0)
+    assert len(children) == 1
+    with pytest.raises(ChildProcessError):  # it was waited for
+        os.waitpid(children[0], 0)
     with pytest.raises(DataError, match="crashes"):
         CellFile.open(path)
 

@@ -1,7 +1,8 @@
 """Runs whose memory is measured, each in a child of one process that has imported everything; for trainer/test_estimates.py.
 
 Arguments: directories with `c.yaml`; `peak` is written there: how far a run grew from its first phase's start to its peak, bytes.
-Checkpoints are written between steps: the copies that wait beside them for a disk, which an estimate names apart, are not measured.
+Checkpoints are written between steps and from the weights themselves: copies that wait beside steps for a disk, which an estimate
+names apart, are not measured.
 """
 
 import os
@@ -13,6 +14,7 @@ import torch
 import torch._dynamo  # the first optimiser imports it, in a second and with memory of its own
 
 from steval.trainer.config import FinetuneConfig
+from steval.trainer.progress import keeper
 from steval.trainer.progress.notices import Notice
 from steval.trainer.progress.writing import WritingThread
 from steval.trainer.run import finetune
@@ -35,6 +37,7 @@ def measure(place: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     WritingThread.submit = lambda self, write: self._run(write)  # type: ignore[method-assign]
+    keeper.copied = lambda value: value  # type: ignore[assignment]
     for argument in sys.argv[1:]:
         child = os.fork()
         if not child:
