@@ -1,5 +1,5 @@
-"""Everything at once against one service: predictions, cells, jobs, wrong requests, clients that vanish; two swaps of a
-model, a broken file in its place, and a worker killed by SIGKILL.
+"""Everything at once against one service: predictions, cells, jobs of both kinds, wrong requests, clients that vanish; two swaps
+of a model, a broken file in its place, and a worker killed by SIGKILL.
 
     python benchmarks/serve_mixed.py [--seconds 600] [--genes 500] [--hidden 64] [--ready-seconds 30] [--most-growth 5]
 
@@ -29,6 +29,11 @@ import httpx
 from serve import NUM_PERTURBATIONS, Service, write_checkpoint
 
 from steval.checkpoints.store import load_checkpoint
+from steval.data.cells.cellfile import write_anndata
+from steval.data.cells.record import KEY, steval_record
+from steval.data.cells.scale import lognorm
+from steval.data.columns import Columns
+from steval.data.synthetic import generate
 from steval.service.forms import ARROW, H5AD
 
 JOB_PAUSE = 3.0
@@ -49,7 +54,7 @@ def main() -> None:
         shutil.copy(made[1], models / "swapped.safetensors")
         places = ("--models", str(models), "--job-dir", str(directory / "jobs"))
         service = Service(made[0], options.threads, *places)
-        run = Run(service, models / "swapped.safetensors", made, options)
+        run = Run(service, models / "swapped.safetensors", made, scored_cells(directory), options)
         try:
             problems = run.go()
         finally:
@@ -58,6 +63,17 @@ def main() -> None:
         print("PROBLEM:", problem)
     print(f"{len(problems)} problems")
     sys.exit(1 if problems else 0)
+
+
+def scored_cells(directory: Path) -> dict[str, Path]:
+    """Two h5ad files under the names that `POST /score` has for them: the halves of one screen."""
+    cells = generate(num_genes=300, num_perturbations=6, cells_per_perturbation=80, num_controls=160, seed=0).cells
+    cells.X = lognorm(cells.X, 1e4)
+    cells.uns[KEY] = steval_record(made_by=Path(__file__).name, scale="lognorm", target_sum=1e4, columns=Columns())
+    files = {name: directory / f"{name}.h5ad" for name in ("predictions", "real")}
+    for half, path in enumerate(files.values()):
+        write_anndata(cells[half::2].copy(), path)
+    return files
 
 
 def _options() -> argparse.Namespace:
@@ -74,14 +90,17 @@ def _options() -> argparse.Namespace:
 class Run:
     """One run: its clients, what happens to the service meanwhile, and what went wrong."""
 
-    def __init__(self, service: Service, path: Path, made: list[Path], options: argparse.Namespace):
-        self._service, self._path, self._made = service, path, made
+    def __init__(
+        self, service: Service, path: Path, made: list[Path], scored: dict[str, Path], options: argparse.Namespace
+    ):
+        self._service, self._path, self._made, self._scored = service, path, made, scored
         self._seconds, self._ready_seconds = options.seconds, options.ready_seconds
         self._most_growth = options.most_growth
         self._digests = {load_checkpoint(one).digest for one in made}
         self._answers: Counter[str] = Counter()
         self._problems: list[str] = []
         self._jobs: list[str] = []
+        """Paths of accepted ones."""
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._replacing = threading.Event()
@@ -89,7 +108,7 @@ class Run:
 
     def go(self) -> list[str]:
         """Run everything; the problems there were."""
-        work = [self._predict, self._predict, self._cells, self._wrong, self._vanish, self._submit]
+        work = [self._predict, self._predict, self._cells, self._wrong, self._vanish, self._submit, self._score]
         threads = [threading.Thread(target=self._repeat, args=(one, number)) for number, one in enumerate(work)]
         for thread in threads:
             thread.start()
@@ -218,8 +237,19 @@ class Run:
             json={"perturbations": self._names(rng, 5), "cells": 50, "form": rng.choice(("h5ad", "arrow"))},
         )
         self._judge("jobs", answer, 202)
+        self._accept("/predictions", answer)
+
+    def _score(self, client: httpx.Client, rng: random.Random) -> None:
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(path.open("rb")) for name, path in self._scored.items()}
+            form = {"profile": "minimal", "seed": rng.randrange(10**6)}
+            answer = client.post("/score", data=form, files=files)
+        self._judge("scoring jobs", answer, 202)
+        self._accept("/score", answer)
+
+    def _accept(self, route: str, answer: httpx.Response) -> None:
         if answer.status_code == 202:
-            self._jobs.append(answer.json()["id"])
+            self._jobs.append(f"{route}/{answer.json()['id']}")
         self._done.wait(max(JOB_PAUSE, float(answer.headers.get("retry-after", 0))))
 
     def _names(self, rng: random.Random, number: int) -> list[str]:
@@ -234,18 +264,19 @@ class Run:
     def _settle_jobs(self) -> None:
         """Wait for every job that was accepted."""
         deadline = time.monotonic() + PATIENCE + 20 * len(self._jobs)
-        states: Counter[str] = Counter()
+        states: Counter[tuple[str, str]] = Counter()
         with httpx.Client(base_url=self._service.url, timeout=PATIENCE) as client:
             for job in self._jobs:
                 state = "running"
                 while state in ("queued", "running") and time.monotonic() < deadline:
-                    answer = client.get(f"/predictions/{job}")
+                    answer = client.get(job)
                     state = answer.json()["state"] if answer.status_code == 200 else str(answer.status_code)
                     time.sleep(0.2)
-                states[state] += 1
-        print(f"jobs: {dict(states)}")
-        if set(states) - {"done"}:
-            self._problem(f"accepted jobs that are not done: {dict(states)}")
+                states[job.rpartition("/")[0], state] += 1
+        for (route, state), count in sorted(states.items()):
+            print(f"{count:7} jobs of {route}: {state}")
+            if state != "done":
+                self._problem(f"{count} accepted jobs of {route} that are not done: {state}")
 
     def _count(self, kind: str) -> None:
         with self._lock:
