@@ -41,18 +41,18 @@ def error(path: Path, whole: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("visit", "says"),
+    ("visit", "seconds", "says"),
     [
-        (without_end, "reading its structure does not end within 1 seconds"),
-        (crash, "the HDF5 library crashes on it .signal 11."),
-        (too_large, "its structure claims more than 1 GB"),
+        (without_end, 1, "reading its structure does not end within 1 seconds"),
+        (crash, trial.SECONDS, "the HDF5 library crashes on it .signal 11."),
+        (too_large, trial.SECONDS, "its structure claims more than 1 GB"),
     ],
 )
 def test_what_the_library_does_not_come_back_from_is_refused(
-    path: Path, visit: Callable[[Path, bool], None], says: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, visit: Callable[[Path, bool], None], seconds: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_visit", visit)
-    monkeypatch.setattr(trial, "SECONDS", 1)
+    monkeypatch.setattr(trial, "SECONDS", seconds)
     monkeypatch.setattr(trial, "MEMORY", 2**30)
     for _ in range(2):
         with pytest.raises(DataError, match=rf"cells\.h5ad is damaged: {says}"):
