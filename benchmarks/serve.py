@@ -1,6 +1,6 @@
 """Requests per second and latency of the service at 1, 8 and 32 clients, beside in-process prediction of the same sets.
 
-    python benchmarks/serve.py [--seconds 20] [--genes 18080] [--hidden 672] [--cells 64] [--soak SECONDS]
+    python benchmarks/serve.py [--seconds 20] [--genes 18080] [--hidden 672] [--cells 64] [--idle SECONDS] [--soak SECONDS]
 
 A random network (state_sm's shape: 159 M parameters at 18,080 genes) is written, served by `steval serve` on 127.0.0.1 and
 asked for one perturbation a request, as a JSON mean profile. In-process numbers come from `predicted_means` in this process with
@@ -10,7 +10,9 @@ this process take turns.
 The clients are threads of this process, which shares the service's cores, with a connection each by `http.client`. An answer is
 received to its last byte and not decoded. httpx's asynchronous client, used here before, takes 7 ms of processor time for
 the 620 KB of an answer, `http.client` 0.7 ms: that is the client's cost, not the service's. The overhead of one request is
-measured in turns, request by request with a pause between, because the machine's speed drifts by more than it.
+measured in turns of a few requests each, because the machine's speed drifts by more than it. The first of a turn is left out: after
+an idle moment the kernel may wake both threads of a network on one core, in process and served alike (here 50 to 65 ms and
+56 to 90 ms), and `--idle` prints that too.
 
 `--soak` asks for everything the service makes, errors too, and prints its memory over time.
 """
@@ -55,10 +57,11 @@ NUM_CONTROLS = 512
 BATCH_CELLS = 512
 CLIENTS = (1, 8, 32)
 ROUNDS = 3
-PAIRS = 40
-"""Single requests in process and served, in turns."""
-PAUSE = 0.02
-"""Before each of them: threads of OpenMP that still spin for the other process have gone to sleep."""
+TURNS = 5
+TURN = 9
+"""Single requests of a turn, the first of which is not counted."""
+PAUSE = 0.3
+"""Before each turn: threads of OpenMP that still spin for the other process have gone to sleep."""
 
 
 def main() -> None:
@@ -83,6 +86,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=672)
     parser.add_argument("--cells", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--idle", type=float, default=0.0, help="seconds: single requests after so long without any, too"
+    )
     parser.add_argument("--soak", type=float, default=0.0)
     return parser.parse_args()
 
@@ -177,7 +183,8 @@ def _compare(service: Service, path: Path, options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     predict(8, 0)
     _load(service.port, 8, 2.0, options.cells)
-    single, alone = _in_turns(service, options, predict)
+    singles = _in_turns(service, options, predict)
+    idle = _in_turns(service, options, predict, idle=options.idle) if options.idle else None
     many, served = [], {clients: [] for clients in CLIENTS}
     cpu: dict[str, list[float]] = {"in process": [], **{f"{clients:2} clients": [] for clients in CLIENTS}}
     for repeat in range(ROUNDS):
@@ -194,25 +201,34 @@ def _compare(service: Service, path: Path, options: argparse.Namespace) -> None:
     _print_rates(many, served)
     each = "  ".join(f"{name} {1e3 * statistics.median(seconds):.1f} ms" for name, seconds in cpu.items())
     print(f"CPU time of a request (without its client): {each}")
-    single_p50, alone_p50 = 1e3 * statistics.median(single), 1e3 * statistics.median(alone)
-    print(
-        f"one request at a time, {PAIRS} in turns: p50 {single_p50:.1f} ms in process, {alone_p50:.1f} ms served; "
-        f"overhead at the median {alone_p50 - single_p50:.1f} ms"
-    )
+    _print_singles("one request after another", singles)
+    if idle is not None:
+        _print_singles(f"one request after {options.idle} s without any", idle)
 
 
 def _in_turns(
-    service: Service, options: argparse.Namespace, predict: Callable[[int, int], float]
+    service: Service, options: argparse.Namespace, predict: Callable[[int, int], float], *, idle: float = 0.0
 ) -> tuple[list[float], list[float]]:
-    """Seconds of single requests in process, and served."""
+    """Seconds of single requests in process, and served; `idle`: seconds before each of them."""
     single, alone = [], []
     with closing(_Client(service.port, 0, options.cells)) as client:
-        for seed in range(PAIRS):
-            time.sleep(PAUSE)
-            single.append(predict(1, seed))
-            time.sleep(PAUSE)
-            alone.append(client.ask())
+        for turn in range(TURNS):
+            for seconds, ask in ((single, lambda seed: predict(1, seed)), (alone, lambda _: client.ask())):
+                time.sleep(PAUSE)
+                for number in range(TURN):
+                    time.sleep(idle)
+                    found = ask(TURN * turn + number)
+                    if number:
+                        seconds.append(found)
     return single, alone
+
+
+def _print_singles(what: str, times: tuple[list[float], list[float]]) -> None:
+    single, alone = (1e3 * statistics.median(seconds) for seconds in times)
+    print(
+        f"{what}, {len(times[0])} each in turns: p50 {single:.1f} ms in process, {alone:.1f} ms served; overhead at the median "
+        f"{alone - single:.1f} ms"
+    )
 
 
 def _print_rates(many: list[float], served: dict[int, list[tuple[float, list[float]]]]) -> None:
