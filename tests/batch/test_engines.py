@@ -126,6 +126,18 @@ def test_a_ray_cluster_that_is_not_there_is_said_at_once():
                 make_engine(Running(engine="ray", address=given))
 
 
+@needs_ray
+def test_a_node_that_does_not_come_up_is_a_sentence(monkeypatch: pytest.MonkeyPatch):
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup")  # as Ray does, of no kind of its own
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(
+        ConfigError, match=r"cannot start Ray \(a fresh cluster on this machine\): The current node timed out"
+    ):
+        make_engine(Running(engine="ray", workers=1))
+
+
 def test_workers_end_with_their_runner(case: Path):
     manifest = write_manifest(case, "orphans", **ONE)
     process = start_batch(manifest)

@@ -52,7 +52,7 @@ class RayEngine:
                     include_dashboard=False,
                     **quiet,
                 )
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # of a node that does not come up Ray raises a bare one
             where = running.address or "a fresh cluster on this machine"
             raise ConfigError(f"cannot start Ray ({where}): {error}") from error
         resources = ray.cluster_resources()
