@@ -108,3 +108,15 @@ def test_a_run_goes_to_wandb_with_its_files_and_goes_on_there_when_it_is_resumed
         "run my-run-run": ["config.yaml", "run.json", "metrics.csv"],
     }
     assert fake.open == 0
+
+
+def test_what_wandb_refuses_is_a_sentence(screen_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        raise Exception("api_key not configured (no-tty)")  # its errors have no kind in common with Python's
+
+    fake = FakeWandb()
+    monkeypatch.setattr(fake, "init", init)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = tiny_config(screen_path, "loggers=[wandb]", phases=PHASES[:1])
+    with pytest.raises(ConfigError, match=r"does not take the run \(api_key not configured.*WANDB_MODE=offline"):
+        run(config, tmp_path / "run")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from steval.cli.app import app
 from steval.data.locks import DirectoryLock
-from steval.errors import ConfigError
+from steval.errors import ConfigError, DataError
 from steval.workflows.sweep.outcome import draw_parallel, short_names
 from steval.workflows.sweep.run import sweep
 from steval.workflows.sweep.space import Parameter, SweepSpace
@@ -55,6 +55,31 @@ def space(tmp_path: Path):
         return SweepSpace.parse({**values, **changes}, source="test")
 
     return make
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: whole.replace(b"\n", b"\ngarbage\n", 1), id="a line"),
+        pytest.param(lambda whole: b"\x00\xff" * 50 + b"\n" + whole, id="no text"),
+        pytest.param(lambda whole: whole.replace(b"op_code", b"op", 1), id="an entry without its kind"),
+    ],
+)
+def test_a_damaged_study_is_a_sentence(space, tmp_path: Path, damage):
+    sweep(space(trials=1), tmp_path / "out", steval=quick)
+    study = tmp_path / "out" / "study.journal"
+    study.write_bytes(damage(study.read_bytes()))
+    with pytest.raises(DataError, match=r"study\.journal is damaged .*--out"):
+        sweep(space(trials=2), tmp_path / "out", steval=quick)
+
+
+def test_a_sweep_goes_on_from_an_entry_that_was_not_written_to_its_end(space, tmp_path: Path):
+    sweep(space(trials=2), tmp_path / "out", steval=quick)
+    study = tmp_path / "out" / "study.journal"
+    study.write_bytes(study.read_bytes()[:-20])
+    result = sweep(space(trials=4), tmp_path / "out", steval=quick)
+    assert sum(record.state == "complete" for record in result.records) >= 3
+    sweep(space(trials=5), tmp_path / "out", steval=quick)
 
 
 def test_trials_are_runs_and_the_best_comes_first(space, tmp_path: Path):

@@ -70,4 +70,11 @@ def require_wandb() -> ModuleType:
 def _begin(directory: RunDirectory, project: str, run_id: str | None, **options: Any) -> Any:
     name = directory.path.absolute().name
     known = {} if run_id is None else {"id": run_id, "resume": "allow"}
-    return require_wandb().init(dir=str(directory.path), project=project, name=name, **known, **options)
+    wandb = require_wandb()
+    try:
+        return wandb.init(dir=str(directory.path), project=project, name=name, **known, **options)
+    except Exception as error:  # no key, no network, a project that is not one's own: each an error of wandb's
+        raise ConfigError(
+            f"Weights & Biases does not take the run ({error}): log in with `wandb login`, set WANDB_MODE=offline, or take wandb "
+            "out of `loggers`"
+        ) from error

@@ -1,6 +1,7 @@
 """The study of a sweep: which values to try next, what came of them; in a file of Optuna's that outlives the process."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steval.checkpoints.location import is_hub, local, shown
-from steval.errors import ConfigError
+from steval.errors import ConfigError, DataError
 from steval.wording import needs_extra
 from steval.workflows.sweep.space import Parameter, SweepSpace
 
@@ -44,13 +45,20 @@ class SweepStudy:
         if space.prune is not None:
             pruner = optuna.pruners.MedianPruner(space.prune.startup_trials, space.prune.warmup_steps)
         self._optuna, self._space = optuna, space
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = JournalStorage(JournalFileBackend(str(directory / STUDY_NAME)))
-        self._study = optuna.create_study(
-            study_name="sweep", storage=storage, load_if_exists=True, pruner=pruner,
-            direction="minimize" if minimise else "maximize",
-        )  # fmt: skip
+        _drop_torn_line(directory / STUDY_NAME)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                storage = JournalStorage(JournalFileBackend(str(directory / STUDY_NAME)))
+            self._study = optuna.create_study(
+                study_name="sweep", storage=storage, load_if_exists=True, pruner=pruner,
+                direction="minimize" if minimise else "maximize",
+            )  # fmt: skip
+        except (ValueError, LookupError, TypeError, AssertionError) as error:
+            raise DataError(
+                f"{directory / STUDY_NAME} is damaged ({error}): name another directory with --out. The finished trials below "
+                f"{directory} are whole runs"
+            ) from error
         # a sweep that goes on draws what the one before did not
         self._study.sampler = optuna.samplers.TPESampler(seed=space.seed + len(self._study.trials))
         known, what = self._study.user_attrs.get(_SPACE), space.what()
@@ -137,6 +145,14 @@ def _drawn(trial: Any, name: str, parameter: Parameter) -> Any:
 
 def _plain(parameter: Parameter, drawn: Any) -> Any:
     return drawn if parameter.choices is None else json.loads(drawn)
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cut off an entry that was not written to its end: a full disk leaves one, and the next entry would continue its line."""
+    content = journal.read_bytes() if journal.exists() else b""
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(journal, end)
 
 
 def _optuna() -> Any:
