@@ -10,9 +10,8 @@ this process take turns.
 The clients are threads of this process, which shares the service's cores, with a connection each by `http.client`. An answer is
 received to its last byte and not decoded. httpx's asynchronous client, used here before, takes 7 ms of processor time for
 the 620 KB of an answer, `http.client` 0.7 ms: that is the client's cost, not the service's. The overhead of one request is
-measured in turns of a few requests each, because the machine's speed drifts by more than it. The first of a turn is left out: after
-an idle moment the kernel may wake both threads of a network on one core, in process and served alike (here 50 to 65 ms and
-56 to 90 ms), and `--idle` prints that too.
+measured in turns of a few requests each, because the machine's speed drifts by more than it. The first of a turn is left out: it
+comes after an idle moment, which costs both ways of asking some milliseconds more; `--idle` prints that too.
 
 `--soak` asks for everything the service makes, errors too, and prints its memory over time.
 """

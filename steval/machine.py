@@ -14,12 +14,17 @@ THREAD_VARIABLES = (
 """What the libraries ask for the number of their threads, when they are loaded."""
 MAX_THREADS = 4096
 """More threads than any machine has processors are a slip of the keyboard, and take its memory."""
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-"""Idle OpenMP threads sleep: GNU's spin for milliseconds, LLVM's and Intel's for 200 ms, on processors that other processes want
-(docs/performance.md has what it costs alone and saves beside others)."""
+WAITING = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
+"""Idle OpenMP threads sleep soon: GNU's spin for milliseconds otherwise, LLVM's and Intel's for 200 ms, on processors that other
+processes want. GNU's look for work 5,000 times, a fraction of a millisecond, which reaches to the next layer of a network: woken
+for each, they take up to a quarter more time and may share a processor. By the policy they look 1,000 times where there are more of
+them than processors, and not at all without it (docs/performance.md has what it costs and saves)."""
+_GNU = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _TUNED_BY = {
-    "OMP_WAIT_POLICY": ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), "KMP_BLOCKTIME": ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY"),
-}  # fmt: skip
+    "OMP_WAIT_POLICY": _GNU,
+    "GOMP_SPINCOUNT": _GNU,
+    "KMP_BLOCKTIME": ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY"),
+}
 """Variables by which a user has decided about waiting already."""
 
 
@@ -88,8 +93,8 @@ def processor_quota(root: Path = Path("/")) -> int | None:
 def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables to add to `environment` before a library with threads is loaded; what its user has decided stays.
 
-    Idle threads sleep, and where a control group leaves the process less time than it has processors, libraries that look at the
-    processors alone start no more threads than it can keep busy.
+    Idle threads sleep soon, and where a control group leaves the process less time than it has processors, libraries that look at
+    the processors alone start no more threads than it can keep busy.
     """
     added = {
         name: value for name, value in WAITING.items() if not any(other in environment for other in _TUNED_BY[name])

@@ -22,8 +22,9 @@ from steval.service.http.tracing import Tracing
 from steval.service.jobs.runner import JobRunner, Work
 from steval.service.jobs.store import JobStore
 from steval.service.models.below import Found
-from steval.service.models.loaded import Model, Turns
+from steval.service.models.loaded import Model
 from steval.service.models.shelf import Lease, Shelf
+from steval.service.models.threads import NetworkThread
 from steval.service.private import shared_directory
 from steval.service.schemas import PredictionJob, ScoreJob
 from steval.service.score.work import ScoreWork
@@ -43,7 +44,7 @@ class Runtime:
         self.metrics = service_metrics()
         self.state: State = "starting"
         self.reason = "the checkpoint is being loaded"
-        self._turns = Turns()
+        self._networks = NetworkThread()
         self._default = None if settings.checkpoint is None else require_checkpoint(settings)
         self._adapters = {name: local(path) for name, path in settings.adapters.items()}
         self.models = Shelf(
@@ -138,7 +139,7 @@ class Runtime:
         settings, shared = self.settings, None if base is None else base.shared
         is_given = found.path in (self._default, *self._adapters.values())
         controls = settings.controls if is_given else None
-        return Model(found.path, settings, self.metrics, turns=self._turns, controls=controls, base=shared)
+        return Model(found.path, settings, self.metrics, networks=self._networks, controls=controls, base=shared)
 
     def _load(self) -> None:
         import torch

@@ -59,18 +59,21 @@ def test_threads_are_capped_where_there_is_less_time_than_processors(monkeypatch
 
 @pytest.mark.parametrize(
     ("chosen", "kept"),
-    [({}, True), ({"OMP_WAIT_POLICY": "ACTIVE"}, False), ({"GOMP_SPINCOUNT": "5"}, False)],
+    [({}, True), ({"OMP_WAIT_POLICY": "PASSIVE"}, False), ({"GOMP_SPINCOUNT": "5"}, False)],
     ids=["nothing", "a policy", "a number of rounds"],
 )
-def test_idle_threads_sleep_unless_the_user_decided(chosen: dict[str, str], kept: bool) -> None:
-    assert ("OMP_WAIT_POLICY" in thread_environment(chosen)) is kept
+def test_idle_threads_sleep_soon_unless_the_user_decided(chosen: dict[str, str], kept: bool) -> None:
+    added = thread_environment(chosen)
+    gnu = {name: value for name, value in added.items() if name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    assert gnu == ({"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "5000"} if kept else {})
+    assert ("KMP_BLOCKTIME" in added) is ("OMP_WAIT_POLICY" not in chosen)
 
 
 def test_a_command_has_the_environment_before_torch_is_loaded() -> None:
     program = (
         "import sys, os, atexit\n"
         "from steval.cli import main\n"
-        "atexit.register(lambda: print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules, file=sys.stderr))\n"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules, file=sys.stderr))\n"
         "sys.argv = ['steval', '--version']\n"
         "main()\n"
     )
@@ -78,4 +81,4 @@ def test_a_command_has_the_environment_before_torch_is_loaded() -> None:
         name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     }
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-    assert done.stderr.strip() == "PASSIVE False"
+    assert done.stderr.strip() == "5000 False"

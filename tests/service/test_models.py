@@ -21,7 +21,8 @@ from steval.predictor.means import predicted_means
 from steval.predictor.requests import request_names
 from steval.service.http.telemetry import service_metrics
 from steval.service.models.below import checkpoints_below, look_at
-from steval.service.models.loaded import Model, Turns
+from steval.service.models.loaded import Model
+from steval.service.models.threads import NetworkThread
 from steval.service.predict.predicting import answer_tag
 from steval.service.schemas import PredictBody
 from steval.service.settings import ServiceSettings
@@ -49,7 +50,9 @@ def test_an_answer_from_other_control_cells_has_another_tag(made, tmp_path, serv
     for number in (1, 2, 2):
         if len(tags) != 2:
             service_cells[number::3].copy().write_h5ad(controls)
-        model = Model(made[1], ServiceSettings(device="cpu"), service_metrics(), controls=controls)
+        model = Model(
+            made[1], ServiceSettings(device="cpu"), service_metrics(), networks=NetworkThread(), controls=controls
+        )
         tags.append(answer_tag(model, PredictBody.parse(REQUEST, source="the request"), "json"))
         model.close()
     assert tags[0] != tags[1] == tags[2]
@@ -244,26 +247,6 @@ def test_a_directory_that_cannot_be_read_changes_nothing(shelves, made):
     shelves.directory.rename(shelves.directory.with_name("away"))
     settle(shelf)
     assert states(shelf) == {"m": "loaded"}
-
-
-def test_batches_of_several_models_take_turns_in_the_order_they_came():
-    turns, order = Turns(), []
-
-    def work(name: str) -> None:
-        with turns.turn():
-            order.append(name)
-
-    with turns.turn():
-        threads = []
-        for place, name in enumerate("abcd", start=2):
-            threads.append(threading.Thread(target=work, args=(name,)))
-            threads[-1].start()
-            while len(turns._line) < place:
-                time.sleep(0.001)
-        assert order == []
-    for thread in threads:
-        thread.join(10)
-    assert order == list("abcd")
 
 
 def ask(client: httpx.Client, **changes) -> httpx.Response:

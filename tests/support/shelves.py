@@ -5,15 +5,22 @@ from pathlib import Path
 
 from steval.service.http.telemetry import service_metrics
 from steval.service.models.below import Found
-from steval.service.models.loaded import Model, Turns
+from steval.service.models.loaded import Model
 from steval.service.models.shelf import Lease, Shelf
+from steval.service.models.threads import NetworkThread
 from steval.service.settings import ServiceSettings
 
 
-def model_of(path: Path, base: Model | None = None, **settings) -> Model:
-    """A model on the CPU; an adapter needs its `base`."""
+def model_of(path: Path, base: Model | None = None, *, networks: NetworkThread | None = None, **settings) -> Model:
+    """A model on the CPU; an adapter needs its `base`. `networks`: shared with others."""
     options = ServiceSettings.parse({"device": "cpu", **settings}, source="test")
-    return Model(path, options, service_metrics(), turns=Turns(), base=None if base is None else base.shared)
+    return Model(
+        path,
+        options,
+        service_metrics(),
+        networks=networks or NetworkThread(),
+        base=None if base is None else base.shared,
+    )
 
 
 class Shelves:
@@ -25,9 +32,11 @@ class Shelves:
         self.made: list[Shelf] = []
 
     def __call__(self, **options) -> Shelf:
+        networks = NetworkThread()
+
         def load(found: Found, base: Model | None) -> Model:
             self.loaded.append(found.name)
-            return model_of(found.path, base)
+            return model_of(found.path, base, networks=networks)
 
         shelf = Shelf(load, service_metrics(), directory=self.directory, **{"patience": 0.05, **options})
         self.made.append(shelf)
@@ -61,4 +70,4 @@ def settle(shelf: Shelf) -> None:
     for _ in range(2):
         shelf.refresh()
     for _ in range(2):
-        shelf._loader.submit(int).result(30)
+        shelf._loader.submit(lambda: None).result(30)

@@ -23,9 +23,6 @@ MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC
 leave holes in an arena each, and a worker's memory would creep up by some 100 kB a request (docs/performance.md). Arrays
 of up to 32 MB, the most that glibc takes, are used again: giving each back and mapping it anew costs a page fault for
 every 4 kB, which was a quarter of a worker's processor time with a small network."""
-OPENMP = {"GOMP_SPINCOUNT": "20000"}
-"""How often GNU's OpenMP looks for work before a thread sleeps, again unless the environment says otherwise: enough for the
-next layer of the network, and over before the threads that write the answer want the cores."""
 
 
 def serve(
@@ -112,7 +109,7 @@ def serve(
     _require_packages()
     say(f"serving {settings.checkpoint or settings.models} on http://{host}:{port} (Ctrl-C to stop)", err=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEVAL_")}
-    environment = {**MALLOC, **OPENMP, **inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {**MALLOC, **inherited, **settings.to_environment(), "BENTOML_DO_NOT_TRACK": "True"}
     sys.stderr.flush()
     os.execve(sys.executable, command, environment)  # BentoML's supervisor takes this process over, and its signals
 

@@ -2,10 +2,6 @@
 answers that are always the same."""
 
 import json
-import threading
-from collections import deque
-from collections.abc import Generator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +13,7 @@ from steval.checkpoints.evidence import evidence_sentence
 from steval.data.files import require_file
 from steval.service.http.encoding import json_numbers, json_object
 from steval.service.http.telemetry import ServiceMetrics
+from steval.service.models.threads import NetworkThread
 from steval.service.schemas import ModelCard
 from steval.service.settings import ServiceSettings
 
@@ -29,31 +26,6 @@ ENCODED_BYTES = 512 * 2**20
 """Most memory for control cells that stay encoded; larger pools are encoded as they are needed."""
 
 
-class Turns:
-    """A lock that is given in the order it was asked for, so that the batches of several models take turns."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._line: deque[threading.Event] = deque()
-
-    @contextmanager
-    def turn(self) -> Generator[None]:
-        """Wait for the others that came before."""
-        mine = threading.Event()
-        with self._lock:
-            self._line.append(mine)
-            if len(self._line) == 1:
-                mine.set()
-        mine.wait()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._line.popleft()
-                if self._line:
-                    self._line[0].set()
-
-
 class Model:
     """A loaded checkpoint ready to answer."""
 
@@ -63,12 +35,12 @@ class Model:
         settings: ServiceSettings,
         metrics: ServiceMetrics,
         *,
-        turns: Turns | None = None,
+        networks: NetworkThread,
         controls: Path | None = None,
         base: "SharedBase | None" = None,
     ):
-        """Load `path` and predict once; raises `StevalError`. `controls`: an h5ad to start from instead of its own; `base`: where
-        `path` is an adapter, what it shares tensors with."""
+        """Load `path` and predict once; raises `StevalError`. `networks`: where its batches run; `controls`: an h5ad to start from
+        instead of its own; `base`: where `path` is an adapter, what it shares tensors with."""
         from steval.checkpoints.adapters.beside import SharedBase, load_beside
         from steval.checkpoints.store import assembled, read_tensors
         from steval.predictor.controls import checkpoint_controls, file_controls
@@ -96,7 +68,6 @@ class Model:
         """What adapters on this model take their tensors from; of an adapter: its base."""
         beside = [matrix for pair in checkpoint.beside.values() for matrix in (pair.a_RI, pair.b_OR)]
         self._num_parameters = sum(tensor.numel() for tensor in (*checkpoint.weights.values(), *beside))
-        self._turns = turns or Turns()
         self.controls = controls
         self.controls_version = None if controls is None else _version_of(controls)
         """Changes with the file of control cells; None where they are the checkpoint's own."""
@@ -115,7 +86,7 @@ class Model:
             batch_cells=settings.batch_cells,
             max_queued_cells=settings.max_queued_cells,
             linger=settings.linger_ms / 1000,
-            turn=self._turns.turn,
+            perform=networks.run,
             observe=metrics.batch,
             watch=metrics.queued,
         )

@@ -13,7 +13,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,6 +24,7 @@ from steval.service.models.below import Found, Signature, checkpoints_below, loo
 from steval.service.models.loaded import Model
 from steval.service.models.memory import Held, ModelMemory
 from steval.service.models.slots import Slot, Slots, no_base
+from steval.service.models.threads import PassingThread
 from steval.service.schemas import ModelItem
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class Shelf:
         self._seen: dict[str, Signature | None] = {}
         """Signatures of changed files at the last look: what is still being written differs at the next."""
         self._stopping = threading.Event()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="steval-loader")
+        self._loader = PassingThread("steval-loader")
         given = {} if default is None else {name_of(default, directory): default}
         for name, path in {**given, **adapters}.items():
             self._slots.put(look_at(name, path))
@@ -112,7 +114,7 @@ class Shelf:
                 failed_lately = slot.problem is not None and time.monotonic() - slot.failed_at < RETRY_SECONDS
                 if failed_lately or slot.is_lost:
                     raise _broken(slot)
-                slot.loading = self._loader.submit(self._bring_asked, slot, slot.found)
+                slot.loading = self._loader.submit(partial(self._bring_asked, slot, slot.found))
             return slot.loading
 
     def bring_given(self) -> None:
@@ -120,7 +122,7 @@ class Shelf:
         for name in self._given:
             slot = self._slots.get(name)
             assert slot is not None
-            self._loader.submit(self._bring, slot, slot.found).result()
+            self._loader.submit(partial(self._bring, slot, slot.found)).result()
 
     def give_back(self, held: Held) -> None:
         """See `Lease.close`."""
@@ -167,7 +169,7 @@ class Shelf:
         """Load nothing more, finish what was accepted, let everything go."""
         self._stopping.set()
         self._memory.wait_no_more()
-        self._loader.shutdown(cancel_futures=True)
+        self._loader.close()
         with self._changed:
             models = [slot.held.model for slot in self._slots if slot.held is not None]
             self._slots.clear()
@@ -207,7 +209,7 @@ class Shelf:
                 # looked at again until its base is there; what answers stays till then
                 slot.problem = no_base(found)
             elif slot.loading is None:
-                slot.loading = self._loader.submit(self._bring, slot, found)
+                slot.loading = self._loader.submit(partial(self._bring, slot, found))
 
     def _is_settled(self, name: str, signature: Signature | None) -> bool:
         """Whether a change was there at the last look too."""
@@ -303,7 +305,7 @@ class Shelf:
         """Put the adapters on a base that has been loaded anew onto that, where it is theirs still; `changed` is held."""
         for slot in self._slots:
             if slot.held is not None and slot.held.base is old and not slot.is_lost and slot.loading is None:
-                slot.loading = self._loader.submit(self._bring, slot, slot.found)
+                slot.loading = self._loader.submit(partial(self._bring, slot, slot.found))
 
     def _failed(self, slot: Slot, problem: str) -> None:
         slot.problem, slot.failed_at = problem, time.monotonic()

@@ -1,8 +1,8 @@
 """Micro-batcher: cell sets of many requests pass the network together; no request can fail or starve another.
 
-One thread runs the network. While it runs, sets of new requests gather; the next batch takes one set of each key in turn,
-and of each request of a key, until it is full. Only where the last batch served several requests does the next one linger a
-few milliseconds for the same clients to come back. If a batch fails, its sets are run alone, so that only the bad ones fail.
+While a batch is computed, sets of new requests gather; the next batch takes one set of each key in turn, and of each request
+of a key, until it is full. Only where the last batch served several requests does the next one linger a few milliseconds for
+the same clients to come back. If a batch fails, its sets are run alone, so that only the bad ones fail.
 """
 
 import logging
@@ -11,7 +11,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractContextManager, nullcontext
 
 from steval.errors import ServiceError
 from steval.predictor.cells.predicted import PredictedSet
@@ -22,8 +21,8 @@ log = logging.getLogger(__name__)
 
 Run = Callable[[list[PlannedSet]], Iterable[PredictedSet]]
 """Predicts sets and yields them in their order."""
-Turn = Callable[[], AbstractContextManager[None]]
-"""Held while a batch passes the network, which others may be using."""
+Perform = Callable[[Callable[[], float]], float]
+"""Calls a function and returns its value: in the thread of the network, which others may be using."""
 Observe = Callable[[int, int, float], None]
 """Told of each batch: sets, cells, seconds in the network."""
 Watch = Callable[[int], None]
@@ -91,7 +90,7 @@ class Ticket:
 
 
 class MicroBatcher:
-    """Runs sets in batches of at most `batch_cells` cells on a thread of its own; `max_queued_cells` bounds what is accepted."""
+    """Makes batches of at most `batch_cells` cells in a thread of its own; `max_queued_cells` bounds what is accepted."""
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class MicroBatcher:
         batch_cells: int,
         max_queued_cells: int,
         linger: float,
-        turn: Turn = nullcontext,
+        perform: Perform = lambda function: function(),
         observe: Observe | None = None,
         watch: Watch | None = None,
     ):
@@ -108,7 +107,7 @@ class MicroBatcher:
         self._batch_cells = batch_cells
         self._max_queued_cells = max_queued_cells
         self._linger = linger
-        self._turn = turn
+        self._perform = perform
         self._observe = observe
         self._watch = watch
         self._condition = threading.Condition()
@@ -225,18 +224,16 @@ class MicroBatcher:
 
     def _execute(self, batch: list[QueuedSet]) -> None:
         asked = time.perf_counter()
-        with self._turn():
-            began = time.perf_counter()
-            self._compute(batch)
-            seconds = time.perf_counter() - began
+        seconds = self._perform(lambda: self._compute(batch))
         num_cells = sum(waiting.planned.num_cells for waiting in batch)
         rate = num_cells / max(time.perf_counter() - asked, 1e-9)
         self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
         if self._observe is not None:
             self._observe(len(batch), num_cells, seconds)
 
-    def _compute(self, batch: list[QueuedSet]) -> None:
-        began = time.time_ns()
+    def _compute(self, batch: list[QueuedSet]) -> float:
+        """Pass a batch through the network and hand over its cells; returns the seconds."""
+        started, began = time.perf_counter(), time.time_ns()
         for waiting in batch:
             waiting.began = began
         left = deque(batch)
@@ -249,6 +246,7 @@ class MicroBatcher:
             )
             for waiting in left:
                 self._run_alone(waiting)
+        return time.perf_counter() - started
 
     def _run_alone(self, waiting: QueuedSet) -> None:
         try:
