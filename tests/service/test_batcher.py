@@ -77,6 +77,29 @@ def test_a_bad_set_fails_alone(network, batcher):
     assert [one.perturbation for one in network.batches[1]] == ["good", "bad", "good"]
 
 
+@pytest.mark.parametrize("names", [("good",), ("good", "also good", "good"), ("good", "bad")])
+def test_a_batch_is_counted_once_and_before_whoever_asked_could_look(network, names):
+    told, futures = [], []
+
+    def observe(num_sets: int, num_cells: int, seconds: float) -> None:
+        told.append((num_sets, num_cells, all(future.done() for future in futures)))
+        assert seconds >= 0
+
+    made = MicroBatcher(network, batch_cells=16, max_queued_cells=64, linger=0.0, observe=observe)
+    hold(network, made)
+    with made.accept(12) as ticket:
+        futures += [ticket.submit(planned(name)) for name in names]
+        network.gate.set()
+        for future, name in zip(futures, names, strict=True):
+            assert (future.exception(5) is not None) == (name == "bad")
+    made.stop()
+    counted = [(num_sets, num_cells) for num_sets, num_cells, _ in told]
+    assert counted[0] == (1, 1)
+    assert sum(num_sets for num_sets, _ in counted[1:]) == len(names)
+    assert sum(num_cells for _, num_cells in counted[1:]) == 4 * len(names)
+    assert "bad" in names or not told[-1][2]
+
+
 def test_requests_take_turns(network, batcher):
     hold(network, batcher)
     large, small = batcher.accept(40), batcher.accept(4)

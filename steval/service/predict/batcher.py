@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 Run = Callable[[list[PlannedSet]], Iterable[PredictedSet]]
 """Predicts sets and yields them in their order."""
-Perform = Callable[[Callable[[], float]], float]
-"""Calls a function and returns its value: in the thread of the network, which others may be using."""
+Perform = Callable[[Callable[[], None]], None]
+"""Calls a function and waits for its end: in the thread of the network, which others may be using."""
 Observe = Callable[[int, int, float], None]
 """Told of each batch: sets, cells, seconds in the network."""
 Watch = Callable[[int], None]
@@ -224,21 +224,20 @@ class MicroBatcher:
 
     def _execute(self, batch: list[QueuedSet]) -> None:
         asked = time.perf_counter()
-        seconds = self._perform(lambda: self._compute(batch))
-        num_cells = sum(waiting.planned.num_cells for waiting in batch)
-        rate = num_cells / max(time.perf_counter() - asked, 1e-9)
+        self._perform(lambda: self._compute(batch))
+        rate = _num_cells(batch) / max(time.perf_counter() - asked, 1e-9)
         self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
-        if self._observe is not None:
-            self._observe(len(batch), num_cells, seconds)
 
-    def _compute(self, batch: list[QueuedSet]) -> float:
-        """Pass a batch through the network and hand over its cells; returns the seconds."""
+    def _compute(self, batch: list[QueuedSet]) -> None:
+        """Pass a batch through the network and hand over its cells; it is counted before the last of them are."""
         started, began = time.perf_counter(), time.time_ns()
         for waiting in batch:
             waiting.began = began
         left = deque(batch)
         try:
             for predicted in self._run([waiting.planned for waiting in batch]):
+                if len(left) == 1:
+                    self._tell(batch, started)
                 left.popleft().finish(predicted)
         except Exception as error:  # noqa: BLE001 (handed to the requests it belongs to)
             log.warning(
@@ -246,7 +245,12 @@ class MicroBatcher:
             )
             for waiting in left:
                 self._run_alone(waiting)
-        return time.perf_counter() - started
+            if left:
+                self._tell(batch, started)
+
+    def _tell(self, batch: list[QueuedSet], started: float) -> None:
+        if self._observe is not None:
+            self._observe(len(batch), _num_cells(batch), time.perf_counter() - started)
 
     def _run_alone(self, waiting: QueuedSet) -> None:
         try:
@@ -255,3 +259,7 @@ class MicroBatcher:
             waiting.set_exception(error)
         else:
             waiting.finish(predicted)
+
+
+def _num_cells(batch: list[QueuedSet]) -> int:
+    return sum(waiting.planned.num_cells for waiting in batch)
