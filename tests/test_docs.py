@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import typer
 
 from steval.cli.app import COMMANDS, app
 from steval.cli.help import OPTIONS
+from steval.errors import ConfigError
+from steval.trainer.config import FinetuneConfig
+from steval.trainer.recipes import recipe_names, recipe_path
 from support.documented import PAGES, ROOT, RUN, SHELLS, Documented, blocks, documented
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -173,6 +177,42 @@ def test_commands_options_and_choices_in_the_docs_exist(page: Path):
 )
 def test_what_is_wrong_in_a_command_is_found(line: str, says: str):
     assert any(says in problem for problem in problems_of(Documented("page.md", line, "bash")))
+
+
+def settings_of(text: str) -> list[str]:
+    """What `--set` is given in a text, and `a.b=c` alone in a sentence."""
+    given = re.findall(r"--set '([^']+)'|--set ([\w.]+=[^\s`),;]+)", text)
+    alone = re.findall(r"`([a-z]\w*(?:\.\w+)+=[^`]*)`", text)
+    return [quoted or bare for quoted, bare in given] + alone
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *sorted((ROOT / "steval" / "trainer" / "recipes").glob("*.yaml"))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_a_documented_setting_is_one_of_some_recipe(page: Path):
+    wrong = [
+        setting
+        for setting in settings_of(page.read_text(encoding="utf-8"))
+        if not PLACEHOLDER.search(setting.replace("[", "", 1)) and not any(map(partial(takes, setting), recipe_names()))
+    ]
+    assert wrong == []
+
+
+def takes(setting: str, recipe: str) -> bool:
+    try:
+        FinetuneConfig.load(recipe_path(recipe), [setting])
+    except ConfigError:
+        return False
+    return True
+
+
+def test_a_setting_that_no_recipe_has_is_found():
+    text = "`phases.lora.trains=[]`, --set 'phases.0.trains=[]' and (--set sets.sise=4)"
+    given = settings_of(text)
+    assert given == ["phases.0.trains=[]", "sets.sise=4", "phases.lora.trains=[]"]
+    assert [any(takes(one, recipe) for recipe in recipe_names()) for one in given] == [True, False, False]
 
 
 def test_scripts_in_the_docs_exist_with_their_options():

@@ -293,6 +293,7 @@ class PredictionJob(Job):
     cells: int = 0
     """Cells that were asked for."""
     cells_done: int = 0
+    """Cells that are computed: while it runs about so many, all when it is done, 0 in any other state."""
     form: Literal["h5ad", "arrow"] = "h5ad"
 
 

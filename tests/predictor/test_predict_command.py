@@ -249,6 +249,16 @@ def test_a_service_decides_its_own_options(checkpoint, tmp_path):
     assert "checkpoint" in text
 
 
+def test_a_model_is_named_of_a_service_alone(checkpoint, tmp_path):
+    for place in ([checkpoint.path], []):
+        result = run(*place, "-o", tmp_path / "p.h5ad", "-p", "SRC", "--model", "tahoe")
+        assert result.exit_code == 2
+        assert "--model tahoe names a model of a running service: say where that is with --url" in " ".join(
+            result.output.split()
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_checkpoint_and_no_service(tmp_path):
     result = run("-o", tmp_path / "p.h5ad", "-p", "SRC")
     assert result.exit_code == 2

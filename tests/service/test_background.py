@@ -14,10 +14,12 @@ from steval.predictor.engine import Predictor
 from steval.predictor.job import predict_into
 from steval.predictor.requests import request_names
 from steval.service.client import ServiceClient
-from steval.service.jobs.files import REQUEST, TEMPORARY
-from steval.service.predict import job_process
+from steval.service.http.access import NOBODY
+from steval.service.jobs.files import PROGRESS, REQUEST, TEMPORARY
+from steval.service.jobs.store import ENDED, JobStore
+from steval.service.predict import background, job_process
 from steval.service.received import whole_table
-from steval.service.schemas import PredictionsBody
+from steval.service.schemas import PredictionJob, PredictionsBody
 from support.service_models import NAMES
 
 
@@ -42,10 +44,28 @@ def test_a_whole_screen_is_the_file_of_steval_predict(http, tiny_checkpoint, tmp
     served, expected = ad.read_h5ad(path), ad.read_h5ad(expected_path)
     assert served.obs.equals(expected.obs)
     assert abs(served.X - expected.X).max() < 1e-4
-    listed = http.get("/predictions").json()["jobs"]
-    assert job_id in [one["id"] for one in listed]
+    assert job["cells_done"] == 3000
+    assert job in http.get("/predictions").json()["jobs"]
     assert http.delete(f"/predictions/{job_id}").status_code == 204
     assert http.get(f"/predictions/{job_id}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "cells_done"),
+    [("queued", 0, 0), ("running", 40, 40), ("done", 40, 90), ("failed", 40, 0), ("cancelled", 40, 0)],
+)
+def test_the_list_and_a_job_alone_say_the_same_progress(tmp_path, state, said, cells_done):
+    store = JobStore(tmp_path / "jobs", PredictionJob, max_jobs=8, ttl=60.0, what="prediction")
+    job = store.submit(store.reserve(), {}, cells=90)
+    temporary = store.path(job.id) / TEMPORARY
+    temporary.mkdir()
+    (temporary / PROGRESS).write_text(json.dumps({"cells": said}))
+    job = job.model_copy(update={"state": state})
+    store.write(job)
+    if state in ENDED:
+        job = store.finish(job)
+    assert background._with_progress(store, job).cells_done == cells_done
+    assert [one.cells_done for one in background._listed(store, NOBODY)] == [cells_done]
 
 
 @pytest.fixture

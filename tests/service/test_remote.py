@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from steval.checkpoints.store import load_checkpoint
 from steval.cli.app import app
 from steval.data.cells.record import read_record
 from steval.service.http.access import AccessMiddleware
 from steval.service.http.keys import add_key
 from steval.service.routes import ROUTES
-from support.service_models import free_port, served_app
+from support.service_models import free_port, served_app, write_checkpoint
+from support.waiting import wait_until
 
 
 def predict(*arguments, **environment):
@@ -69,6 +71,26 @@ def test_the_file_is_that_of_a_local_prediction(
     np.testing.assert_allclose(there.X.toarray(), here.X.toarray(), rtol=1e-5, atol=1e-6)
     assert comparable(read_record(there.uns)) == comparable(read_record(here.uns))
     assert there.obs["predicted"].sum() >= 2
+
+
+def test_one_of_several_models_is_named(http, service_url, tmp_path, models_dir, service_cells):
+    second = write_checkpoint(models_dir / "second.safetensors", service_cells, seed=5)
+    try:
+        wait_until(lambda: "second" in [one["name"] for one in http.get("/models").json()["models"]])
+        asked = ["-p", "STAT1,TET1", "--cells", "20", "--seed", "3", "--output", "mean"]
+        for name in ("second", load_checkpoint(second).digest[:12]):
+            found = predict("--url", service_url, "--model", name, "-o", tmp_path / "there.h5ad", *asked)
+            assert found.exit_code == 0, found.output
+            assert predict(second, "-o", tmp_path / "here.h5ad", *asked).exit_code == 0
+            here, there = (ad.read_h5ad(tmp_path / f"{place}.h5ad") for place in ("here", "there"))
+            np.testing.assert_allclose(there.X.toarray(), here.X.toarray(), rtol=1e-5, atol=1e-6)
+            assert comparable(read_record(there.uns)) == comparable(read_record(here.uns))
+        unknown = predict("--url", service_url, "--model", "secnd", "-o", tmp_path / "none.h5ad", *asked)
+        assert unknown.exit_code == 4
+        assert "there is no model 'secnd'; nearest known second" in unknown.output
+        assert not (tmp_path / "none.h5ad").exists()
+    finally:
+        second.unlink()
 
 
 @pytest.mark.parametrize(

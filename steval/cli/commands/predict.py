@@ -1,7 +1,7 @@
 """`steval predict`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,7 +9,11 @@ from steval.cli import options
 from steval.cli.help import COLUMNS, CONTROLS, HARDWARE, INPUT, NETWORK, WRITTEN, shown_as
 from steval.cli.memory import importing, keep_freed_memory
 from steval.cli.output import print_json, say
+from steval.errors import ConfigError
 from steval.wording import counted
+
+if TYPE_CHECKING:
+    from steval.service.client import ServiceClient
 
 
 def predict(
@@ -152,6 +156,12 @@ def predict(
         str | None,
         typer.Option("--url", help="Ask a running service, such as http://127.0.0.1:3000, in place of CKPT."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="With --url: name or digest of the model there.", show_default="the service's own"
+        ),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="STEVAL_API_KEY", help="Key of the service.", show_default=False)
     ] = None,
@@ -184,8 +194,16 @@ def predict(
     }
     if url is not None:
         _refuse_local_options(context)
-        _predict_by_service(url, api_key, adapter, asked, json)
+        from steval.service.client import ServiceClient
+
+        with ServiceClient(url, api_key, model=model, adapter=None if adapter is None else str(adapter)) as service:
+            _predict_by_service(service, asked, json)
         return
+    if model is not None:
+        raise ConfigError(
+            f"--model {model} names a model of a running service: say where that is with --url; or give the checkpoint "
+            "to predict with as CKPT, without --model"
+        )
     if not checkpoints:
         raise typer.BadParameter("name the checkpoint, or a running service with --url", param_hint="CKPT")
     with importing():
@@ -271,13 +289,11 @@ def _refuse_local_options(context: typer.Context) -> None:
         raise typer.BadParameter(f"a service decides these itself: {', '.join(given)}", param_hint="--url")
 
 
-def _predict_by_service(url: str, api_key: str | None, adapter: Path | None, asked: dict[str, Any], json: bool) -> None:
-    from steval.service.client import ServiceClient
+def _predict_by_service(service: "ServiceClient", asked: dict[str, Any], json: bool) -> None:
     from steval.service.remote import RemoteJob, run_remote
 
     job = RemoteJob.parse(_given(asked), source=SOURCE)
-    with ServiceClient(url, api_key, adapter=None if adapter is None else str(adapter)) as service:
-        request = run_remote(job, service)
+    request = run_remote(job, service)
     num_perturbations = len({item.perturbation for item in request.items})
     if json:
         print_json(

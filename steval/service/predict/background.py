@@ -17,7 +17,7 @@ from steval.service.http.quotas import Charge, taken
 from steval.service.http.tenants import CELLS, JOBS
 from steval.service.http.tracing import TRACE, Trace
 from steval.service.jobs.files import SCORE
-from steval.service.jobs.store import ENDED
+from steval.service.jobs.store import ENDED, JobStore
 from steval.service.models.loaded import Model
 from steval.service.predict.job_process import NAMES
 from steval.service.runtime import Runtime
@@ -53,22 +53,18 @@ async def submit(request: Request) -> Response:
         raise disk_answer(error) from error
     runtime.prediction_runner.wake()
     request.scope[AUDIT] |= {"job": job.id, "model": found.name, "adapter": body.adapter, "cells": body.num_cells}
-    return _job_answer(job, status=202)
+    return await _job_answer(request, job, status=202)
 
 
 async def listing(request: Request) -> Response:
     """The key's own predictions."""
-    jobs = await run_in_threadpool(_runtime(request).predictions.of_owner, _owner(request))
+    jobs = await run_in_threadpool(_listed, _runtime(request).predictions, _owner(request))
     return JSONResponse(PredictionJobs(jobs=jobs).as_dict(), headers={"Cache-Control": "private, no-store"})
 
 
 async def status(request: Request) -> Response:
     """State and progress of a prediction."""
-    job = await _job(request)
-    if job.state == "running":
-        done = await run_in_threadpool(_runtime(request).predictions.progress, job.id)
-        job = job.model_copy(update={"cells_done": done})
-    return _job_answer(job)
+    return await _job_answer(request, await _job(request))
 
 
 async def result(request: Request) -> Response:
@@ -95,7 +91,7 @@ async def remove(request: Request) -> Response:
         return Response(status_code=204)
     job = await run_in_threadpool(store.cancel, job)
     _runtime(request).prediction_runner.wake()
-    return _job_answer(job, status=202)
+    return await _job_answer(request, job, status=202)
 
 
 def _put(runtime: Runtime, owner: str, details: dict[str, Any], trace: Trace, facts: dict[str, Any]) -> PredictionJob:
@@ -152,7 +148,18 @@ async def _job(request: Request) -> PredictionJob:
     return await run_in_threadpool(_runtime(request).predictions.require, request.path_params["id"], _owner(request))
 
 
-def _job_answer(job: PredictionJob, status: int = 200) -> JSONResponse:
+def _listed(store: JobStore[PredictionJob], owner: str) -> list[PredictionJob]:
+    return [_with_progress(store, job) for job in store.of_owner(owner)]
+
+
+def _with_progress(store: JobStore[PredictionJob], job: PredictionJob) -> PredictionJob:
+    """The job with its `cells_done`, which no record on disk has: its state settles it, and while it runs its process says it."""
+    done = job.cells if job.state == "done" else store.progress(job.id) if job.state == "running" else 0
+    return job.model_copy(update={"cells_done": done})
+
+
+async def _job_answer(request: Request, job: PredictionJob, status: int = 200) -> JSONResponse:
+    job = await run_in_threadpool(_with_progress, _runtime(request).predictions, job)
     headers = {} if job.state in ENDED else {"Retry-After": str(SOON)}
     if status == 202:
         headers["Location"] = f"/predictions/{job.id}"
