@@ -269,6 +269,20 @@ def test_a_base_comes_with_its_adapter_and_goes_after_it(shelves, made):
     assert states(shelf) == {"a": "available", "b": "available", "base": "available", "other": "loaded"}
 
 
+def test_an_adapter_that_does_not_fit_beside_its_base_is_refused_at_once(shelves, made):
+    put(made["base"], shelves.directory / "base.safetensors")
+    put(made["a"], shelves.directory / "a.adapter.safetensors")
+    base, adapter = (look_at(name, made[name]).num_bytes for name in ("base", "a"))
+    shelf = shelves(max_bytes=base + adapter // 2, patience=30.0)
+    with pytest.raises(ServiceError, match=f"needs {adapter:,} bytes beside the {base:,} of what stays") as refused:
+        shelf.load("a").result(10)
+    assert (refused.value.code, refused.value.retry_after) == ("model_too_large", None)
+    assert states(shelf) == {"a": "broken", "base": "available"}
+    assert "beside the" in next(item.problem for item in shelf.items() if item.name == "a")
+    assert shelves.loaded == []
+    taken(shelf, "base").close()
+
+
 def test_a_changed_base_leaves_its_adapters_what_they_are_until_theirs_come(shelves, made, service_cells, tmp_path):
     put(made["base"], shelves.directory / "base.safetensors")
     put(made["a"], shelves.directory / "a.adapter.safetensors")

@@ -150,9 +150,72 @@ def test_loading_waits_for_a_model_that_is_given_back_meanwhile(shelves, made):
 def test_a_model_larger_than_the_memory_is_refused_with_the_numbers(shelves, made):
     put(made[1], shelves.directory / "m1.safetensors")
     shelf = shelves(max_bytes=1000)
-    with pytest.raises(ServiceError, match="more than the 1000"):
+    with pytest.raises(ServiceError, match="more than the 1,000"):
         shelf.load("m1").result(30)
     assert states(shelf) == {"m1": "broken"}
+
+
+def test_a_changed_model_takes_over_where_there_is_no_room_for_both(shelves, made):
+    path = shelves.directory / "m.safetensors"
+    put(made[1], path)
+    shelf = shelves(max_bytes=look_at("x", made[1]).num_bytes * 3 // 2, patience=30.0)
+    taken(shelf, "m").close()
+    put(made[2], path)
+    settle(shelf)
+    assert states(shelf) == {"m": "loaded"}
+    assert shelf.items()[0].problem is None
+    assert taken(shelf, "m").model.predictor.digest == digest(made[2])
+
+
+def test_a_changed_model_that_is_in_use_waits_its_time_and_says_so(shelves, made, caplog):
+    path = shelves.directory / "m.safetensors"
+    put(made[1], path)
+    shelf = shelves(max_bytes=look_at("x", made[1]).num_bytes * 3 // 2)
+    lease = taken(shelf, "m")
+    put(made[2], path)
+    settle(shelf)
+    again = shelf.lease("m")
+    assert again.model is lease.model
+    assert "waits, and the old one answers" in caplog.text
+    again.close(), lease.close()
+    time.sleep(0.1)
+    settle(shelf)
+    assert taken(shelf, "m").model.predictor.digest == digest(made[2])
+
+
+def test_models_that_all_change_at_once_make_room_for_each_other(shelves, made):
+    names = ("a", "b", "c")
+    for name in names:
+        put(made[1], shelves.directory / f"{name}.safetensors")
+    shelf = shelves(max_bytes=look_at("x", made[1]).num_bytes * 7 // 2, patience=30.0)
+    for name in names:
+        taken(shelf, name).close()
+    for name in names:
+        put(made[2], shelves.directory / f"{name}.safetensors")
+    settle(shelf)
+    assert "loaded" in states(shelf).values()
+    for name in names:
+        assert taken(shelf, name).model.predictor.digest == digest(made[2])
+
+
+def test_a_default_model_that_cannot_be_changed_within_the_memory_stays_and_says_why(shelves, made, tmp_path):
+    default = shelves.directory / "default.safetensors"
+    put(made[1], default)
+    shelf = shelves(default=default, max_bytes=look_at("x", made[1]).num_bytes * 3 // 2, patience=30.0)
+    shelf.bring_given()
+    put(made[2], default)
+    for _ in range(2):
+        settle(shelf)
+    assert shelf.items()[0].problem.endswith("that this service has for models (STEVAL_MAX_MODEL_BYTES)")
+    assert "beside the" in shelf.items()[0].problem
+    assert taken(shelf, None).model.predictor.digest == digest(made[1])
+    put(made[3], shelves.directory / "other.safetensors")
+    shelf.refresh()
+    with pytest.raises(ServiceError, match="more than the") as refused:  # at once: the default model never goes
+        shelf.load("other").result(10)
+    assert (refused.value.code, refused.value.retry_after) == ("model_too_large", None)
+    assert states(shelf) == {"default": "loaded", "other": "broken"}
+    assert shelves.loaded == ["default"]
 
 
 def test_a_changed_file_takes_over_and_the_old_model_finishes(shelves, made):

@@ -40,20 +40,27 @@ class ModelMemory:
         self._num_bytes = 0
         self._is_over = False
 
+    def require_room(self, found: Found, beside: int) -> None:
+        """A `ServiceError` 503 where `found` can never be in memory: `beside` bytes stay there whatever goes."""
+        limit, needed = self._max_bytes, found.num_bytes
+        if limit is None or needed + beside <= limit:
+            return
+        stays = (
+            f" beside the {beside:,} of what stays in memory with it (its base, the default model)" if beside else ""
+        )
+        raise ServiceError(
+            f"the model {found.name!r} needs {counted(needed, 'byte')}{stays}, more than the {limit:,} that this service has for "
+            "models (STEVAL_MAX_MODEL_BYTES)",
+            status=503,
+            code="model_too_large",
+        )
+
     def reserve(self, found: Found, drop_one: Callable[[], bool]) -> None:
         """Reserve the bytes of `found`; `drop_one` lets a model go that nobody uses, or returns False. `ServiceError` 503."""
         limit, needed = self._max_bytes, found.num_bytes
         deadline = time.monotonic() + self._patience
         with self._changed:
             while limit is not None and self._num_bytes + needed > limit:
-                if needed > limit:
-                    raise ServiceError(
-                        f"the model {found.name!r} needs {counted(needed, 'byte')}, more than the {limit} that this "
-                        "service has for models "
-                        "(STEVAL_MAX_MODEL_BYTES)",
-                        status=503,
-                        code="model_too_large",
-                    )
                 if drop_one():
                     continue
                 left = deadline - time.monotonic()

@@ -69,6 +69,7 @@ class Shelf:
     ):
         self._load = load
         self._metrics = metrics
+        self._patience = patience
         self._default = default
         self._directory = directory
         self._changed = threading.Condition()
@@ -208,7 +209,7 @@ class Shelf:
             elif found.is_lost:
                 # looked at again until its base is there; what answers stays till then
                 slot.problem = no_base(found)
-            elif slot.loading is None:
+            elif slot.loading is None and time.monotonic() >= slot.deferred_until:
                 slot.loading = self._loader.submit(partial(self._bring, slot, found))
 
     def _is_settled(self, name: str, signature: Signature | None) -> bool:
@@ -234,6 +235,11 @@ class Shelf:
             if is_there and slot.problem is None and slot.found.signature == found.signature:
                 slot.loading = None  # it came with an adapter on it meanwhile
                 return
+            try:
+                self._memory.require_room(found, self._slots.bytes_beside(slot, found))
+            except ServiceError as error:
+                self._not_loaded(slot, found, error)
+                raise
         base = self._take_base(slot, found)
         try:
             self._bring_on(slot, found, base)
@@ -258,22 +264,16 @@ class Shelf:
                 return below.held
         except Exception as error:
             with self._changed:
-                slot.loading = None
-                if not (isinstance(error, ServiceError) and error.retry_after is not None):
-                    slot.found = dataclasses.replace(slot.found, signature=found.signature)
-                    self._failed(slot, f"its base cannot be loaded: {error}")
+                self._not_loaded(slot, found, error, "its base cannot be loaded: ")
             raise
 
     def _bring_on(self, slot: Slot, found: Found, base: Held | None) -> None:
         """Load a file, of an adapter on its base, and let it answer under its name."""
         try:
-            self._memory.reserve(found, self._drop_oldest)
+            self._memory.reserve(found, partial(self._drop_oldest, slot))
         except ServiceError as error:
             with self._changed:
-                slot.loading = None
-                if error.retry_after is None:
-                    slot.found = dataclasses.replace(slot.found, signature=found.signature)
-                    self._failed(slot, str(error))
+                self._not_loaded(slot, found, error)
             raise
         try:
             model = self._load(found, None if base is None else base.model)
@@ -283,9 +283,7 @@ class Shelf:
             problem = str(error) if isinstance(error, StevalError) else f"internal error: {type(error).__name__}"
             with self._changed:
                 self._memory.free(found.num_bytes)
-                slot.loading = None
-                slot.found = dataclasses.replace(slot.found, signature=found.signature)
-                self._failed(slot, problem)
+                self._not_loaded(slot, found, problem)
             raise
         with self._changed:
             old, slot.held = slot.held, Held(model, found.num_bytes, base=base)
@@ -307,25 +305,39 @@ class Shelf:
             if slot.held is not None and slot.held.base is old and not slot.is_lost and slot.loading is None:
                 slot.loading = self._loader.submit(partial(self._bring, slot, slot.found))
 
+    def _not_loaded(self, slot: Slot, found: Found, why: Exception | str, what: str = "") -> None:
+        """Write down that a file is not loaded: for good, or, where there will be room for it, until later; `changed` is held."""
+        slot.loading = None
+        if isinstance(why, ServiceError) and why.retry_after is not None:
+            if slot.held is not None:
+                slot.deferred_until = time.monotonic() + self._patience
+                log.warning("the changed file of the model %r waits, and the old one answers: %s", found.name, why)
+            return
+        slot.found = dataclasses.replace(slot.found, signature=found.signature)
+        self._failed(slot, f"{what}{why}")
+
     def _failed(self, slot: Slot, problem: str) -> None:
         slot.problem, slot.failed_at = problem, time.monotonic()
         self._metrics.model_loaded("failed")
         log.error("the model %r is not loaded: %s", slot.found.name, problem)
 
-    def _drop_oldest(self) -> bool:
-        """Let the least recently used model go that nobody uses and that can be loaded again; False where there is none."""
+    def _drop_oldest(self, wanted: Slot) -> bool:
+        """Let a model go that nobody uses and that can be loaded again; False where there is none.
+
+        The least recently used one; then one whose changed file waits its turn; last the old one of `wanted`, whose new file there
+        would be no room for beside it.
+        """
         idle = [
             slot
             for slot in self._slots
             if slot.held is not None
             and not slot.held.users
-            and slot.problem_now is None
-            and slot.loading is None
+            and (slot is wanted or slot.problem_now is None)
             and slot.found.name != self._slots.default_name
         ]
         if not idle:
             return False
-        slot = min(idle, key=lambda one: one.used_at)
+        slot = min(idle, key=lambda one: (one is wanted, one.loading is not None, one.used_at))
         assert slot.held is not None
         self._memory.retire(slot.held)
         slot.held = None

@@ -31,6 +31,8 @@ class Slot:
     problem: str | None = None
     """Why the file as it is now does not answer; an older one may."""
     failed_at: float = 0.0
+    deferred_until: float = 0.0
+    """Before which a changed file is not tried again: there was no memory for it beside the models in use."""
     used_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -121,6 +123,15 @@ class Slots:
         if found.record is None:
             return None
         return next((slot for slot in self if slot.found.is_base_of(found.record)), None)
+
+    def bytes_beside(self, slot: Slot, found: Found) -> int:
+        """Memory of what stays while `found` of `slot` is in it: its base, the default model, of that the version that answers."""
+        default = None if self.default_name is None else self._slots.get(self.default_name)
+        base = self.base_of(found)
+        total = slot.held.num_bytes if slot is default and slot.held is not None else 0
+        for other in {id(one): one for one in (default, base) if one is not None and one is not slot}.values():
+            total += other.found.num_bytes if other.held is None else other.held.num_bytes
+        return total
 
     def items(self, places: Sequence[Path]) -> list[ModelItem]:
         """Every model, by name; `places` are directories that nobody outside is told."""
