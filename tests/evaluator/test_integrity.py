@@ -315,8 +315,21 @@ def test_cells_drawn_one_by_one_have_all_their_sampling_noise(num_perturbations,
         generator.random((num_perturbations, 40, 3000)) < share
     )
     means, noise = cells.mean(axis=1), cells.var(axis=1, ddof=1).mean(axis=0) / 40
-    assert sampled_share(means.var(axis=0, ddof=1), noise) > 0.9
-    assert sampled_share(np.zeros(3000), noise) == 0
+    freedom = np.full(3000, num_perturbations - 1.0)
+    assert sampled_share(means.var(axis=0, ddof=1), noise, freedom) > 0.9
+    assert sampled_share(np.zeros(3000), noise, freedom) == 0
+
+
+@pytest.mark.parametrize("num_perturbations", [2, 8, 60])
+@pytest.mark.parametrize("part", [0.05, 0.3, 1.0])
+def test_a_part_of_the_sampling_noise_is_told_for_any_number_of_perturbations(num_perturbations, part):
+    """Carried cells have a little of it."""
+    generator = np.random.default_rng(1)
+    means = np.sqrt(part) * generator.standard_normal((num_perturbations, 4000))
+    means[:, 3000:] += 5 * generator.standard_normal((num_perturbations, 1000))  # effects
+    found = sampled_share(means.var(axis=0, ddof=1), np.ones(4000), np.full(4000, num_perturbations - 1.0))
+    # effects in a quarter of the genes: the lower quarter of all is the lower third of the others
+    assert part * 0.95 <= found <= part * 1.8
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5])

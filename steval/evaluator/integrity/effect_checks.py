@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from scipy.stats import chi2
 
 from steval.evaluator.integrity.evidence import SideEvidence
 from steval.evaluator.integrity.verdict import Verdict, graded, skipped
@@ -38,8 +39,8 @@ CONTROL_VARIANCE_WARN, CONTROL_VARIANCE_FAIL = 2.0, 5.0
 """Ratio of the control cells' variances, either way."""
 SIZE_LOW, SIZE_HIGH = 0.25, 2.0
 """Predicted effect size over the real one, beyond noise."""
-QUARTER_SQUARE = 0.1015
-"""Lower quartile of a squared standard normal number; a mean of several squares has a higher one."""
+LEAST_TOUCHED = 0.25
+"""Share of the genes, those that effects touch least, whose means tell how much sampling noise is in them."""
 
 
 def check_one_profile(pred: SideEvidence, real: SideEvidence) -> Verdict:
@@ -76,11 +77,14 @@ def between_spread(side: SideEvidence) -> tuple[float, float]:
         axis=0,
     )
     scatter = means.var(axis=0, ddof=1)
-    return float(scatter.sum()), float(noise.sum()) * sampled_share(scatter, noise)
+    freedom = np.full(len(noise), len(means) - 1.0)
+    return float(scatter.sum()), float(noise.sum()) * sampled_share(scatter, noise, freedom)
 
 
-def sampled_share(scatter: np.ndarray, noise: np.ndarray) -> float:
+def sampled_share(scatter: np.ndarray, noise: np.ndarray, freedom: np.ndarray) -> float:
     """How much of the sampling variance `noise [G]` is in means whose squared deviations are `scatter [G]`: from 0 to 1.
+
+    `freedom [G]`: of how many independent deviations each of those is the mean square.
 
     Means of cells drawn one by one scatter by their sampling noise at least, in every gene. Cells that were made to have a
     certain mean (a prediction carried by control cells) have none of it, and the quarter of the genes that effects touch least
@@ -89,7 +93,8 @@ def sampled_share(scatter: np.ndarray, noise: np.ndarray) -> float:
     known = noise > 0
     if not known.any():
         return 0.0
-    return min(float(np.quantile(scatter[known] / noise[known], 0.25)) / QUARTER_SQUARE, 1.0)
+    expected = chi2.ppf(LEAST_TOUCHED, freedom[known]) / freedom[known]
+    return min(float(np.quantile(scatter[known] / (noise[known] * expected), LEAST_TOUCHED)), 1.0)
 
 
 def check_target_spike(pred: SideEvidence, real: SideEvidence, genes: Sequence[str]) -> Verdict:
@@ -240,7 +245,7 @@ def effect_size(pred: SideEvidence, real: SideEvidence) -> float | None:
     for side in (pred, real):
         squared = (side.effects().astype(np.float64) ** 2).mean(axis=0)
         noise = (_effect_noise(side) ** 2).mean(axis=0)
-        sizes.append((float(squared.sum()), float(noise.sum()) * sampled_share(squared, noise)))
+        sizes.append((float(squared.sum()), float(noise.sum()) * sampled_share(squared, noise, _effect_freedom(side))))
     (predicted, predicted_noise), (measured, measured_noise) = sizes
     if measured < DETECTABLE * measured_noise:
         return None
@@ -256,6 +261,21 @@ def check_effect_size(pred: SideEvidence, real: SideEvidence) -> Verdict:
     effect = "; their size is off, whatever their direction." if off else "."
     sentence = f"Predicted effects are {ratio:.2g} × as large as real ones, noise removed{effect}"
     return Verdict("warn" if off else "ok", ratio, SIZE_HIGH, sentence)
+
+
+def _effect_freedom(side: SideEvidence) -> np.ndarray:
+    """Independent deviations `[G]` in a gene's mean squared effect: one of the control cells', shared by all, one of each
+    perturbation's.
+
+    After Satterthwaite (1946): a mean square with the same mean and variance as the sum of both.
+    """
+    base = side.groups[side.control]
+    shared = base.variance.astype(np.float64) / base.num_cells
+    own = np.mean([side.groups[name].variance / side.groups[name].num_cells for name in side.perturbations], axis=0)
+    both = shared + own
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = both**2 / (shared**2 + own**2 / len(side.perturbations))
+    return np.where(both > 0, freedom, 1.0)
 
 
 def _effect_noise(side: SideEvidence) -> np.ndarray:
