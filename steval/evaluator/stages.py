@@ -197,6 +197,6 @@ def _context_warnings(pair: Pair, training: TrainingSummary) -> list[str]:
     if not missing:
         return []
     return [
-        f"the training cells hold no control cells of {listed(missing)}: baselines start from other contexts' cells and "
-        "are weak, so normalised members flatter"
+        f"the training cells hold no control cells of {listed(missing)}: simple models start from the measured ones, as "
+        "predictions do; members are still normalised by the mean baseline of other contexts, which is weak there and flatters"
     ]

@@ -238,6 +238,25 @@ def test_missing_controls_of_a_context_are_said():
     assert any("training cells of H1 have no control" in note for note in report.record["notes"])
 
 
+def test_simple_models_of_a_context_without_training_controls_start_from_the_measured_ones():
+    """As predictions do; from another context's they would be beaten by anything."""
+    screen = synthetic_screen(cell_types=("K562", "H1"), cells_per_perturbation=60, num_controls=150)
+    real = screen.real[screen.real.obs["cell_type"] == "H1"].copy()
+    prediction = screen.prediction()
+    prediction = prediction[prediction.obs["cell_type"] == "H1"].copy()
+    is_other = (screen.train.obs["cell_type"] != "H1").to_numpy()
+    is_control = (screen.train.obs["target_gene"] == CONTROL).to_numpy()
+    seen, unseen = screen.train[is_other | is_control].copy(), screen.train[is_other].copy()
+    scores = {}
+    for name, train in (("seen", seen), ("unseen", unseen)):
+        report = score(prediction, real, train=train, columns=screen.columns, bootstrap=0, integrity="none")
+        rows = report.baselines.filter(pl.col("metric") == "mae")
+        scores[name] = dict(zip(rows["baseline"], rows["value"], strict=True))
+    assert scores["unseen"]["control"] < scores["unseen"]["mean"]
+    assert scores["unseen"]["additive"] == pytest.approx(scores["seen"]["additive"], rel=0.1)
+    assert scores["unseen"]["additive"] < scores["unseen"]["control"]
+
+
 def test_same_seed_same_numbers_whatever_the_cache(tmp_path):
     options = {"integrity": "full", "bootstrap": 200, "ceiling": True, "splits": 2}
     first, second = run(**options, cache_dir=tmp_path), run(**options, cache_dir=tmp_path)

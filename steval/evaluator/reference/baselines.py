@@ -7,6 +7,9 @@
   have it, or where it is unseen plus the mean effect of all, carried as predictions are (`data.effects.carry`).
 - ridge: as additive, with the effect predicted from perturbation features by ridge regression (penalty by leave-one-out).
 
+Where the training cells hold no control cells of a context, control, additive and ridge start from the measured control cells of
+all contexts, as predictions do; those of another context would make a model that is easily beaten.
+
 On counts all start from the measured control cells of the same context, whose counts are thinned or multiplied by a fold change
 (`multiplied`): none (control), the mean one of the training perturbations (mean), the perturbation's own (additive, ridge).
 
@@ -42,7 +45,7 @@ class MadeCells:
     num_genes: int
     control: str
     read: Callable[[np.ndarray], sp.csr_matrix]
-    """Training cells by row, `[n, G]`; the control cells are among them."""
+    """Cells by row, `[n, G]`; the control cells are among them."""
     make: Callable[[str], sp.csr_matrix]
     """The perturbed cells of a group."""
     dense: bool = False
@@ -141,9 +144,41 @@ def require_contexts(pair: Pair, training: TrainingSummary) -> None:
 
 
 def missing_contexts(pair: Pair, training: TrainingSummary) -> list[str]:
-    """Contexts of the real cells whose controls the training cells lack; their baselines start from other contexts."""
+    """Contexts of the real cells whose controls the training cells lack."""
     wanted = {context for counts in real_contexts(pair).values() for context in counts}
     return [] if set(training.control_rows) == {ALL} else sorted(wanted - set(training.control_rows) - {ALL})
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Control cells to start from."""
+
+    rows: Mapping[str, np.ndarray]
+    """Of each context."""
+    read: Callable[[np.ndarray], sp.csr_matrix]
+    """Cells by row, `[n, G]`."""
+
+
+def controls_of(pair: Pair, training: TrainingSummary) -> Controls:
+    """Those of training, or the measured ones where training lacks a context that has some."""
+    measured = measured_controls(pair)
+    if set(missing_contexts(pair, training)) & set(measured.rows):
+        return measured
+    return Controls(training.control_rows, training.matrix)
+
+
+def measured_controls(pair: Pair) -> Controls:
+    """Control cells of the real side."""
+    side, column = pair.real, pair.columns.cell_type
+    rows = side.groups[pair.control]
+
+    def read(chosen: np.ndarray) -> sp.csr_matrix:
+        return sp.csr_matrix(side.alignment.apply(side.file.rows(chosen, dtype=None)))
+
+    if pair.cell_type is not None or column is None or column not in side.file.obs.columns:
+        return Controls({pair.cell_type or ALL: rows}, read)
+    types = cell_types(side, column)[rows]
+    return Controls({str(one): rows[types == one] for one in np.unique(types[types != ""].astype(str))}, read)
 
 
 def ridge_effects(
@@ -173,7 +208,7 @@ def _stacked(features: Mapping[str, np.ndarray], names: Sequence[str]) -> np.nda
 def _mean(given: Materials) -> MadeCells:
     training, groups = given.training, given.pair.real.groups
     profile = sp.csr_matrix(training.mean_profile[None, :].astype(training.dtype))
-    controls = np.concatenate(list(training.control_rows.values()))
+    controls = Controls(training.control_rows, training.matrix)
     return _made(given, "mean", controls, lambda group: _repeated(profile, len(groups[group])))
 
 
@@ -206,18 +241,19 @@ def _shifted(given: Materials, kind: str, effects: Mapping[str, np.ndarray]) -> 
 
 def _control_draws(
     given: Materials,
-) -> tuple[Callable[[str], tuple[sp.csr_matrix, np.random.Generator]], np.ndarray]:
-    """Draws training control cells for a group, as many of each context as it really has; and the rows of all there are.
+) -> tuple[Callable[[str], tuple[sp.csr_matrix, np.random.Generator]], Controls]:
+    """Draws control cells for a group, as many of each context as it really has; and those of its contexts.
 
     A draw comes with its generator, from which all further chance of that group is taken.
     """
-    training, pair = given.training, given.pair
+    pair = given.pair
+    source = controls_of(pair, given.training)
     contexts = real_contexts(pair)
     wanted = sorted({context for counts in contexts.values() for context in counts})
-    own = {context: training.control_rows[context] for context in wanted if context in training.control_rows}
-    pooled = np.concatenate(list((own or training.control_rows).values()))
-    rest = [] if len(own) == len(wanted) else [(None, pooled)]
-    pools = {context: _pool(training, rows, given.seed) for context, rows in [*own.items(), *rest]}
+    own = {context: source.rows[context] for context in wanted if context in source.rows}
+    used = own or source.rows
+    rest = [] if len(own) == len(wanted) else [(None, np.concatenate(list(used.values())))]
+    pools = {context: _pool(source, rows, given.seed) for context, rows in [*own.items(), *rest]}
 
     def draw(group: str) -> tuple[sp.csr_matrix, np.random.Generator]:
         generator = np.random.default_rng([given.seed, pair.perturbations.index(group)])
@@ -225,21 +261,21 @@ def _control_draws(
         cells = drawn[0] if len(drawn) == 1 else sp.csr_matrix(sp.vstack(drawn, format="csr"))
         return cells, generator
 
-    return draw, pooled
+    return draw, Controls(used, source.read)
 
 
-def _made(given: Materials, kind: str, controls: np.ndarray, make: Callable[[str], sp.csr_matrix]) -> MadeCells:
-    pair, training = given.pair, given.training
+def _made(given: Materials, kind: str, controls: Controls, make: Callable[[str], sp.csr_matrix]) -> MadeCells:
+    pair = given.pair
     groups = {group: np.arange(len(rows)) for group, rows in pair.real.groups.items()}
-    groups[pair.control] = np.sort(controls)
-    return MadeCells(BASELINES[kind].label, groups, len(pair.genes), pair.control, training.matrix, make)
+    groups[pair.control] = np.sort(np.concatenate(list(controls.rows.values())))
+    return MadeCells(BASELINES[kind].label, groups, len(pair.genes), pair.control, controls.read, make)
 
 
-def _pool(training: TrainingSummary, rows: np.ndarray, seed: int) -> sp.csr_matrix:
+def _pool(source: Controls, rows: np.ndarray, seed: int) -> sp.csr_matrix:
     """Control cells to draw from: all of them, or a sample of `POOL_CELLS`."""
     if len(rows) > POOL_CELLS:
         rows = np.random.default_rng(seed).choice(rows, POOL_CELLS, replace=False)
-    return training.matrix(np.sort(rows))
+    return source.read(np.sort(rows))
 
 
 def _draw(generator: np.random.Generator, pool: sp.csr_matrix, num: int) -> sp.csr_matrix:
