@@ -119,9 +119,10 @@ def _end_findings(config: FinetuneConfig, record: Mapping[str, Any]) -> list[Sym
     """Whether the run came to its end, and whether that came too early."""
     step, best, status = record.get("step"), record.get("best") or {}, record.get("status")
     if status != "finished":
-        where = (
-            f"stopped after step {step:,}" if status == "stopped" and step is not None else "did not come to its end"
+        where = {"stopped": "stopped", "calibrating": "was cut off while choosing how predictions become cells,"}.get(
+            str(status)
         )
+        where = "did not come to its end" if where is None or step is None else f"{where} after step {step:,}"
         evidence = f"the run {where}; it has {counted(config.total_steps, 'step')}"
         change = "unless it is still at work, continue it: steval finetune --resume RUN"
         return [Symptom("warning", "not finished", evidence, change)]

@@ -1,5 +1,6 @@
 """Fine-tuning with what other rooms add: a quick cell-eval of held-out perturbations, and the service's warm-up record."""
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,16 @@ from steval.predictor.controls import cell_controls, checkpoint_controls
 from steval.predictor.engine import Predictor
 from steval.predictor.request_files import items_of
 from steval.predictor.requests import PredictionRequest, RequestItem
+from steval.signals import TerminatedError
 from steval.trainer.config import FinetuneConfig
 from steval.trainer.progress.notices import Tell
 from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.progress.stopping import RunInterrupted
 from steval.trainer.run import RunResult, finetune, rehearse
 from steval.workflows.checkpoints.calibrate import calibration_notice
 
+CALIBRATING = "calibrating"
+"""Status in `run.json` of a run that has taken its steps and whose decoding is being chosen."""
 WARMUP_CELLS = 8
 WARMUP_GENES = 64
 QUICK_CELLS = 200
@@ -82,10 +87,20 @@ def calibrate_run(result: RunResult, report: Tell | None = None) -> None:
     if not can_be_carried(checkpoint.manifest):
         return
     started = time.perf_counter()
-    found = calibrated(checkpoint)
+    directory = RunDirectory(result.run_dir)
+    directory.update_record({"status": CALIBRATING})
+    try:
+        found = calibrated(checkpoint)
+    except KeyboardInterrupt as stopped:
+        number = signal.SIGTERM if isinstance(stopped, TerminatedError) else signal.SIGINT
+        raise RunInterrupted(
+            "stopped while choosing how predictions become cells: till then the best checkpoint predicts what its network "
+            f"puts out. Go on with: steval finetune --resume {directory.path}",
+            number,
+        ) from None
     write_calibrated(checkpoint, found, result.best)
     record = {"decoding": found.decoding.as_dict(), **found.record, "seconds": round(time.perf_counter() - started, 1)}
-    RunDirectory(result.run_dir).update_record({"calibration": record})
+    directory.update_record({"calibration": record, "status": "finished"})
     if report is not None:
         report(calibration_notice(found))
 

@@ -17,7 +17,11 @@ from steval.data.effects.decoding import DecodingSettings
 from steval.data.effects.expected import ExpectedErrorModel
 from steval.data.synthetic import generate
 from steval.errors import ConfigError
+from steval.signals import TerminatedError
+from steval.trainer.progress.rundir import RunDirectory
+from steval.trainer.progress.stopping import RunInterrupted
 from steval.workflows.checkpoints.calibrate import calibrate, calibrated
+from steval.workflows.doctor import diagnose
 from steval.workflows.finetune import finetune_with_evaluation
 from support.tiny_runs import tiny_config
 
@@ -126,6 +130,73 @@ def test_a_checkpoint_without_training_data_carries_the_networks_effect(finished
     assert found.decoding.anchor is None
     assert found.record["expected"]["pairs"] == 3
     assert np.isfinite(found.record["expected"]["leaderboard"])
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("train", "hold cells that the checkpoint was trained on: they do not tell how well it predicts others"),
+        ("test", "hold test cells of the checkpoint's own split: a score on them would be no evidence afterwards"),
+        ("all", "hold cells that the checkpoint was trained on"),
+        ("no controls", "holds nothing to choose by: a pair needs 8 cells of a perturbation and two control cells"),
+    ],
+)
+@pytest.mark.parametrize("as_counts", [False, True])
+def test_cells_that_cannot_judge_the_checkpoint_are_refused(finished, tmp_path, part, says, as_counts):
+    result, _, names = finished
+    cells = lognorm_screen()
+    if as_counts:
+        cells = generate(
+            num_genes=60, num_perturbations=10, cells_per_perturbation=16, num_controls=40, cell_types=("X", "Y"),
+            counts_per_cell=1500.0, seed=1,
+        ).cells  # fmt: skip
+    labels, in_y = cells.obs["target_gene"], (cells.obs["cell_type"] == "Y").to_numpy()
+    kept = {
+        "train": (labels.isin(names[6:]) | (labels == "non-targeting")).to_numpy(),
+        "test": in_y & labels.isin([*names[3:6], "non-targeting"]).to_numpy(),
+        "all": np.ones(len(cells), dtype=bool),
+        "no controls": in_y & labels.isin(names[:3]).to_numpy(),
+    }[part]
+    cells[kept].copy().write_h5ad(tmp_path / "given.h5ad")
+    with pytest.raises(ConfigError, match=says):
+        calibrate(result.run_dir, tmp_path / "given.h5ad", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_other_cells_of_pairs_that_trained_may_judge(finished, tmp_path):
+    """Another replicate of the same perturbations."""
+    cells = lognorm_screen()
+    other = lognorm_screen(seed=2)
+    other.var_names, other.obs["target_gene"] = cells.var_names, cells.obs["target_gene"].to_numpy()
+    other[(other.obs["cell_type"] == "X").to_numpy()].copy().write_h5ad(tmp_path / "given.h5ad")
+    found = calibrated(load_checkpoint(finished[0].best), tmp_path / "given.h5ad")
+    assert found.record["expected"]["pairs"] == 10
+
+
+@pytest.mark.parametrize(("stopped", "code"), [(KeyboardInterrupt, 130), (TerminatedError, 143)])
+def test_a_run_that_is_stopped_while_it_is_calibrated_says_so_and_goes_on(
+    tmp_path, monkeypatch, finished, stopped, code
+):
+    cells = lognorm_screen()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    names = sorted(set(cells.obs["target_gene"].astype(str)) - {"non-targeting"})
+    split = {"by": "contexts", "cell_type_key": "cell_type", "val": {"Y": names[:3]}, "test": {"Y": names[3:6]}}
+    config = tiny_config(tmp_path / "cells.h5ad", data={"files": [str(tmp_path / "cells.h5ad")], "split": split})
+
+    def stop(*_: object, **__: object) -> None:
+        raise stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("steval.workflows.checkpoints.calibrate.calibrated", stop)
+        with pytest.raises(RunInterrupted, match=r"Go on with: steval finetune --resume \S+/run") as caught:
+            finetune_with_evaluation(config, tmp_path / "run", device="cpu")
+    assert caught.value.exit_code == code
+    record = RunDirectory(tmp_path / "run")
+    assert record.read_record()["status"] == "calibrating"
+    assert any("choosing how predictions become cells" in one.evidence for one in diagnose(tmp_path / "run"))
+    result = finetune_with_evaluation(None, tmp_path / "run", resume=True, device="cpu")
+    assert record.read_record()["status"] == "finished"
+    assert load_checkpoint(result.best).manifest.decoding == load_checkpoint(finished[0].best).manifest.decoding
 
 
 def test_what_cannot_be_carried_is_refused(finished, tmp_path):

@@ -103,7 +103,8 @@ class Slots:
         if not names:
             raise ServiceError("there is no model to serve yet", status=503, code="not_ready", retry_after=5)
         raise ServiceError(
-            f"this service has {counted(len(names), 'model')}: name one as model (GET /models lists them)",
+            f"this service has {counted(len(names), 'model')}: name one as model (--model at the command line; GET "
+            "/models lists them)",
             status=422,
             code="breaks_a_rule",
         )

@@ -51,6 +51,7 @@ from steval.workflows.checkpoints.calibration import (
     parts_of,
     simple_effects,
 )
+from steval.workflows.checkpoints.unseen import require_unseen
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,10 @@ def calibrate(
 ) -> Calibrated:
     """Choose the decoding of the checkpoint `path` and write the checkpoint with it to `out` (default: `calibrated_path`).
 
-    `real` holds validation cells with their controls; without it, the validation part of the training data that the checkpoint
-    records. Without training data (a converted checkpoint) the network alone is carried. Raises `ConfigError` for a checkpoint that
-    does not predict genes on the lognorm scale, or where there is nothing to choose by.
+    `real` holds validation cells with their controls, none that trained or that the recorded split keeps for the test; without it,
+    the validation part of the training data that the checkpoint records. Without training data (a converted checkpoint) the network
+    alone is carried. Raises `ConfigError` for a checkpoint that does not predict genes on the lognorm scale, or where there is
+    nothing to choose by.
     """
     path = locate_checkpoint(path)
     out = calibrated_path(path) if out is None else out
@@ -148,6 +150,10 @@ def calibrated(
     with ExitStack() as stack:
         train = _opened(manifest, "train", data_dirs, stack)
         held = _given(real, manifest, stack) if real else _opened(manifest, "val", data_dirs, stack)
+        if held is not None and real is not None:
+            for part, own in (("train", train), ("test", _opened(manifest, "test", data_dirs, stack))):
+                if own is not None:
+                    require_unseen(held, manifest.columns, own, part)
         effects = checkpoint.effects
         if effects is None and train is not None:
             effects, notes = measure_file(train, manifest.columns)
@@ -160,6 +166,11 @@ def calibrated(
         validation = (
             [] if held is None else list(pairs_of(held, manifest.columns, manifest.target_sum, baseline, generator))
         )
+        if real is not None and not validation:
+            raise ConfigError(
+                f"{real} holds nothing to choose by: a pair needs {FEWEST_CELLS} cells of a perturbation and two control cells "
+                f"({manifest.columns.control!r} in {manifest.columns.perturbation!r}) of its context"
+            )
         training = []
         if train is not None and effects is not None and not _were_seen(effects, validation):
             training = [
@@ -214,7 +225,8 @@ def calibration_notice(found: Calibrated) -> Notice:
     expected = found.record.get("expected")
     if expected is not None:
         error = "" if expected["standard_error"] is None else f" ± {expected['standard_error']:.1f}"
-        text = f"{expected['leaderboard']:.1f}{error} of 100 ({counted(expected['pairs'], 'pair')}: {expected['kind']})"
+        pairs = counted(expected["pairs"], "pair")
+        text = f"at most {expected['leaderboard']:.1f}{error} of 100 ({pairs} that chose it: {expected['kind']})"
         rows.append(("expected score", text))
     return Notice("Calibration: how predictions become cells", ("setting", "value"), tuple(rows))
 
