@@ -34,10 +34,11 @@ class Ensemble:
         plan = self.members[0].plan(request, pool)
         problems = not_carried([(str(one.path), one.decoder.settings) for one in self.members], request.decoding)
         if problems:
+            mend = "run steval calibrate on them, or ask for --decoding carried"
+            if request.decoding == "network":
+                mend = "ask for --decoding carried, or for one checkpoint at a time"
             raise ConfigError(
-                "effects of several checkpoints are averaged where cells carry effects; run steval calibrate on them, or ask for "
-                "--decoding carried",
-                problems,
+                f"effects of several checkpoints are averaged where cells carry effects; {mend}", problems
             )
         return plan
 

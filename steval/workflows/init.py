@@ -133,6 +133,14 @@ def _split_lines(found: Found, seed: int) -> list[str]:
     lines = [
         f"  # {counted(count, 'perturbation validates', 'perturbations validate')} and "
         f"{counted(count, 'tests', 'test')}, drawn with seed {seed}: their cells never train",
+        *(
+            [
+                f"  # the same in all {len(found.contexts)} contexts: perturbations measured nowhere, for which the mean effect is",
+                "  # what to expect; to predict one context from the others, leave only that context's lines below",
+            ]
+            if len(found.contexts) > 1
+            else []
+        ),
         "  split:",
         "    by: contexts",
     ]

@@ -39,6 +39,7 @@ def test_whole_perturbations_are_held_out_where_there_are_enough_and_the_run_wou
     config = FinetuneConfig.load(tmp_path / "c.yaml")
     split = config.data.split
     assert set(split.val) == set(split.test) == {"a: b", "null"}
+    assert "the same in all 2 contexts: perturbations measured nowhere" in (tmp_path / "c.yaml").read_text()
     held = [set(split.val["null"]), set(split.test["null"])]
     assert [len(names) for names in held] == [1, 1] and not held[0] & held[1]
     assert config.sets.size == 8
