@@ -34,7 +34,8 @@ except StevalError as error:
     raise BentoMLConfigException(str(error)) from error
 SITE = make_site()
 TRACING = Tracing()
-connections.install(SETTINGS.max_connections, SETTINGS.header_timeout)
+connections.install(SETTINGS.max_connections, SETTINGS.header_timeout, SETTINGS.send_timeout)
+connections.stop_listening_first()
 backstop.install()
 BACKSTOP = max(SETTINGS.request_timeout + SETTINGS.body_timeout, SETTINGS.upload_timeout) + 30
 """BentoML's own time limit until the first byte: behind ours, which answer in our shape and stop the work."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from steval.errors import ServiceError
 from steval.service.http.access import KEY_NAME, NOBODY
 from steval.service.http.answers import error_answer
+from steval.service.http.connections import CUT
 from steval.service.http.routing import WITH_BODY, Route, RouteTable
 from steval.service.settings import ServiceSettings
 from steval.wording import counted, whole_number
@@ -33,7 +34,8 @@ class BodyMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        send = _TimedSend(send, self._settings.send_timeout).send
+        timed = _TimedSend(send, self._settings.send_timeout, scope.get(CUT))
+        send = timed.send
         try:
             if scope["method"] in WITH_BODY:
                 await self._with_body(scope, receive, send)
@@ -41,6 +43,9 @@ class BodyMiddleware:
                 await self._app(scope, receive, send)
         except ServiceError as error:
             await error_answer(error)(scope, receive, send)
+        except Exception:
+            if not timed.has_cut:  # else the work was ended for a client that is gone, and the log says so
+                raise
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -126,14 +131,22 @@ class _Counted:
 
 
 class _TimedSend:
-    """`send` that gives up on a client which takes no byte for too long."""
+    """`send` that gives up on a client which takes no byte for too long: `cut` resets its connection, where the server can."""
 
-    def __init__(self, send: Send, seconds: float):
-        self._send, self._seconds = send, seconds
+    def __init__(self, send: Send, seconds: float, cut: Callable[[], None] | None):
+        self._send, self._seconds, self._cut = send, seconds, cut
+        self.has_cut = False
 
     async def send(self, message: Message) -> None:
-        async with asyncio.timeout(self._seconds):
-            await self._send(message)
+        """Send it, or end what sends with a `TimeoutError`."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            if self._cut is not None and not self.has_cut:
+                self.has_cut = True
+                self._cut()
+            raise
 
 
 async def _while_connected(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
