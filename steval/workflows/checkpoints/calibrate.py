@@ -226,8 +226,8 @@ def calibration_notice(found: Calibrated) -> Notice:
     if expected is not None:
         error = "" if expected["standard_error"] is None else f" ± {expected['standard_error']:.1f}"
         pairs = counted(expected["pairs"], "pair")
-        text = f"at most {expected['leaderboard']:.1f}{error} of 100 ({pairs} that chose it: {expected['kind']})"
-        rows.append(("expected score", text))
+        text = f"{expected['leaderboard']:.1f}{error} of 100 ({pairs} that chose it: {expected['kind']})"
+        rows.append(("expected score or less", text))
     return Notice("Calibration: how predictions become cells", ("setting", "value"), tuple(rows))
 
 

@@ -121,7 +121,7 @@ def _decoding(found: dict[str, Any]) -> str | None:
     if simple is not None:
         parts.append("simple model (" + ", ".join(f"{name} {value}" for name, value in simple.items()) + ")")
     expected = calibration.get("expected")
-    score = f"; expected score at most {expected['leaderboard']:.1f} of 100" if expected else ""
+    score = f"; expected score {expected['leaderboard']:.1f} of 100 or less" if expected else ""
     return f"carried: {', '.join(parts)}{score}"
 
 
