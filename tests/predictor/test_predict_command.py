@@ -253,7 +253,7 @@ def test_a_model_is_named_of_a_service_alone(checkpoint, tmp_path):
     for place in ([checkpoint.path], []):
         result = run(*place, "-o", tmp_path / "p.h5ad", "-p", "SRC", "--model", "tahoe")
         assert result.exit_code == 2
-        assert "--model tahoe names a model of a running service: say where that is with --url" in " ".join(
+        assert "--model (here tahoe) names a model of a running service: say where that is with --url" in " ".join(
             result.output.split()
         )
     assert list(tmp_path.iterdir()) == []

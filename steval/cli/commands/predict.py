@@ -201,7 +201,7 @@ def predict(
         return
     if model is not None:
         raise ConfigError(
-            f"--model {model} names a model of a running service: say where that is with --url; or give the checkpoint "
+            f"--model (here {model}) names a model of a running service: say where that is with --url; or give the checkpoint "
             "to predict with as CKPT, without --model"
         )
     if not checkpoints:
