@@ -135,8 +135,8 @@ def _split_lines(found: Found, seed: int) -> list[str]:
         f"{counted(count, 'tests', 'test')}, drawn with seed {seed}: their cells never train",
         *(
             [
-                f"  # the same in all {counted(len(found.contexts), 'context')}: perturbations measured nowhere, for which the mean",
-                "  # effect is what to expect; to predict one context from the others, leave only that context's lines below",
+                f"  # the same in all {counted(len(found.contexts), 'context')}: perturbations measured nowhere, for which the",
+                "  # mean effect is what to expect; to predict one context from the others, leave only that context's lines below",
             ]
             if len(found.contexts) > 1
             else []
