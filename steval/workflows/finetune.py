@@ -91,6 +91,7 @@ def calibrate_run(result: RunResult, report: Tell | None = None) -> None:
     directory.update_record({"status": CALIBRATING})
     try:
         found = calibrated(checkpoint)
+        write_calibrated(checkpoint, found, result.best)
     except KeyboardInterrupt as stopped:
         number = signal.SIGTERM if isinstance(stopped, TerminatedError) else signal.SIGINT
         raise RunInterrupted(
@@ -98,7 +99,6 @@ def calibrate_run(result: RunResult, report: Tell | None = None) -> None:
             f"puts out. Go on with: steval finetune --resume {directory.path}",
             number,
         ) from None
-    write_calibrated(checkpoint, found, result.best)
     record = {"decoding": found.decoding.as_dict(), **found.record, "seconds": round(time.perf_counter() - started, 1)}
     directory.update_record({"calibration": record, "status": "finished"})
     if report is not None:

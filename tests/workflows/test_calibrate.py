@@ -1,5 +1,6 @@
 """A finished run is calibrated; `steval calibrate` does so for any checkpoint, into a new file."""
 
+import dataclasses
 import json
 
 import anndata as ad
@@ -15,6 +16,7 @@ from steval.data.cells.scale import lognorm
 from steval.data.columns import Columns
 from steval.data.effects.decoding import DecodingSettings
 from steval.data.effects.expected import ExpectedErrorModel
+from steval.data.reference import DataReference, FileReference
 from steval.data.synthetic import generate
 from steval.errors import ConfigError
 from steval.signals import TerminatedError
@@ -136,7 +138,7 @@ def test_a_checkpoint_without_training_data_carries_the_networks_effect(finished
     ("part", "says"),
     [
         ("train", "hold cells that the checkpoint was trained on: they do not tell how well it predicts others"),
-        ("test", "hold test cells of the checkpoint's own split: a score on them would be no evidence afterwards"),
+        ("test", "hold cells that the checkpoint is to be tested on: a score on them would be no evidence afterwards"),
         ("all", "hold cells that the checkpoint was trained on"),
         ("no controls", "holds nothing to choose by: a pair needs 8 cells of a perturbation and two control cells"),
     ],
@@ -161,6 +163,26 @@ def test_cells_that_cannot_judge_the_checkpoint_are_refused(finished, tmp_path, 
     with pytest.raises(ConfigError, match=says):
         calibrate(result.run_dir, tmp_path / "given.h5ad", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_file_that_a_checkpoint_is_to_be_scored_on_is_refused_as_well(finished, tmp_path):
+    """Named by `data.evaluation_file`; a part of the split is not all that may be kept for the test."""
+    result, _, names = finished
+    cells = lognorm_screen(seed=2)
+    cells.obs["target_gene"] = lognorm_screen().obs["target_gene"].to_numpy()
+    cells.var_names = lognorm_screen().var_names
+    kept = (cells.obs["cell_type"] == "Y") & cells.obs["target_gene"].isin([*names[:3], "non-targeting"])
+    cells[kept.to_numpy()].copy().write_h5ad(tmp_path / "evaluation.h5ad")
+    checkpoint = load_checkpoint(result.best)
+    evaluation = DataReference(
+        files=(FileReference.of(tmp_path / "evaluation.h5ad"),), columns=checkpoint.manifest.columns, scale="lognorm",
+        target_sum=10_000.0,
+    )  # fmt: skip
+    found = calibrated(checkpoint, tmp_path / "evaluation.h5ad")
+    assert found.record["expected"]["pairs"] == 3
+    tested = dataclasses.replace(checkpoint, manifest=checkpoint.manifest.model_copy(update={"evaluation": evaluation}))
+    with pytest.raises(ConfigError, match=r"3 pairs of 3 in .* hold cells that the checkpoint is to be tested on"):
+        calibrated(tested, tmp_path / "evaluation.h5ad")
 
 
 def test_other_cells_of_pairs_that_trained_may_judge(finished, tmp_path):

@@ -51,7 +51,7 @@ from steval.workflows.checkpoints.calibration import (
     parts_of,
     simple_effects,
 )
-from steval.workflows.checkpoints.unseen import require_unseen
+from steval.workflows.checkpoints.unseen import evaluation_cells, require_unseen
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +151,8 @@ def calibrated(
         train = _opened(manifest, "train", data_dirs, stack)
         held = _given(real, manifest, stack) if real else _opened(manifest, "val", data_dirs, stack)
         if held is not None and real is not None:
-            for part, own in (("train", train), ("test", _opened(manifest, "test", data_dirs, stack))):
-                if own is not None:
-                    require_unseen(held, manifest.columns, own, part)
+            tests = [_opened(manifest, "test", data_dirs, stack), evaluation_cells(manifest, data_dirs, stack)]
+            require_unseen(held, manifest.columns, {"train": [train], "test": tests})
         effects = checkpoint.effects
         if effects is None and train is not None:
             effects, notes = measure_file(train, manifest.columns)
